@@ -1,0 +1,35 @@
+"""What is installed, what it needs, and the one command. Tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+?)"', (here / "knltrain" / "__init__.py").read_text(encoding="utf-8")).group(1)
+
+setup(
+    name="knltrain",
+    version=version,
+    description="Synchronous large-batch training of AlexNet and ResNet on many CPU ranks",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["knltrain", "knltrain.*", "kernels", "kernels.*"]),
+    package_data={"knltrain": ["demo.toml"]},
+    install_requires=[
+        "numpy",
+        "mpi4py",
+        "numba",
+        "h5py",
+        'intel-openmp; platform_machine == "x86_64" and sys_platform == "linux"',
+    ],
+    extras_require={
+        "jpeg": ["simplejpeg", "pillow"],
+        "mpi": ["mpich"],
+        "plots": ["matplotlib"],
+        "dev": ["pytest", "ruff"],
+    },
+    entry_points={"console_scripts": ["knltrain = knltrain.cli:main"]},
+)
