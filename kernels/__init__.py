@@ -1,0 +1,122 @@
+"""Kernels: arrays in, arrays out. The only door into this package; what is not listed here is private.
+
+Every kernel has a twin of the same meaning in `reference` (plain NumPy), takes its outputs and workspace as
+arguments, checks them, and gives the same bits for any number of threads.
+"""
+
+from . import reference
+from ._jit import CACHE_DIR, THREADING_LAYER, set_threads
+from ._shapes import output_size
+from .arch import ARCH
+from .batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace
+from .checksum import crc32c
+from .conv import conv2d_backward_input, conv2d_forward
+from .conv_plan import conv2d_pack, conv2d_pack_transposed, conv2d_plan
+from .conv_weight import conv2d_backward_weight
+from .digest import digest
+from .image import crop_normalize, mean_color, resample_normalize, transform_colors
+from .lrn import lrn_backward, lrn_forward
+from .peak import STREAM_UNIT, STREAMS, fma_peak, stream
+from .pointwise import (
+    accumulate,
+    add_forward,
+    bias_gradient,
+    bias_gradient_workspace,
+    dropout_backward,
+    dropout_forward,
+    relu_backward,
+    relu_forward,
+)
+from .pool import (
+    avgpool_backward,
+    avgpool_forward,
+    global_avgpool_backward,
+    global_avgpool_forward,
+    maxpool_backward,
+    maxpool_forward,
+)
+from .random import sample_key, uniform
+from .shared import meet_arrive, meet_wait, node_allreduce, sum_blocks, sum_scratch
+from .softmax import rank_of_label, softmax_cross_entropy
+from .update import CHUNK as NORM_CHUNK
+from .update import combine_norms, momentum_update, squared_norm_chunks, squared_norms
+from .window import center_window, random_box, random_colors, random_window
+from .wire import (
+    accumulate_bf16,
+    accumulate_fp16,
+    accumulate_serial,
+    decode_bf16,
+    decode_fp16,
+    encode_bf16,
+    encode_fp16,
+)
+
+__all__ = [
+    "ARCH",
+    "CACHE_DIR",
+    "NORM_CHUNK",
+    "STREAMS",
+    "STREAM_UNIT",
+    "THREADING_LAYER",
+    "accumulate",
+    "accumulate_bf16",
+    "accumulate_fp16",
+    "accumulate_serial",
+    "add_forward",
+    "avgpool_backward",
+    "avgpool_forward",
+    "batchnorm_backward",
+    "batchnorm_forward",
+    "batchnorm_inference",
+    "batchnorm_workspace",
+    "bias_gradient",
+    "bias_gradient_workspace",
+    "center_window",
+    "combine_norms",
+    "conv2d_backward_input",
+    "conv2d_backward_weight",
+    "conv2d_forward",
+    "conv2d_pack",
+    "conv2d_pack_transposed",
+    "conv2d_plan",
+    "crc32c",
+    "crop_normalize",
+    "decode_bf16",
+    "decode_fp16",
+    "digest",
+    "dropout_backward",
+    "dropout_forward",
+    "encode_bf16",
+    "encode_fp16",
+    "fma_peak",
+    "global_avgpool_backward",
+    "global_avgpool_forward",
+    "lrn_backward",
+    "lrn_forward",
+    "maxpool_backward",
+    "maxpool_forward",
+    "mean_color",
+    "meet_arrive",
+    "meet_wait",
+    "momentum_update",
+    "node_allreduce",
+    "output_size",
+    "random_box",
+    "random_colors",
+    "random_window",
+    "rank_of_label",
+    "reference",
+    "relu_backward",
+    "relu_forward",
+    "resample_normalize",
+    "sample_key",
+    "set_threads",
+    "softmax_cross_entropy",
+    "squared_norm_chunks",
+    "squared_norms",
+    "stream",
+    "sum_blocks",
+    "sum_scratch",
+    "transform_colors",
+    "uniform",
+]

@@ -1,0 +1,66 @@
+"""Facts of the machine as data: vector width and register tile. No other file asks which CPU this is.
+
+| instruction set      | V (floats) | tile rows, columns x NV | why                                                  |
+| -------------------- | ---------- | ----------------------- | ---------------------------------------------------- |
+| AVX-512 (KNL, SKX..) | 16         | 14, 13 x 2              | 28 of 32 registers hold C, 2 hold B, 1 or 2 hold A   |
+| AVX2 + FMA           | 8          | 6, 6 x 2                | 12 of 16 registers hold C, 2 hold B, 1 holds A       |
+| anything else        | 4          | 6, 6 x 2                | correct everywhere, tuned nowhere                    |
+
+Rows are pixels (forward, backward-input): the last tile of many. Columns are input channels (backward-weight), mostly
+powers of two: 5 x 13 covers 64 with one to spare, 10 x 13 covers 128 with two.
+
+`NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` override what is found, as they do for Numba's own code generation; both
+are part of the key of its on-disk cache, so folders may be shared between node types.
+"""
+
+import os
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+
+_NAMED_CPUS = {  # NUMBA_CPU_NAME alone does not tell its features: the ones we are tested with
+    "knl": {"avx512f", "avx512cd", "avx2", "fma"},
+    "skylake-avx512": {"avx512f", "avx2", "fma"},
+    "haswell": {"avx2", "fma"},
+    "generic": set(),
+}
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Register tiles of the micro-kernel: `rows` (or `columns`) x `vectors` vectors of `width` floats."""
+
+    name: str
+    width: int
+    rows: int
+    columns: int
+    vectors: int
+
+    @property
+    def block(self) -> int:
+        """Channels one tile covers."""
+        return self.width * self.vectors
+
+
+def _features() -> set[str]:
+    name = os.environ.get("NUMBA_CPU_NAME")
+    listed = os.environ.get("NUMBA_CPU_FEATURES")
+    if listed:
+        return {item[1:] for item in listed.split(",") if item.startswith("+")}
+    if name and name != "host":
+        return _NAMED_CPUS.get(name, set())
+    return {feature for feature, present in llvm.get_host_cpu_features().items() if present}
+
+
+def detect() -> Arch:
+    """The tile for the CPU that code is generated for."""
+    features = _features()
+    if "avx512f" in features:
+        return Arch("avx512", 16, 14, 13, 2)
+    if {"avx2", "fma"} <= features:
+        return Arch("avx2", 8, 6, 6, 2)
+    return Arch("generic", 4, 6, 6, 2)
+
+
+ARCH = detect()
+CRC32C = bool(_features() & {"sse4.2", "avx2", "avx512f"})  # x86 has an instruction for this checksum since SSE4.2

@@ -1,0 +1,300 @@
+"""Batch normalization over pixels, with the residual addition and the ReLU behind it in the same pass.
+
+x, y, dy are read as (pixels, C). Few channels are folded: (pixels, C) is the same memory as (pixels/f, f*C), whose
+f*C column statistics are f more partial results to merge. Each pass is bound by memory: forward reads x twice (the
+second reading of a chunk for its M2 comes from cache), backward reads x and dy twice.
+
+Statistics: two passes over each chunk in float32 (mean, then M2 = sum of squared deviations), chunks merged in float64
+in fixed order with the formula of Chan, Golub, LeVeque 1979. So they depend neither on the thread count nor on a
+large mean (no E[x^2] - E[x]^2).
+
+Inner loops index whole arrays, x[r, c]: a row view in each iteration would count references, atomically, in a cache
+line that all threads share.
+"""
+
+import numba
+import numpy as np
+
+from ._jit import kernel
+from ._shapes import NOTHING, check_array, check_input, check_workspace, chunk_count, chunk_rows, fold, optional
+
+# ---- workspace: two partial results per chunk, and the rows of coefficients ------------------------------------
+
+COEFFICIENTS = 4  # rows (fold * C) of per-column factors
+
+
+def _partition(pixels, channels):
+    """columns = fold * C, rows per chunk, chunks."""
+    columns = fold(pixels, channels) * channels
+    return columns, chunk_rows(columns), chunk_count(pixels * channels // columns, columns)
+
+
+def batchnorm_workspace(pixels: int, channels: int) -> int:
+    """Floats of workspace that forward and backward need for x (pixels, C)."""
+    columns, _, chunks = _partition(pixels, channels)
+    return (2 * chunks + COEFFICIENTS) * columns
+
+
+def _carve(workspace, pixels, channels):
+    """Rows per chunk, partial (chunks, 2, columns) and coefficients (4, columns), views of the workspace."""
+    columns, rows, chunks = _partition(pixels, channels)
+    check_workspace("batchnorm: workspace", workspace, batchnorm_workspace(pixels, channels))
+    used = workspace[: (2 * chunks + COEFFICIENTS) * columns].reshape(-1, columns)
+    return rows, used[: 2 * chunks].reshape(chunks, 2, columns), used[2 * chunks :]
+
+
+@kernel
+def _fill_row(row, values):
+    """row (fold * C) = values (C) over and over."""
+    for j in range(0, row.size, values.size):
+        for c in range(values.size):
+            row[j + c] = values[c]
+
+
+# ---- forward -------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _moments_body(i, rows, x, partial):
+    mean, m2 = partial[i, 0], partial[i, 1]
+    start, stop = i * rows, min((i + 1) * rows, x.shape[0])
+    mean[:] = 0
+    for r in range(start, stop):
+        for c in range(mean.size):
+            mean[c] += x[r, c]
+    count = np.float32(stop - start)
+    m2[:] = 0
+    for c in range(mean.size):
+        mean[c] /= count
+    for r in range(start, stop):
+        for c in range(mean.size):
+            deviation = x[r, c] - mean[c]
+            m2[c] += deviation * deviation
+
+
+@kernel
+def _merge_moments(rows, total_rows, partial, mean, var):
+    """Chan: delta = mean_b - mean_a; mean += delta * n_b / n; M2 += M2_b + delta^2 * n_a * n_b / n; n = n_a + n_b."""
+    channels = mean.size
+    mean64, m64 = np.zeros(channels), np.zeros(channels)
+    seen = 0
+    for i in range(partial.shape[0]):
+        count = min(rows, total_rows - i * rows)
+        for j in range(0, partial.shape[2], channels):
+            share = count / (seen + count)
+            weight = seen * share
+            for c in range(channels):
+                delta = np.float64(partial[i, 0, j + c]) - mean64[c]
+                mean64[c] += delta * share
+                m64[c] += partial[i, 1, j + c] + delta * delta * weight
+            seen += count
+    for c in range(channels):
+        mean[c] = mean64[c]
+        var[c] = m64[c] / seen
+
+
+@kernel
+def _normalize_body(i, rows, x, coefficients, residual, low, y):
+    mean, scale, shift = coefficients[0], coefficients[1], coefficients[2]
+    for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
+        if residual.size:
+            for c in range(mean.size):
+                value = (x[r, c] - mean[c]) * scale[c] + shift[c] + residual[r, c]
+                y[r, c] = low if value < low else value
+        else:
+            for c in range(mean.size):
+                value = (x[r, c] - mean[c]) * scale[c] + shift[c]
+                y[r, c] = low if value < low else value
+
+
+@kernel(parallel=True)
+def _normalize(rows, x, gamma, beta, mean, var, eps, coefficients, residual, low, y):
+    channels = mean.size
+    scale, shift = np.empty(channels, np.float32), np.zeros(channels, np.float32)
+    for c in range(channels):
+        scale[c] = (gamma[c] if gamma.size else 1.0) / np.sqrt(var[c] + eps)
+        if beta.size:
+            shift[c] = beta[c]
+    _fill_row(coefficients[0], mean)
+    _fill_row(coefficients[1], scale)
+    _fill_row(coefficients[2], shift)
+    for i in numba.prange((x.shape[0] + rows - 1) // rows):
+        _normalize_body(np.int64(i), rows, x, coefficients, residual, low, y)
+
+
+@kernel(parallel=True)
+def _moments(rows, x, partial, mean, var):
+    for i in numba.prange(partial.shape[0]):
+        _moments_body(np.int64(i), rows, x, partial)
+    _merge_moments(rows, x.shape[0], partial, mean, var)
+
+
+def _check(x, gamma, beta, mean, var):
+    """Pixels and channels of x (..., C), after checking it and the vectors of C."""
+    check_input("batchnorm: x", x)
+    channels = x.shape[-1]
+    if (gamma is None) != (beta is None):
+        raise ValueError("batchnorm: found one of gamma and beta, expected both or neither: pass both or None, None")
+    check_array("batchnorm: mean", mean, (channels,))
+    check_array("batchnorm: var", var, (channels,))
+    return x.size // channels, channels
+
+
+def _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residual, relu):
+    channels, columns = x.shape[-1], coefficients.shape[1]
+    check_array("batchnorm: y", y, x.shape)
+    gamma = optional("batchnorm: gamma", gamma, (channels,))
+    beta = optional("batchnorm: beta", beta, (channels,))
+    residual = optional("batchnorm: residual", residual, x.shape)
+    low = np.float32(0 if relu else -np.inf)
+    x, y, residual = x.reshape(-1, columns), y.reshape(-1, columns), residual.reshape(-1, columns)
+    _normalize(rows, x, gamma, beta, mean, var, float(eps), coefficients, residual, low, y)
+
+
+def batchnorm_forward(x, gamma, beta, eps, y, mean, var, workspace, residual=None, relu=False):
+    """y = gamma * (x - mean) / sqrt(var + eps) + beta (+ residual), then max(y, 0) if relu; statistics of this x.
+
+    Parameters
+    ----------
+    x, y, residual : (..., C) float32; y may be x or residual
+    gamma, beta : (C,) float32, or both None for 1 and 0
+    mean, var : (C,) float32, written: mean and biased variance over all pixels
+    workspace : flat float32, at least `batchnorm_workspace(pixels, C)`
+
+    Raises: TypeError, ValueError. Twin: reference.batchnorm_forward.
+    """
+    pixels, channels = _check(x, gamma, beta, mean, var)
+    rows, partial, coefficients = _carve(workspace, pixels, channels)
+    _moments(rows, x.reshape(-1, partial.shape[2]), partial, mean, var)
+    _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residual, relu)
+
+
+def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=False):
+    """The same with given statistics, e.g. running averages. Twin: reference.batchnorm_inference."""
+    pixels, channels = _check(x, gamma, beta, mean, var)
+    columns, rows, _ = _partition(pixels, channels)
+    coefficients = np.empty((COEFFICIENTS, columns), np.float32)
+    _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residual, relu)
+
+
+# ---- backward ------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _sums_body(i, rows, x, y, dy, mean, dresidual, partial):
+    # sums of g and of g * (x - mean); y is given where a ReLU masks dy
+    sum_g, sum_gx = partial[i, 0], partial[i, 1]
+    sum_g[:] = 0
+    sum_gx[:] = 0
+    g = np.empty(mean.size, np.float32)
+    for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
+        if y.size:
+            for c in range(mean.size):
+                gradient = dy[r, c]
+                g[c] = gradient if y[r, c] > 0 else np.float32(0)
+        else:
+            for c in range(mean.size):
+                g[c] = dy[r, c]
+        if dresidual.size:
+            for c in range(mean.size):
+                dresidual[r, c] = g[c]
+        for c in range(mean.size):
+            sum_g[c] += g[c]
+            sum_gx[c] += g[c] * (x[r, c] - mean[c])
+
+
+@kernel
+def _merge_sums(partial, sum_g, sum_gx):
+    """Add up partial (chunks, 2, fold * C) into two float64 arrays (C)."""
+    channels = sum_g.size
+    for i in range(partial.shape[0]):
+        for j in range(0, partial.shape[2], channels):
+            for c in range(channels):
+                sum_g[c] += partial[i, 0, j + c]
+                sum_gx[c] += partial[i, 1, j + c]
+
+
+@kernel
+def _input_gradient_body(i, rows, x, y, dy, coefficients, dx):
+    mean, along_g, along_x, shift = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
+    g = np.empty(mean.size, np.float32)  # a row apart, or the last loop is not vectorized where dx is dy
+    for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
+        if y.size:
+            for c in range(mean.size):
+                gradient = dy[r, c]
+                g[c] = gradient if y[r, c] > 0 else np.float32(0)
+        else:
+            for c in range(mean.size):
+                g[c] = dy[r, c]
+        for c in range(mean.size):
+            dx[r, c] = g[c] * along_g[c] + (x[r, c] - mean[c]) * along_x[c] + shift[c]
+
+
+@kernel(parallel=True)
+def _sums(rows, x, y, dy, gamma, mean, var, eps, dresidual, partial, coefficients, dgamma, dbeta):
+    _fill_row(coefficients[0], mean)
+    for i in numba.prange(partial.shape[0]):
+        _sums_body(np.int64(i), rows, x, y, dy, coefficients[0], dresidual, partial)
+    channels = mean.size
+    sum_g, sum_gx = np.zeros(channels), np.zeros(channels)
+    _merge_sums(partial, sum_g, sum_gx)
+    # dx = a*g + b*(x - mean) + c: a = gamma/std, b = -a * sum_gx / (std^2 * M), c = -a * sum_g / M
+    factors = np.empty((3, channels), np.float32)
+    for c in range(channels):
+        inverse = 1.0 / np.sqrt(var[c] + eps)
+        a = (gamma[c] if gamma.size else 1.0) * inverse / (x.size // channels)
+        factors[0, c] = a * (x.size // channels)
+        factors[1, c] = -a * inverse * inverse * sum_gx[c]
+        factors[2, c] = -a * sum_g[c]
+        if gamma.size:
+            dgamma[c] = sum_gx[c] * inverse
+            dbeta[c] = sum_g[c]
+    for k in range(3):
+        _fill_row(coefficients[k + 1], factors[k])
+
+
+@kernel(parallel=True)
+def _input_gradient(rows, x, y, dy, coefficients, dx):
+    for i in numba.prange((x.shape[0] + rows - 1) // rows):
+        _input_gradient_body(np.int64(i), rows, x, y, dy, coefficients, dx)
+
+
+def batchnorm_backward(x, y, dy, gamma, mean, var, eps, dx, dgamma, dbeta, workspace, relu=False, dresidual=None):
+    """Gradients of `batchnorm_forward`, from its x, its output y and the statistics it wrote.
+
+    With g = dy * (y > 0) if relu else dy, xhat = (x - mean) / sqrt(var + eps), M pixels:
+    dbeta = sum g, dgamma = sum g * xhat, dx = gamma / sqrt(var + eps) * (g - dbeta/M - xhat * dgamma/M), dresidual = g.
+
+    Parameters
+    ----------
+    x, y, dy : (..., C) float32; y is read only if relu
+    dx : like x, overwritten; may be dy or x
+    dgamma, dbeta : (C,) float32, overwritten; None where gamma is None
+    dresidual : like x, overwritten; may be dy or y (then dx must be another array); None where nobody wants it
+    workspace : flat float32, at least `batchnorm_workspace(pixels, C)`
+
+    Raises: TypeError, ValueError. Twin: reference.batchnorm_backward.
+    """
+    if not (gamma is None) == (dgamma is None) == (dbeta is None):
+        raise ValueError("batchnorm: found some of gamma, dgamma, dbeta, expected all or none: pass all three")
+    if dresidual is not None and dresidual is dx:
+        raise ValueError("batchnorm: found one array for dx and dresidual, expected two: pass dy as one of them")
+    pixels, channels = _check(x, gamma, gamma, mean, var)
+    rows, partial, coefficients = _carve(workspace, pixels, channels)
+    if relu:
+        check_array("batchnorm: y", y, x.shape)
+    for name, array in (("dy", dy), ("dx", dx)):
+        check_array(f"batchnorm: {name}", array, x.shape)
+    dgamma = optional("batchnorm: dgamma", dgamma, (channels,))
+    dbeta = optional("batchnorm: dbeta", dbeta, (channels,))
+    gamma = optional("batchnorm: gamma", gamma, (channels,))
+    dresidual = optional("batchnorm: dresidual", dresidual, x.shape)
+
+    shape = (-1, partial.shape[2])
+    x, dy, dx, dresidual, nothing = (a.reshape(shape) for a in (x, dy, dx, dresidual, NOTHING))
+    y = y.reshape(shape) if relu else nothing
+    _sums(rows, x, y, dy, gamma, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
+    if dresidual.size:  # holds g already, masked
+        _input_gradient(rows, x, nothing, dresidual, coefficients, dx)
+    else:
+        _input_gradient(rows, x, y, dy, coefficients, dx)

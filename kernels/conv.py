@@ -1,0 +1,268 @@
+"""Convolution, forward and backward, as loop nests around the micro-kernel: no im2col matrix is ever formed.
+
+Layouts: x (N, H, W, C), y (N, P, Q, K), w (R, S, C/groups, K), all float32 and C-contiguous.
+
+Forward and backward-input are the same nest. Both produce pixels of an output grid, each a sum over *taps*: an
+output pixel (i, j) of the grid reads input pixel (i * step + dr, j * step + ds) for every tap (dr, ds), or zeros
+where that lies outside. Forward has one grid with R*S taps. Backward-input at stride s has s*s grids, one for each
+residue of (h, w) modulo s, each with the taps that can reach it: no multiplication by a zero that was put there.
+A task owns a block of pixels and a range of output channels; it writes the addresses of its input rows, tap by
+tap, into a table, and the micro-kernel walks that table.
+
+Backward-weight: a task owns a range of output channels and a share of the pixels. Shares are a function of the
+shape alone and their partial sums are added in order, so the thread count changes no bit.
+
+A convolution with few input channels (an RGB stem) is run on a zero-padded copy of x with the S taps of a filter
+row merged into one of depth S*C: neighbours in a row of NHWC pixels are neighbours in memory.
+
+Cost of each direction: 2*N*P*Q*K*R*S*C/groups flops.
+"""
+
+import numba
+import numpy as np
+
+from ._jit import kernel
+from ._shapes import NOTHING, check_array
+from .conv_plan import (
+    AHEAD_BYTES,
+    BLOCK,
+    DEPTH,
+    GRID_I,
+    GRID_J,
+    GROUPS,
+    IN_H,
+    IN_PITCH,
+    IN_W,
+    LINE,
+    MR,
+    NV,
+    OUT_H,
+    OUT_I,
+    OUT_J,
+    OUT_PITCH,
+    OUT_STEP,
+    OUT_W,
+    PANEL_BYTES,
+    PIXELS,
+    STEP,
+    TASKS,
+    WIDTH,
+    V,
+    ceil,
+)
+from .microkernel import peek, poke, tile_rows
+
+
+@kernel
+def row_addresses(x, zeros, geometry, taps, first, count, table):
+    # table[t, m] = address of the input pixel that tap t of output pixel first + m reads
+    grid_i, grid_j, step = geometry[GRID_I], geometry[GRID_J], geometry[STEP]
+    height, width, pitch = geometry[IN_H], geometry[IN_W], 4 * geometry[IN_PITCH]
+    image, rest = divmod(first, grid_i * grid_j)
+    i, j = divmod(rest, grid_j)
+    places = np.empty((3, count), np.int64)  # h, w and address of the pixel at tap (0, 0)
+    m = 0
+    while m < count:  # row by row of the grid
+        h, row = i * step, x + (image * height + i * step) * width * pitch
+        run = min(grid_j - j, count - m)
+        for n in range(run):
+            places[0, m + n], places[1, m + n] = h, (j + n) * step
+            places[2, m + n] = row + (j + n) * step * pitch
+        m, j, i = m + run, 0, i + 1
+        if i == grid_i:
+            i, image = 0, image + 1
+    for t in range(taps.shape[0]):
+        dr, ds = taps[t, 0], taps[t, 1]
+        offset = (dr * width + ds) * pitch
+        for m in range(count):  # without branches, so that it runs in vectors
+            h, w = places[0, m] + dr, places[1, m] + ds
+            inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
+            table[t, m] = places[2, m] + offset if inside else zeros
+
+
+@kernel
+def next_input(x, geometry, taps, first):
+    """Address of the input that output pixel `first` is the first to touch, whether or not it lies inside."""
+    grid_j = geometry[GRID_J]
+    image, rest = divmod(first, geometry[GRID_I] * grid_j)
+    i, j = divmod(rest, grid_j)
+    last = taps.shape[0] - 1
+    h, w = i * geometry[STEP] + taps[last, 0], j * geometry[STEP] + taps[last, 1]
+    return x + ((image * geometry[IN_H] + h) * geometry[IN_W] + w) * geometry[IN_PITCH] * 4
+
+
+@kernel
+def _out_addresses(y, geometry, first, count, table):
+    # table[i] = address of output pixel first + i of the grid
+    grid_i, grid_j, step = geometry[GRID_I], geometry[GRID_J], geometry[OUT_STEP]
+    for m in range(count):
+        image, rest = divmod(first + m, grid_i * grid_j)
+        i, j = divmod(rest, grid_j)
+        h, w = geometry[OUT_I] + i * step, geometry[OUT_J] + j * step
+        table[m] = y + ((image * geometry[OUT_H] + h) * geometry[OUT_W] + w) * geometry[OUT_PITCH] * 4
+
+
+@kernel
+def _rows_task(task, x, zeros, geometry, taps, all_taps, packed, bias, y, images, accumulate):
+    """One task: PIXELS pixels of the grid times a range of output channels, for every group."""
+    pixels = images * geometry[GRID_I] * geometry[GRID_J]
+    depth, width, groups = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS]
+    blocks = -(-width // BLOCK)
+    pixel_blocks = -(-pixels // PIXELS)
+    ranges = min(blocks, -(-TASKS // pixel_blocks))  # of output channels, where pixels alone give too few tasks
+    pixel_block, part = task // ranges, task % ranges
+    first = pixel_block * PIXELS
+    count = min(PIXELS, pixels - first)
+    padded = -(-count // MR) * MR  # the last tile repeats the last pixel: same values to the same place
+
+    rows = np.empty((taps.shape[0], PIXELS), np.int64)
+    out_rows = np.empty(PIXELS, np.int64)
+    tail_rows = np.empty(PIXELS, np.int64)
+    tail = np.empty((PIXELS, BLOCK), np.float32)  # the block that K does not fill is made here, then copied
+    start = np.zeros(BLOCK, np.float32)
+    row_addresses(x.ctypes.data, zeros.ctypes.data, geometry, taps, first, count, rows)
+    _out_addresses(y.ctypes.data, geometry, first, count, out_rows)
+    for m in range(count, padded):
+        out_rows[m] = out_rows[count - 1]
+        for t in range(taps.shape[0]):
+            rows[t, m] = rows[t, count - 1]
+    for m in range(padded):
+        tail_rows[m] = tail.ctypes.data + m * BLOCK * 4
+
+    # one inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth
+    limit = PANEL_BYTES // (4 * BLOCK)
+    taps_at_once = max(1, limit // depth)
+    depth_at_once = depth if depth <= limit else -(-depth // -(-depth // limit))
+    b_pitch = depth * BLOCK * 4
+    n_taps = taps.shape[0]
+    lo, hi = blocks * part // ranges, blocks * (part + 1) // ranges
+    ahead = end = 0  # what the next block of pixels will read
+    ahead_bytes = count * geometry[STEP] * geometry[STEP] * geometry[IN_PITCH] * 4
+    if n_taps > 0 and part == ranges - 1 and ahead_bytes <= AHEAD_BYTES:
+        ahead = next_input(x.ctypes.data, geometry, taps, first + count)
+        end = ahead + ahead_bytes
+    for group in range(groups):
+        in_offset = group * depth * 4
+        cut = hi == blocks and width % BLOCK > 0  # this task has the block that K does not fill
+        last = (group * width + (blocks - 1) * BLOCK) * 4
+        if cut and accumulate:
+            for m in range(count):
+                copy_floats(out_rows[m] + last, tail_rows[m], width % BLOCK)
+        t0 = 0
+        while t0 < n_taps:
+            # weights of consecutive taps are neighbours only where the tap list has no gap
+            t1 = t0 + 1
+            while t1 < n_taps and t1 - t0 < taps_at_once and taps[t1, 2] == taps[t1 - 1, 2] + 1:
+                t1 += 1
+            for c0 in range(0, depth, depth_at_once):
+                c_count = min(depth_at_once, depth - c0)
+                fresh = t0 == 0 and c0 == 0 and not accumulate
+                for block in range(lo, hi):
+                    k0 = block * BLOCK
+                    whole = k0 + BLOCK <= width
+                    begin = 0
+                    if fresh:
+                        begin = start.ctypes.data
+                        for j in range(BLOCK):
+                            start[j] = bias[group * width + k0 + j] if bias.size > 0 and k0 + j < width else 0.0
+                    panel = ((group * blocks + block) * all_taps + taps[t0, 2]) * depth + c0
+                    b = packed.ctypes.data + panel * BLOCK * 4
+                    targets = out_rows.ctypes.data if whole else tail_rows.ctypes.data
+                    offset = (group * width + k0) * 4 if whole else 0
+                    for m in range(0, padded, MR):
+                        stride = LINE if ahead < end else 0
+                        tile_rows(
+                            MR, NV, V, rows.ctypes.data + (t0 * PIXELS + m) * 8, PIXELS * 8, t1 - t0, c_count,
+                            in_offset + c0 * 4, b, b_pitch, targets + m * 8, offset, begin, ahead, stride,
+                        )  # fmt: skip
+                        ahead += stride * c_count * (t1 - t0)
+            t0 = t1
+        if n_taps == 0 and not accumulate:  # a residue class that no tap reaches
+            for m in range(count):
+                for j in range(lo * BLOCK, min(hi * BLOCK, width)):
+                    poke(out_rows[m] + (group * width + j) * 4, np.float32(0.0))
+        elif cut and n_taps > 0:
+            for m in range(count):
+                copy_floats(tail_rows[m], out_rows[m] + last, width % BLOCK)
+
+
+@kernel
+def copy_floats(source, target, count):
+    for j in range(count):
+        poke(target + 4 * j, peek(source + 4 * j))
+
+
+@kernel(parallel=True)
+def _rows_nest(tasks, x, zeros, geometry, taps, all_taps, packed, bias, y, images, accumulate):
+    for task in numba.prange(tasks):
+        _rows_task(np.int64(task), x, zeros, geometry, taps, all_taps, packed, bias, y, images, accumulate)
+
+
+def _run_rows(grid, all_taps, x, zeros, packed, bias, y, accumulate=False):
+    geometry, taps = grid
+    blocks = ceil(int(geometry[WIDTH]), BLOCK)
+    pixel_blocks = ceil(x.shape[0] * int(geometry[GRID_I] * geometry[GRID_J]), PIXELS)
+    tasks = pixel_blocks * min(blocks, ceil(TASKS, pixel_blocks))
+    _rows_nest(
+        tasks, x.reshape(-1), zeros, geometry, taps, all_taps, packed, bias, y.reshape(-1), x.shape[0], accumulate
+    )  # fmt: skip
+
+
+def padded(plan, x, workspace):
+    """The zero-padded copy of x at the head of the workspace; x itself where nothing is to be padded."""
+    if plan.pad == 0:
+        return x
+    n, h, w, c = plan.padded_shape
+    copy = workspace[: n * h * w * c].reshape(plan.padded_shape)
+    _pad_images(x.reshape(n, x.shape[1], -1), plan.pad, plan.pad * c, copy.reshape(n, h, w * c))
+    return copy
+
+
+@kernel
+def _pad_image(x, pad, pad_floats, out):
+    # x (H, W*C), out (H + 2 pad, W*C + 2 pad_floats): a row of pixels is one row of floats
+    out[:pad] = 0.0
+    for h in range(x.shape[0]):
+        row = out[h + pad]
+        row[:pad_floats] = 0.0
+        row[pad_floats : pad_floats + x.shape[1]] = x[h]
+        row[pad_floats + x.shape[1] :] = 0.0
+    out[x.shape[0] + pad :] = 0.0
+
+
+@kernel(parallel=True)
+def _pad_images(x, pad, pad_floats, out):
+    for n in numba.prange(x.shape[0]):
+        _pad_image(x[n], pad, pad_floats, out[n])
+
+
+def conv2d_forward(plan, x, packed, bias, y, workspace):
+    """y = convolution of x with the weights packed by `conv2d_pack`, plus bias (K,) unless it is None.
+
+    x, y: float32 of the plan's shapes; y is overwritten. workspace: (plan.workspace_size,) float32, undefined after.
+    Twin: reference.conv2d_forward.
+    """
+    check_array("conv2d: x", x, plan.x_shape)
+    check_array("conv2d: y", y, plan.y_shape)
+    check_array("conv2d: packed", packed, (plan.packed_size,))
+    check_array("conv2d: workspace", workspace, (plan.workspace_size,))
+    if bias is not None:
+        check_array("conv2d: bias", bias, (plan.w_shape[3],))
+    r, s = plan.w_shape[:2]
+    source = padded(plan, x, workspace) if plan.merged else x
+    taps = r if plan.merged else r * s
+    _run_rows(plan.forward, taps, source, plan.zeros, packed, NOTHING if bias is None else bias, y)
+
+
+def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False):
+    """dx[n,h,w,c] = sum over r,s,k of dy[n,(h+pad-r)/stride,(w+pad-s)/stride,k] * w[r,s,c,k], where these are whole.
+
+    packed_t: the weights packed by `conv2d_pack_transposed`; dx is overwritten, or added to with `accumulate`.
+    Twin: reference.conv2d_backward_input.
+    """
+    check_array("conv2d: dy", dy, plan.y_shape)
+    check_array("conv2d: dx", dx, plan.x_shape)
+    check_array("conv2d: packed_t", packed_t, (plan.packed_t_size,))
+    r, s = plan.w_shape[:2]
+    for grid in plan.backward:
+        _run_rows(grid, r * s, dy, plan.zeros, packed_t, NOTHING, dx, accumulate)

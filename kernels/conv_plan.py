@@ -1,0 +1,194 @@
+"""What one convolution needs to know before it runs: shapes, taps, sizes of buffers, and the packing of its weights.
+
+Nothing here depends on the number of threads: pixels and channels are cut by constants, so every result is the same
+everywhere.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from ._jit import kernel
+from ._shapes import check_array, output_size
+from .arch import ARCH
+
+MR, MC, NV, V = ARCH.rows, ARCH.columns, ARCH.vectors, ARCH.width
+BLOCK = ARCH.block  # output channels of one tile
+PIXELS = 126  # pixels of a forward block: a multiple of 6 and 14, its input stays in L2
+CHUNK = 192  # pixels of a backward-weight chunk: a BLOCK-wide panel of dy stays in L1
+PANEL_BYTES = 49152  # weights of one inner nest: stay in L1, or next to it where that is smaller
+RANGE = 4  # blocks of output channels of a backward-weight task: its panels of dy share L1 and L2
+TASKS = 64  # tasks to aim at when a dimension is split; a constant, so that no result depends on the machine
+MERGE_BELOW = 8  # input channels under which the taps of a filter row are merged
+AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time: fits into L2 beside this one's
+LINE = 64  # bytes of a cache line
+ALIAS_BYTES = 4096  # rows this far apart (or a multiple) fall into one set of L1
+
+# fields of the geometry vector handed to the compiled nest
+GRID_I, GRID_J, STEP, IN_H, IN_W, IN_PITCH, OUT_H, OUT_W, OUT_PITCH = range(9)
+OUT_STEP, OUT_I, OUT_J, DEPTH, WIDTH, GROUPS = range(9, 15)
+
+
+@dataclass(frozen=True)
+class Conv2dPlan:
+    """Everything about one convolution that depends on shapes alone. Make it with `conv2d_plan`."""
+
+    x_shape: tuple
+    w_shape: tuple
+    y_shape: tuple
+    stride: int
+    pad: int
+    groups: int
+    merged: bool
+    forward: tuple  # (geometry, taps)
+    backward: tuple  # of (geometry, taps), one per residue class
+    packed_size: int  # floats of the weights packed for forward
+    packed_t_size: int  # floats of the weights packed for backward-input
+    splits: int  # shares of the pixels in backward-weight
+    workspace_size: int  # floats of scratch for forward and backward-weight
+    zeros: np.ndarray  # the pixel that lies outside
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one direction for the whole batch."""
+        r, s, c, k = self.w_shape
+        n, p, q, _ = self.y_shape
+        return n * p * q * k * r * s * c
+
+    @property
+    def padded_shape(self) -> tuple:
+        """Shape of the zero-padded copy of x that a merged convolution reads."""
+        n, h, w, c = self.x_shape
+        return (n, h + 2 * self.pad, w + 2 * self.pad, c)
+
+
+def ceil(a, b):
+    return -(-a // b)
+
+
+def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1) -> Conv2dPlan:
+    """Plan y[n,p,q,k] = sum over r,s,c of x[n, p*stride+r-pad, q*stride+s-pad, g*C/groups+c] * w[r,s,c,k].
+
+    x_shape (N, H, W, C), w_shape (R, S, C/groups, K); channel k belongs to group g = k // (K/groups).
+    Raises ValueError when the shapes do not fit together.
+    """
+    n, h, w, c = x_shape
+    r, s, depth, k = w_shape
+    if groups < 1 or c != depth * groups or k % groups:
+        raise ValueError(
+            f"conv2d: x has {c} channels and w is {tuple(w_shape)} with {groups} groups; "
+            f"expected w[2] * groups == {c} and w[3] divisible by groups"
+        )
+    p, q = output_size(h, r, stride, pad), output_size(w, s, stride, pad)
+    k_group = k // groups
+    merged = groups == 1 and c < MERGE_BELOW
+    if merged:
+        wide = w + 2 * pad
+        geometry = [p, q, stride, h + 2 * pad, wide, c, p, q, k, 1, 0, 0, s * c, k, 1]
+        taps = [(i, 0, i) for i in range(r)]
+    else:
+        geometry = [p, q, stride, h, w, c, p, q, k, 1, 0, 0, depth, k_group, groups]
+        taps = [(i - pad, j - pad, i * s + j) for i in range(r) for j in range(s)]
+    backward = []
+    for a in range(min(stride, h)):
+        for b in range(min(stride, w)):
+            reach = [
+                ((a + pad - i) // stride, (b + pad - j) // stride, i * s + j)
+                for i in range(r)
+                for j in range(s)
+                if (a + pad - i) % stride == 0 and (b + pad - j) % stride == 0
+            ]
+            grid = [ceil(h - a, stride), ceil(w - b, stride), 1, p, q, k, h, w, c, stride, a, b]
+            backward.append(_frozen([*grid, k_group, depth, groups], reach))
+    blocks = groups * ceil(k_group, BLOCK)
+    weights = r * s * depth * k
+    splits = max(1, min(ceil(TASKS, groups * ceil(ceil(k_group, BLOCK), RANGE)), n * p * q // (4 * CHUNK)))
+    padded = n * (h + 2 * pad) * (w + 2 * pad) * c + 64 if merged else 0
+    return Conv2dPlan(
+        x_shape=tuple(x_shape),
+        w_shape=tuple(w_shape),
+        y_shape=(n, p, q, k),
+        stride=stride,
+        pad=pad,
+        groups=groups,
+        merged=merged,
+        forward=_frozen(geometry, taps),
+        backward=tuple(backward),
+        packed_size=blocks * r * s * depth * BLOCK,
+        packed_t_size=groups * ceil(depth, BLOCK) * r * s * k_group * BLOCK,
+        splits=splits,
+        workspace_size=padded + (splits - 1) * weights,
+        zeros=np.zeros(max(c, k), np.float32),
+    )
+
+
+def _frozen(geometry, taps):
+    return np.array(geometry, np.int64), np.array(taps, np.int64).reshape(-1, 3)
+
+
+# ---- weights: packed once per step -----------------------------------------------------------------------------
+
+
+@kernel
+def _pack_block(index, w, k_group, out):
+    # w (taps, depth, K) -> out[index] (taps, depth, BLOCK); index runs over groups x blocks of k
+    taps, depth, _ = w.shape
+    per_group = -(-k_group // BLOCK)
+    group, block = index // per_group, index % per_group
+    first = group * k_group + block * BLOCK
+    valid = min(BLOCK, k_group - block * BLOCK)
+    for t in range(taps):
+        for c in range(depth):
+            for j in range(valid):
+                out[index, t, c, j] = w[t, c, first + j]
+            for j in range(valid, BLOCK):
+                out[index, t, c, j] = 0.0
+
+
+@kernel(parallel=True)
+def _pack(w, k_group, out):
+    for index in numba.prange(out.shape[0]):
+        _pack_block(np.int64(index), w, k_group, out)
+
+
+@kernel
+def _pack_transposed_block(index, w, k_group, out):
+    # w (taps, depth, K) -> out[index] (taps, k_group, BLOCK); index runs over groups x blocks of c
+    taps, depth, _ = w.shape
+    per_group = -(-depth // BLOCK)
+    group, block = index // per_group, index % per_group
+    first = block * BLOCK
+    valid = min(BLOCK, depth - first)
+    for t in range(taps):
+        for k0 in range(0, k_group, BLOCK):  # square tiles: both sides stay in L1
+            k1 = min(k0 + BLOCK, k_group)
+            for j in range(valid):
+                for k in range(k0, k1):
+                    out[index, t, k, j] = w[t, first + j, group * k_group + k]
+            for j in range(valid, BLOCK):
+                for k in range(k0, k1):
+                    out[index, t, k, j] = 0.0
+
+
+@kernel(parallel=True)
+def _pack_transposed(w, k_group, out):
+    for index in numba.prange(out.shape[0]):
+        _pack_transposed_block(np.int64(index), w, k_group, out)
+
+
+def conv2d_pack(plan, w, packed):
+    """Reorder w (R, S, C/groups, K) into packed, flat: [K block][R*S][C/groups][BLOCK], zeros beyond K."""
+    check_array("conv2d: w", w, plan.w_shape)
+    check_array("conv2d: packed", packed, (plan.packed_size,))
+    r, s, depth, k = plan.w_shape
+    _pack(w.reshape(r * s, depth, k), k // plan.groups, packed.reshape(-1, r * s, depth, BLOCK))
+
+
+def conv2d_pack_transposed(plan, w, packed_t):
+    """Reorder w into packed_t (plan.packed_t_size,): [C block][R*S][K/groups][BLOCK], for backward-input."""
+    check_array("conv2d: w", w, plan.w_shape)
+    check_array("conv2d: packed_t", packed_t, (plan.packed_t_size,))
+    r, s, depth, k = plan.w_shape
+    k_group = k // plan.groups
+    _pack_transposed(w.reshape(r * s, depth, k), k_group, packed_t.reshape(-1, r * s, k_group, BLOCK))

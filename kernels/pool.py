@@ -1,0 +1,244 @@
+"""Maximum, average and global average pooling of x (N,H,W,C) to y (N,P,Q,C); channels are the vector axis.
+
+Windows are size x size, floor mode: one that sticks out behind the padding is not taken. Forward: a thread owns rows
+of y. Backward gathers instead of scattering: a thread owns rows of dx and reads the windows that cover them, so no
+two threads write the same place and the order of the sums is fixed.
+Innermost loops stand in place and index whole images: a view of each pixel, or a call with one, would count references
+atomically, in a cache line that all threads share.
+Letters: (r, s) a place in the window at (p, q), h = p*stride - pad + r, w = q*stride - pad + s.
+"""
+
+import numba
+import numpy as np
+
+from ._jit import kernel
+from ._shapes import check_array, check_input, output_size
+
+
+def _check(name, x_shape, y, size, stride, pad):
+    """Checks y (or dy) against the input shape (N,H,W,C)."""
+    n, h, w, c = x_shape
+    if pad >= size or size * size > 256:
+        raise ValueError(f"{name}: found size {size}, pad {pad}, expected pad < size <= 16: correct the layer")
+    check_array(name, y, (n, output_size(h, size, stride, pad), output_size(w, size, stride, pad), c))
+
+
+@kernel
+def _covering(place, size, stride, pad, outputs):
+    """First and one past the last window along one axis that covers `place`."""
+    first = max(0, (place + pad - size + stride) // stride)
+    return first, min(outputs, (place + pad) // stride + 1)
+
+
+# ---- maximum -------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _maxpool_row(p, x, size, stride, pad, y, argmax):
+    # x (H,W,C) one image; y, argmax (Q,C) its row p
+    channels = x.shape[2]
+    # two rows that take turns: in place LLVM makes "keep what is there" a masked store, which is very slow on AVX2
+    best, places = np.empty((2, channels), np.float32), np.empty((2, channels), np.int32)
+    h0, w0 = p * stride - pad, -pad
+    for q in range(y.shape[0]):
+        now = 0
+        for c in range(channels):
+            best[0, c] = -np.inf
+            places[0, c] = 0
+        for h in range(max(h0, 0), min(h0 + size, x.shape[0])):
+            for w in range(max(w0, 0), min(w0 + size, x.shape[1])):
+                place = np.int32((h - h0) * size + w - w0)
+                for c in range(channels):
+                    value, old, old_place = x[h, w, c], best[now, c], places[now, c]
+                    take = (value > old) | (value != value)  # a NaN wins, and stays
+                    best[1 - now, c] = value if take else old
+                    places[1 - now, c] = place if take else old_place
+                now = 1 - now
+        for c in range(channels):
+            y[q, c] = best[now, c]
+        for c in range(channels):
+            argmax[q, c] = places[now, c]
+        w0 += stride
+
+
+@kernel(parallel=True)
+def _maxpool_forward(x, size, stride, pad, y, argmax):
+    for i in numba.prange(y.shape[0] * y.shape[1]):
+        n, p = divmod(np.int64(i), y.shape[1])
+        _maxpool_row(p, x[n], size, stride, pad, y[n, p], argmax[n, p])
+
+
+def maxpool_forward(x, size, stride, pad, y, argmax):
+    """y[n,p,q,c] = max over (r, s) of x[n,h,w,c]; argmax = r*size + s of the first maximum. Padding never wins.
+
+    x : (N,H,W,C) float32
+    y : (N,P,Q,C) float32, argmax : (N,P,Q,C) uint8, both overwritten
+    Raises: TypeError, ValueError. Twin: reference.maxpool_forward.
+    """
+    check_input("maxpool: x", x, 4)
+    _check("maxpool: y", x.shape, y, size, stride, pad)
+    check_array("maxpool: argmax", argmax, y.shape, np.uint8)
+    _maxpool_forward(x, size, stride, pad, y, argmax)
+
+
+@kernel
+def _maxpool_backward_row(h, dy, argmax, size, stride, pad, dx):
+    # dy, argmax (P,Q,C) one image; dx (W,C) its row h
+    p0, p1 = _covering(h, size, stride, pad, dy.shape[0])
+    for w in range(dx.shape[0]):
+        for c in range(dx.shape[1]):
+            dx[w, c] = 0
+        q0, q1 = _covering(w, size, stride, pad, dy.shape[1])
+        for p in range(p0, p1):
+            for q in range(q0, q1):
+                place = np.uint8((h + pad - p * stride) * size + w + pad - q * stride)
+                for c in range(dy.shape[2]):
+                    gradient = dy[p, q, c]
+                    dx[w, c] += gradient if argmax[p, q, c] == place else np.float32(0)
+
+
+@kernel(parallel=True)
+def _maxpool_backward(dy, argmax, size, stride, pad, dx):
+    for i in numba.prange(dx.shape[0] * dx.shape[1]):
+        n, h = divmod(np.int64(i), dx.shape[1])
+        _maxpool_backward_row(h, dy[n], argmax[n], size, stride, pad, dx[n, h])
+
+
+def maxpool_backward(dy, argmax, size, stride, pad, dx):
+    """dx[n,h,w,c] = sum of dy over the windows whose maximum was there; dx (N,H,W,C) overwritten.
+
+    Raises: TypeError, ValueError. Twin: reference.maxpool_backward.
+    """
+    check_input("maxpool: dx", dx, 4)
+    _check("maxpool: dy", dx.shape, dy, size, stride, pad)
+    check_array("maxpool: argmax", argmax, dy.shape, np.uint8)
+    _maxpool_backward(dy, argmax, size, stride, pad, dx)
+
+
+# ---- average -------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _scale(factor, y):
+    for q in range(y.shape[0]):
+        for c in range(y.shape[1]):
+            y[q, c] *= factor
+
+
+@kernel
+def _avgpool_row(p, x, size, stride, pad, y):
+    # x (H,W,C) one image; y (Q,C) its row p
+    h0, w0 = p * stride - pad, -pad
+    for q in range(y.shape[0]):
+        for c in range(y.shape[1]):
+            y[q, c] = 0
+        for h in range(max(h0, 0), min(h0 + size, x.shape[0])):
+            for w in range(max(w0, 0), min(w0 + size, x.shape[1])):
+                for c in range(x.shape[2]):
+                    y[q, c] += x[h, w, c]
+        w0 += stride
+    _scale(np.float32(1 / (size * size)), y)
+
+
+@kernel(parallel=True)
+def _avgpool_forward(x, size, stride, pad, y):
+    for i in numba.prange(y.shape[0] * y.shape[1]):
+        n, p = divmod(np.int64(i), y.shape[1])
+        _avgpool_row(p, x[n], size, stride, pad, y[n, p])
+
+
+def avgpool_forward(x, size, stride, pad, y):
+    """y[n,p,q,c] = sum over (r, s) of x[n,h,w,c] / size**2, padding counted as zeros; y (N,P,Q,C) overwritten.
+
+    Raises: TypeError, ValueError. Twin: reference.avgpool_forward.
+    """
+    check_input("avgpool: x", x, 4)
+    _check("avgpool: y", x.shape, y, size, stride, pad)
+    _avgpool_forward(x, size, stride, pad, y)
+
+
+@kernel
+def _avgpool_backward_row(h, dy, size, stride, pad, dx):
+    # dy (P,Q,C) one image; dx (W,C) its row h
+    p0, p1 = _covering(h, size, stride, pad, dy.shape[0])
+    for w in range(dx.shape[0]):
+        for c in range(dx.shape[1]):
+            dx[w, c] = 0
+        q0, q1 = _covering(w, size, stride, pad, dy.shape[1])
+        for p in range(p0, p1):
+            for q in range(q0, q1):
+                for c in range(dy.shape[2]):
+                    dx[w, c] += dy[p, q, c]
+    _scale(np.float32(1 / (size * size)), dx)
+
+
+@kernel(parallel=True)
+def _avgpool_backward(dy, size, stride, pad, dx):
+    for i in numba.prange(dx.shape[0] * dx.shape[1]):
+        n, h = divmod(np.int64(i), dx.shape[1])
+        _avgpool_backward_row(h, dy[n], size, stride, pad, dx[n, h])
+
+
+def avgpool_backward(dy, size, stride, pad, dx):
+    """dx[n,h,w,c] = sum of dy over the windows that cover it / size**2; dx (N,H,W,C) overwritten.
+
+    Raises: TypeError, ValueError. Twin: reference.avgpool_backward.
+    """
+    check_input("avgpool: dx", dx, 4)
+    _check("avgpool: dy", dx.shape, dy, size, stride, pad)
+    _avgpool_backward(dy, size, stride, pad, dx)
+
+
+# ---- global average: x read as (N, H*W, C), a thread owns an image ----------------------------------------------
+
+
+@kernel
+def _mean_of_rows(x, y):
+    y[:] = 0
+    for i in range(x.shape[0]):
+        for c in range(y.size):
+            y[c] += x[i, c]
+    for c in range(y.size):
+        y[c] *= np.float32(1 / x.shape[0])
+
+
+@kernel(parallel=True)
+def _global_avgpool_forward(x, y):
+    for n in numba.prange(x.shape[0]):
+        _mean_of_rows(x[n], y[n])
+
+
+def global_avgpool_forward(x, y):
+    """y[n,c] = mean over h,w of x[n,h,w,c]; y (N,C) overwritten.
+
+    Raises: TypeError, ValueError. Twin: reference.global_avgpool_forward.
+    """
+    check_input("global_avgpool: x", x, 4)
+    n, _, _, c = x.shape
+    check_array("global_avgpool: y", y, (n, c))
+    _global_avgpool_forward(x.reshape(n, -1, c), y)
+
+
+@kernel
+def _spread_row(dy, dx):
+    factor = np.float32(1 / dx.shape[0])
+    for i in range(dx.shape[0]):
+        for c in range(dy.size):
+            dx[i, c] = dy[c] * factor
+
+
+@kernel(parallel=True)
+def _global_avgpool_backward(dy, dx):
+    for n in numba.prange(dx.shape[0]):
+        _spread_row(dy[n], dx[n])
+
+
+def global_avgpool_backward(dy, dx):
+    """dx[n,h,w,c] = dy[n,c] / (H*W); dx (N,H,W,C) overwritten.
+
+    Raises: TypeError, ValueError. Twin: reference.global_avgpool_backward.
+    """
+    check_input("global_avgpool: dx", dx, 4)
+    n, _, _, c = dx.shape
+    check_array("global_avgpool: dy", dy, (n, c))
+    _global_avgpool_backward(dy, dx.reshape(n, -1, c))

@@ -1,0 +1,97 @@
+"""The loss: softmax cross-entropy with label smoothing and its gradient in one pass, and the rank of the true class."""
+
+import numba
+import numpy as np
+
+from ._jit import kernel
+from ._shapes import check_array, check_input
+
+
+@kernel
+def _image(logits, label, smoothing, scale, dlogits):
+    """Loss of one image, logits (K,); writes its row of dlogits."""
+    classes = logits.size
+    largest = logits[0]
+    for k in range(classes):
+        largest = logits[k] if logits[k] > largest else largest
+    own = logits[label] - largest
+    # shifted by the largest, so that no exp overflows
+    total, shifted_total = np.float32(0), np.float32(0)
+    for k in range(classes):
+        shifted = logits[k] - largest
+        shifted_total += shifted
+        dlogits[k] = np.exp(shifted)
+        total += dlogits[k]
+    # -sum_k target_k * (shifted_k - log total), target = (1 - smoothing) * onehot + uniform
+    uniform = smoothing / np.float32(classes)
+    loss = np.log(total) - (np.float32(1) - smoothing) * own - uniform * shifted_total
+    factor, offset = scale / total, uniform * scale
+    for k in range(classes):
+        dlogits[k] = dlogits[k] * factor - offset
+    dlogits[label] -= (np.float32(1) - smoothing) * scale
+    return loss
+
+
+@kernel(parallel=True)
+def _softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits):
+    for n in numba.prange(logits.shape[0]):
+        loss[n] = _image(logits[n], labels[n], smoothing, scale, dlogits[n])
+
+
+def _check(logits, labels):
+    check_input("softmax: logits", logits, 2)
+    images, classes = logits.shape
+    check_array("softmax: labels", labels, (images,), np.int64)
+    if labels.min() < 0 or labels.max() >= classes:
+        found = labels.min() if labels.min() < 0 else labels.max()
+        raise ValueError(f"softmax: found label {found}, expected 0 to {classes - 1}: compare the data with the model")
+
+
+def softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits):
+    """loss[n] = -sum_k target[n,k] * log softmax(logits[n])[k]; dlogits = (softmax - target) * scale.
+
+    Parameters
+    ----------
+    logits : (N, K) float32
+    labels : (N,) int64
+    smoothing : 0 <= smoothing < 1; target = (1 - smoothing) * onehot(label) + smoothing / K
+    scale : 1 / global_batch, the only place where the gradient is divided; it does not touch the loss
+    loss : (N,) float32, overwritten
+    dlogits : (N, K) float32, overwritten; may be logits
+
+    Raises: TypeError, ValueError. Twin: reference.softmax_cross_entropy.
+    """
+    _check(logits, labels)
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"softmax: found smoothing {smoothing}, expected 0 <= smoothing < 1: correct the recipe")
+    check_array("softmax: loss", loss, labels.shape)
+    check_array("softmax: dlogits", dlogits, logits.shape)
+    _softmax_cross_entropy(logits, labels, np.float32(smoothing), np.float32(scale), loss, dlogits)
+
+
+@kernel
+def _rank(logits, label):
+    """Every comparison with a NaN is False: written so that a NaN before or at the label counts against it."""
+    rank, own = 0, logits[label]
+    for k in range(logits.size):
+        if k != label and not (logits[k] < own) and (logits[k] != own or k < label):
+            rank += 1
+    return rank
+
+
+@kernel(parallel=True)
+def _rank_of_label(logits, labels, ranks):
+    for n in numba.prange(logits.shape[0]):
+        ranks[n] = _rank(logits[n], labels[n])
+
+
+def rank_of_label(logits, labels, ranks):
+    """ranks[n] = classes with a larger logit than the label's, or an equal one and a lower index.
+
+    An image counts for top-1 where the rank is 0, for top-5 where it is < 5.
+    logits : (N, K) float32; labels, ranks : (N,) int64, ranks overwritten
+    Raises: TypeError, ValueError. Twin: reference.rank_of_label.
+    """
+    _check(logits, labels)
+    check_array("softmax: ranks", ranks, labels.shape, np.int64)
+    _rank_of_label(logits, labels, ranks)

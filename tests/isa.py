@@ -1,0 +1,52 @@
+"""Run by test_kernels_isa in processes of their own, which compile for the CPU that NUMBA_CPU_NAME names.
+
+signatures OUT TEST..           run kernel tests and note with which types each compiled function was called
+compile SIGNATURES OUT TEST..   compile those functions without running them; OUT/*.s is their assembly; then run tests
+"""
+
+import importlib
+import pickle
+import pkgutil
+import sys
+from pathlib import Path
+
+import pytest
+from numba.core.registry import CPUDispatcher
+
+import kernels
+
+
+def compiled_functions():
+    """(file.name, dispatcher) of every compiled function of the package."""
+    for module in pkgutil.iter_modules(kernels.__path__):
+        names = vars(importlib.import_module(f"kernels.{module.name}"))
+        for name, function in sorted(names.items()):
+            if isinstance(function, CPUDispatcher) and function.py_func.__module__ == f"kernels.{module.name}":
+                yield f"{module.name}.{name}", function
+
+
+def run_tests(tests):
+    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests])) if tests else 0
+
+
+def note_signatures(out, *tests):
+    code = run_tests(tests)
+    Path(out).write_bytes(pickle.dumps({name: function.signatures for name, function in compiled_functions()}))
+    return code
+
+
+def compile_all(signatures, out, *tests):
+    wanted = pickle.loads(Path(signatures).read_bytes())
+    for name, function in compiled_functions():
+        for number, signature in enumerate(wanted.get(name, ())):
+            function.compile(signature)
+            text = function.inspect_asm(signature)
+            if "ret" not in text:
+                raise RuntimeError(f"{name} came from the cache, which holds no assembly: remove {kernels.CACHE_DIR}")
+            Path(out, f"{name}.{number}.s").write_text(text)
+    Path(out, "complete").touch()
+    return run_tests(tests)
+
+
+if __name__ == "__main__":
+    sys.exit({"signatures": note_signatures, "compile": compile_all}[sys.argv[1]](*sys.argv[2:]))

@@ -1,0 +1,123 @@
+"""Convolution kernels against their twins, at friendly, odd and tiny shapes."""
+
+import numba
+import numpy as np
+import pytest
+
+from kernels import (
+    conv2d_backward_input,
+    conv2d_backward_weight,
+    conv2d_forward,
+    conv2d_pack,
+    conv2d_pack_transposed,
+    conv2d_plan,
+    reference,
+)
+
+RELATIVE = 5e-6  # of the largest element: float32 sums of up to 4,608 products of standard normals
+
+# N, H, W, C, K, R, S, stride, pad, groups
+SHAPES = [
+    (1, 7, 103, 3, 17, 3, 3, 1, 1, 1),  # merged taps, odd image
+    (2, 12, 13, 3, 24, 7, 7, 2, 3, 1),  # the ResNet stem, small
+    (2, 23, 23, 3, 8, 11, 11, 4, 0, 1),  # the AlexNet stem, small
+    (2, 9, 11, 5, 7, 3, 2, 2, 1, 1),  # rectangular filter at stride 2
+    (2, 9, 8, 10, 6, 5, 5, 2, 2, 2),  # groups that fill no tile
+    (2, 8, 8, 12, 12, 3, 3, 3, 1, 4),  # stride 3: residue classes of unequal size
+    (1, 5, 5, 33, 40, 1, 1, 2, 0, 1),  # classes that no tap reaches
+    (3, 1, 1, 37, 50, 1, 1, 1, 0, 1),  # fully connected
+    (1, 1, 1, 1, 1, 1, 1, 1, 0, 1),
+    (1, 14, 14, 1024, 32, 1, 1, 1, 0, 1),  # rows of x in one set of L1
+    (2, 9, 9, 96, 64, 5, 5, 1, 2, 2),  # AlexNet conv2
+    (4, 20, 20, 16, 16, 3, 3, 1, 1, 1),  # several shares of the pixels
+    (1, 6, 6, 64, 512, 3, 3, 1, 0, 1),
+    (2, 5, 4, 700, 20, 1, 1, 1, 0, 1),  # depth in several panels
+]
+
+# at least two shares of 768 output pixels, so several tasks in every direction
+THREADED = [
+    (4, 40, 41, 3, 24, 7, 7, 2, 3, 1),  # merged taps
+    (4, 20, 20, 16, 16, 3, 3, 1, 1, 1),
+    (5, 21, 20, 24, 40, 3, 3, 1, 1, 2),  # groups
+    (4, 40, 40, 16, 20, 3, 3, 2, 1, 1),  # four residue classes of 1600 pixels
+    (1, 40, 40, 700, 20, 1, 1, 1, 0, 1),  # depth in several panels
+]
+
+
+def _case(shape):
+    n, h, w, c, k, r, s, stride, pad, groups = shape
+    plan = conv2d_plan((n, h, w, c), (r, s, c // groups, k), stride, pad, groups)
+    rng = np.random.default_rng(sum(shape))
+    tensors = [rng.standard_normal(t).astype(np.float32) for t in (plan.x_shape, plan.w_shape, (k,), plan.y_shape)]
+    return plan, tensors, (stride, pad, groups)
+
+
+def _close(found, expected):
+    assert np.abs(found - expected).max() <= RELATIVE * np.abs(expected).max()
+
+
+def _scratch(plan):
+    return np.full(plan.workspace_size, np.nan, np.float32)
+
+
+def _packed(plan, w):
+    packed, packed_t = np.full(plan.packed_size, np.nan, np.float32), np.full(plan.packed_t_size, np.nan, np.float32)
+    conv2d_pack(plan, w, packed)
+    conv2d_pack_transposed(plan, w, packed_t)
+    return packed, packed_t
+
+
+def _wide(*arrays):
+    return [a.astype(np.float64) for a in arrays]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_conv2d__equals_its_twin(shape):
+    plan, (x, w, b, dy), options = _case(shape)
+    packed, packed_t = _packed(plan, w)
+    y, dx, dw = (np.full(s, np.nan, np.float32) for s in (plan.y_shape, plan.x_shape, plan.w_shape))
+    conv2d_forward(plan, x, packed, b, y, _scratch(plan))
+    conv2d_backward_input(plan, dy, packed_t, dx)
+    conv2d_backward_weight(plan, x, dy, dw, _scratch(plan))
+    x64, w64, b64, dy64 = _wide(x, w, b, dy)
+    _close(y, reference.conv2d_forward(x64, w64, b64, *options))
+    expected_dx = reference.conv2d_backward_input(dy64, w64, x.shape, *options)
+    _close(dx, expected_dx)
+    _close(dw, reference.conv2d_backward_weight(x64, dy64, w.shape[:2], *options))
+    conv2d_forward(plan, x, packed, None, y, _scratch(plan))
+    _close(y, reference.conv2d_forward(x64, w64, None, *options))
+    conv2d_backward_input(plan, dy, packed_t, dx, accumulate=True)
+    _close(dx, 2 * expected_dx)
+
+
+@pytest.mark.parametrize("shape", THREADED, ids=str)
+def test_conv2d__same_bits_with_one_and_two_threads(shape):
+    plan, (x, w, b, dy), _ = _case(shape)
+    assert plan.splits > 1
+    packed, packed_t = _packed(plan, w)
+    before = numba.get_num_threads()
+    results = []
+    for threads in (1, 2):
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        y, dx, dw = (np.empty(s, np.float32) for s in (plan.y_shape, plan.x_shape, plan.w_shape))
+        conv2d_forward(plan, x, packed, b, y, _scratch(plan))
+        conv2d_backward_input(plan, dy, packed_t, dx)
+        conv2d_backward_weight(plan, x, dy, dw, _scratch(plan))
+        results.append((y, dx, dw))
+    numba.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_conv2d_plan__rejects_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="x has 8 channels"):
+        conv2d_plan((1, 5, 5, 8), (3, 3, 8, 16), groups=2)
+    with pytest.raises(ValueError, match="at least the kernel 3"):
+        conv2d_plan((1, 2, 2, 8), (3, 3, 8, 16))
+
+
+def test_conv2d_forward__rejects_a_wrong_output():
+    plan, (x, w, b, _), _ = _case(SHAPES[0])
+    packed, _ = _packed(plan, w)
+    with pytest.raises(ValueError, match="conv2d: y: found shape"):
+        conv2d_forward(plan, x, packed, b, np.empty((1, 2, 3, 17), np.float32), _scratch(plan))

@@ -1,0 +1,165 @@
+"""One source, every instruction set: the kernel tests on code for other CPUs, and the assembly for KNL, line by line.
+
+Other CPUs are compiled for in processes of their own, all at once, each into a cache of its own beside the usual one: a
+second run of this file takes seconds. To read KNL's assembly no KNL is needed; to run it the host needs AVX-512.
+"""
+
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import pytest
+from knl_scan import lacking, scan
+
+import kernels
+
+HERE = Path(__file__).parent
+HOST = {name for name, present in llvm.get_host_cpu_features().items() if present}
+KNL_FEATURES = "+avx512f,+avx512cd,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt"
+ALL = sorted(path.name for path in HERE.glob("test_kernels_*.py") if path.name != Path(__file__).name)
+# CPU → what the host must have to run its code, tests to run
+CPUS = {
+    "knl": ({"avx512f", "avx512cd"}, ALL),
+    "haswell": (
+        {"avx2", "fma"},
+        ["test_kernels_conv.py", "test_kernels_batchnorm.py", "test_kernels_pool.py", "test_layers_gradients.py"],
+    ),
+    "generic": (set(), ["test_kernels_conv.py"]),
+}
+
+
+def start(cpu, *arguments, cache=None):
+    """A process that compiles for `cpu`, or for this machine where that is None."""
+    own = {"NUMBA_CPU_NAME": cpu, "NUMBA_CACHE_DIR": str(cache or f"{kernels.CACHE_DIR}-{cpu}")} if cpu else {}
+    own |= {"NUMBA_CPU_FEATURES": KNL_FEATURES} if cpu == "knl" else {}
+    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=HERE, env=os.environ | {"PYTHONPATH": path} | own, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(process):
+    output = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def pytest_arguments(tests):
+    return ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """CPU → its running process: tests, where the host can run them; for KNL first the assembly, unless it is kept."""
+    running = {}
+    try:
+        for cpu in ("haswell", "generic"):
+            needs, tests = CPUS[cpu]
+            if needs <= HOST:
+                running[cpu] = start(cpu, *pytest_arguments(tests))
+        needs, tests = CPUS["knl"]
+        tests = tests if needs <= HOST else []
+        if not (assembly_folder() / "complete").exists():
+            shutil.rmtree(assembly_folder().parent, ignore_errors=True)  # a cache without its assembly
+            assembly_folder().mkdir(parents=True)
+            finish(start(None, "isa.py", "signatures", signatures(), *ALL))
+            running["knl"] = start("knl", "isa.py", "compile", signatures(), assembly_folder(), *tests)
+        elif tests:
+            running["knl"] = start("knl", *pytest_arguments(tests))
+        yield running
+    finally:
+        for process in running.values():
+            process.kill()
+            process.communicate()
+
+
+def assembly_folder():
+    return Path(f"{kernels.CACHE_DIR}-knl") / "assembly"
+
+
+def signatures():
+    return assembly_folder() / "signatures"
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_kernels__equal_their_twins_on_code_for(cpu, runs):
+    needs, _ = CPUS[cpu]
+    if not needs <= HOST:
+        pytest.skip(f"this machine has no {', '.join(sorted(needs - HOST))}")
+    assert " passed" in finish(runs[cpu])
+
+
+@pytest.mark.parametrize(
+    ("line", "needs"),
+    [
+        ("\tvaddps\t%ymm17, %ymm1, %ymm2", "AVX512VL"),
+        ("\tvaddps\t(%rax){1to8}, %ymm1, %ymm2", "AVX512VL"),
+        ("\tvmovups\t%xmm1, (%rax) {%k1}", "AVX512VL"),
+        ("\tvcmpltps\t%ymm1, %ymm2, %k1", "AVX512VL"),
+        ("\tvmovdqu64\t(%rax), %ymm1", "AVX512VL"),
+        ("\tvpaddb\t%zmm1, %zmm2, %zmm3", "AVX512BW"),
+        ("\tvmovdqu8\t(%rax), %zmm1", "AVX512BW"),
+        ("\tkmovd\t%eax, %k1", "AVX512BW"),
+        ("\tkmovb\t%eax, %k1", "AVX512DQ"),
+        ("\tvandps\t%zmm1, %zmm2, %zmm3", "AVX512DQ"),
+        ("\tvpmullq\t%zmm1, %zmm2, %zmm3", "AVX512DQ"),
+        ("\tvcvtqq2pd\t%zmm1, %zmm2", "AVX512DQ"),
+        ("\tvpdpbusd\t%zmm1, %zmm2, %zmm3", "newer than AVX-512F"),
+        ("\tvaddph\t%zmm1, %zmm2, %zmm3", "newer than AVX-512F"),
+        ("\tvfmadd231ps\t(%rax){1to16}, %zmm1, %zmm2", ""),
+        ("\tvaddss\t%xmm17, %xmm1, %xmm2", ""),
+        ("\tvmovss\t(%rax), %xmm1 {%k1} {z}", ""),
+        ("\tvextractf64x4\t$1, %zmm1, %ymm17", ""),
+        ("\tvpandd\t%zmm1, %zmm2, %zmm3", ""),
+        ("\tvandps\t%ymm1, %ymm2, %ymm3", ""),
+        ("\tvpcmpeqb\t%xmm1, %xmm2, %xmm3", ""),
+        ("\tkmovw\t%eax, %k1", ""),
+        ("\tvcvtps2ph\t$4, %zmm1, (%rax)", ""),
+        ("\tmovq\t%rax, %rbx", ""),
+    ],
+)
+def test_scan__knows_what_knl_lacks(line, needs):
+    assert lacking(line) == needs
+
+
+@pytest.fixture(scope="module")
+def assembly(runs):
+    """The files of assembly for KNL, one for each kernel that is called from Python, with all that it calls."""
+    if "knl" in runs:
+        finish(runs["knl"])
+    files = sorted(assembly_folder().glob("*.s"))
+    assert len(files) > 30
+    return files
+
+
+def test_assembly_for_knl__has_no_instruction_that_knl_lacks(assembly):
+    assert not scan(assembly)
+
+
+def test_scan__finds_what_skylake_has_more(assembly, tmp_path):
+    some = {"pointwise._relu_backward": pickle.loads(signatures().read_bytes())["pointwise._relu_backward"]}
+    (tmp_path / "signatures").write_bytes(pickle.dumps(some))
+    finish(start("skylake-avx512", "isa.py", "compile", tmp_path / "signatures", tmp_path, cache=tmp_path))
+    assert any("AVX512VL" in line for line in scan(tmp_path.glob("*.s")))
+
+
+def inner_loop(file):
+    """The block of instructions without a jump target inside that holds most multiply-adds on zmm registers."""
+    blocks = re.split(r"^[^\s#]+:", file.read_text(), flags=re.MULTILINE)
+    return max(blocks, key=lambda block: len(re.findall(r"vfmadd\d+ps\t.*%zmm", block)))
+
+
+@pytest.mark.parametrize(("nest", "tile"), [("conv._rows_nest", 14 * 2), ("conv_weight._weight_nest", 13 * 2)])
+def test_assembly_for_knl__keeps_the_tile_in_registers(assembly, nest, tile):
+    (file,) = (path for path in assembly if path.name.startswith(nest))
+    loop = inner_loop(file)
+    assert "{1to16}" in loop or "vbroadcastss" in loop
+    accumulators = set(re.findall(r"vfmadd\d+ps\t.*, (%zmm\d+)$", loop, flags=re.MULTILINE))
+    assert len(accumulators) == tile  # each has a register of its own
+    assert not re.findall(r".*%zmm.*\(%rsp.*|.*\(%rsp.*%zmm.*", loop)  # and no vector goes to the stack
