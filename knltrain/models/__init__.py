@@ -1,0 +1,95 @@
+"""Models by name: one function per family; `build` finds and checks, `describe` prints the table."""
+
+import difflib
+import inspect
+
+from ..arena import Arena, Parameters
+from ..layers import Sequential
+from .alexnet import alexnet, alexnet_bn
+from .model import Model
+from .resnet import resnet, resnet_cifar
+
+FAMILIES = {"alexnet": alexnet, "alexnet_bn": alexnet_bn, "resnet": resnet, "resnet_cifar": resnet_cifar}
+
+LARGEST = 2**20  # of any numeric option: far beyond use, yet no size overflows
+
+__all__ = ["FAMILIES", "Model", "build", "describe"]
+
+
+def build(name: str, **options) -> tuple[Sequential, tuple]:
+    """The layers and the input shape of a model: a family's name, for ResNets with the depth at its end (`resnet50`).
+
+    Raises ValueError for an unknown name or option, naming the nearest known one, and for a value out of range.
+    """
+    family = name.rstrip("0123456789")
+    if family != name and "depth" in _options(family):
+        options = {"depth": int(name[len(family) :])} | options
+        name = family
+    if name not in FAMILIES:
+        known = ["alexnet", "alexnet_bn", "resnet50", "resnet_cifar20"]
+        near = _nearest(name, [*FAMILIES, *known])
+        raise ValueError(f"model {name!r} is unknown{near}: expected e.g. {', '.join(known)}")
+    allowed = _options(name)
+    for key, value in options.items():
+        if key not in allowed:
+            near = _nearest(key, allowed)
+            raise ValueError(f"model {name}: unknown option {key!r}{near}: it takes {', '.join(allowed)}")
+        default = allowed[key]
+        number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
+        if type(value) is not type(default) and not number:
+            kinds = f"found {type(value).__name__}, expected {type(default).__name__}"
+            raise ValueError(f"model {name}: option {key} = {value!r}: {kinds}")
+        _check_range(name, key, value, default)
+    return FAMILIES[name](**options)
+
+
+def _check_range(name, key, value, default):
+    """A whole number is a size, a float a factor, `dropout` a probability; the comparisons also refuse nan and inf."""
+    if isinstance(default, (str, bool)):
+        return
+    if key == "dropout":
+        fits, expected = 0 <= value < 1, f"0 <= {key} < 1"
+    elif isinstance(default, float):
+        fits, expected = 0 < value <= LARGEST, f"0 < {key} <= {LARGEST}"
+    else:
+        fits, expected = 1 <= value <= LARGEST, f"1 <= {key} <= {LARGEST}"
+    if not fits:
+        raise ValueError(f"model {name}: option {key}: found {value!r}, expected {expected}")
+
+
+def _options(family) -> dict:
+    """Option names and defaults of a family; `alexnet_bn` hands its own on to `alexnet`."""
+    if family not in FAMILIES:
+        return {}
+    found = {} if family != "alexnet_bn" else _options("alexnet")
+    for key, parameter in inspect.signature(FAMILIES[family]).parameters.items():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            found[key] = parameter.default
+    return found
+
+
+def _nearest(word, known) -> str:
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f", the nearest known is {match[0]!r}" if match else ""
+
+
+def describe(name: str, **options) -> str:
+    """A table of the model for one image: layer, output shape, parameters, multiply-adds, bytes of the output."""
+    layers, input_shape = build(name, **options)
+    parameters, arena = Parameters(), Arena()
+    layers.plan(arena.take((1, *input_shape)), parameters, arena)
+    rows, seen = [], set()
+    for layer in layers.leaves():
+        own = sum(p.size for p in layer.own_parameters())
+        fresh = id(layer.y.root) not in seen  # a layer in place adds no memory
+        seen.add(id(layer.y.root))
+        shape = " x ".join(str(n) for n in layer.y.shape[1:])
+        rows.append((layer.name, type(layer).__name__, shape, own, layer.multiply_adds, layer.y.nbytes if fresh else 0))
+    total = [sum(row[column] for row in rows) for column in (3, 4, 5)]
+    rows.append(("total", "", "input " + " x ".join(map(str, input_shape)), *total))
+    width = max(len(row[0]) for row in rows)
+    head = ("parameters", "multiply-adds", "bytes")
+    lines = [f"{'layer':{width}}  {'kind':17}  {'output (H x W x C)':>21}" + "".join(f"  {text:>13}" for text in head)]
+    for layer, kind, shape, *numbers in rows:
+        lines.append(f"{layer:{width}}  {kind:17}  {shape:>21}" + "".join(f"  {number:>13,}" for number in numbers))
+    return "\n".join(lines)

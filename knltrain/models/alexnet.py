@@ -1,0 +1,101 @@
+"""AlexNet by its published variants (Krizhevsky et al. 2012, as Caffe and Intel Caffe ship it).
+
+The name of a variant is its normalization:
+  "lrn"  Caffe's bvlc_alexnet: local response normalization between the ReLU and the pool of blocks 1 and 2.
+  "bn"   You et al.: no LRN; non-affine batch norm after pool1, pool2, conv3 and conv4 (train_val2 of Intel Caffe's
+         alexnet_bn recipe), eps 1e-4.
+  "jia"  Jia et al. 2018: the same places with affine batch norm, and one more after pool5.
+"""
+
+from functools import partial
+
+from ..layers import (
+    BatchNorm,
+    Conv2d,
+    Dropout,
+    Layer,
+    Linear,
+    LocalResponseNorm,
+    MaxPool,
+    ReLU,
+    Sequential,
+)
+from ..layers.init import gaussian
+
+NORMS = ("lrn", "bn", "jia")
+
+
+def alexnet(
+    classes=1000,
+    input_size=227,
+    norm="lrn",
+    groups=2,
+    width=1.0,
+    hidden=4096,
+    stem_size=11,
+    stem_stride=4,
+    dropout=0.5,
+    init="caffe",
+) -> tuple[Sequential, tuple]:
+    """AlexNet as a list of layers, and its input shape (H, W, 3).
+
+    classes: outputs. input_size: pixels of the square crop. groups: 2 for the two halves of the original, 1 for the
+    single-tower form. width: factor on the channels of all convolutions; hidden: units of fc6 and fc7.
+    stem_size, stem_stride: conv1's filter, smaller for small images. dropout: rate after fc6 and fc7.
+    init: "caffe" is N(0, 0.01) (fc6, fc7: 0.005) with biases 0.01 (fc6, fc7: 0.1), never zero, so that LARS on biases
+    has a norm to work with; "he" scales with the fan-in, which narrow variants need.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"alexnet: norm is {norm!r}, expected one of {', '.join(NORMS)}")
+    if init not in ("caffe", "he"):
+        raise ValueError(f"alexnet: init is {init!r}, expected caffe or he")
+
+    def channels(count):
+        return max(groups, round(count * width / groups) * groups)
+
+    def conv(name, count, size, **options):
+        filler = {"init": partial(gaussian, std=0.01)} if init == "caffe" else {}
+        return [Conv2d(name, channels(count), size, bias=0.01, **options, **filler), ReLU(f"{name}.relu")]
+
+    def dense(name, count, std, bias):
+        filler = {"init": partial(gaussian, std=std)} if init == "caffe" else {}
+        return Linear(name, count, bias=bias, **filler)
+
+    def normalize(name, places) -> list[Layer]:
+        """The normalization named `name`, where the variant has one."""
+        if norm not in places:
+            return []
+        if norm == "lrn":
+            return [LocalResponseNorm(name, n=5, alpha=1e-4, beta=0.75)]
+        return [BatchNorm(name, affine=norm == "jia", eps=1e-4)]
+
+    layers = [  # output at 227, two groups
+        *conv("conv1", 96, stem_size, stride=stem_stride),  # 55 x 55 x 96
+        *normalize("norm1", ["lrn"]),
+        MaxPool("pool1", 3, 2),  # 27 x 27 x 96
+        *normalize("bn2", ["bn", "jia"]),
+        *conv("conv2", 256, 5, pad=2, groups=groups),  # 27 x 27 x 256
+        *normalize("norm2", ["lrn"]),
+        MaxPool("pool2", 3, 2),  # 13 x 13 x 256
+        *normalize("bn3", ["bn", "jia"]),
+        *conv("conv3", 384, 3, pad=1),  # 13 x 13 x 384
+        *normalize("bn4", ["bn", "jia"]),
+        *conv("conv4", 384, 3, pad=1, groups=groups),  # 13 x 13 x 384
+        *normalize("bn5", ["bn", "jia"]),
+        *conv("conv5", 256, 3, pad=1, groups=groups),  # 13 x 13 x 256
+        MaxPool("pool5", 3, 2),  # 6 x 6 x 256
+        *normalize("bn6", ["jia"]),
+        dense("fc6", hidden, 0.005, 0.1),  # 4096
+        ReLU("fc6.relu"),
+        Dropout("drop6", dropout),
+        dense("fc7", hidden, 0.005, 0.1),  # 4096
+        ReLU("fc7.relu"),
+        Dropout("drop7", dropout),
+        dense("fc8", classes, 0.01, 0.01),  # classes
+    ]
+    return Sequential("alexnet", *layers), (input_size, input_size, 3)
+
+
+def alexnet_bn(norm="bn", **options):
+    """AlexNet with batch norm in place of LRN: `norm` is "bn" (You et al.) or "jia" (affine, one more after pool5)."""
+    return alexnet(norm=norm, **options)

@@ -1,0 +1,100 @@
+"""Every layer inside a small network: the gradient of the loss by central differences, in float32 storage.
+
+The kernels compute in float32, so single differences are noisy. A directional derivative over all elements of one
+tensor averages the noise: for a random direction d, (L(w + h d) - L(w - h d)) / 2h must equal <grad, d>. Checked are
+every parameter and the images; a 1x1 convolution is put first, so that the layer under test must work out its dx.
+"""
+
+import numpy as np
+import pytest
+
+from knltrain.layers import (
+    AvgPool,
+    BatchNorm,
+    Conv2d,
+    Dropout,
+    GlobalAvgPool,
+    Linear,
+    LocalResponseNorm,
+    MaxPool,
+    ReLU,
+    Residual,
+    Sequential,
+)
+from knltrain.models import Model
+
+CLASSES = 5
+
+
+def _residual(name, stride):
+    first = [Conv2d(f"{name}.1", 12, 3, stride, pad=1), BatchNorm(f"{name}.1.bn", relu=True)]
+    convs = [*first, Conv2d(f"{name}.2", 12, 1)]
+    projection = Sequential(f"{name}.s", Conv2d(f"{name}.s", 12, 1, stride), BatchNorm(f"{name}.s.bn"))
+    shortcut = projection if stride > 1 else None
+    return Residual(name, Sequential(f"{name}.main", *convs), BatchNorm(f"{name}.2.bn", relu=True), shortcut)
+
+
+FC = Linear("fc", CLASSES)
+NETWORKS = {
+    "plain": [Conv2d("c", 7, 3, pad=1, bias=0.1), ReLU("r"), FC],
+    "stride and groups": [Conv2d("a", 6, 3, 2, 1), Conv2d("b", 8, 3, 2, 1, groups=2, bias=0.1), FC],
+    "batch norm": [Conv2d("c", 17, 3), BatchNorm("n", relu=True), Conv2d("d", 5, 1), BatchNorm("m"), FC],
+    "non-affine": [Conv2d("c", 7, 3), BatchNorm("n", affine=False, eps=1e-4), FC],
+    "max pool": [Conv2d("c", 9, 3, bias=0.0), MaxPool("p", 3, 2, 1), FC],
+    "average pool": [Conv2d("c", 9, 3, bias=0.0), AvgPool("p", 2, 2), FC],
+    "lrn": [Conv2d("c", 9, 3, bias=0.5), LocalResponseNorm("l", alpha=0.5), FC],
+    "dropout": [Conv2d("c", 9, 3, bias=0.5), Dropout("d", 0.4), FC],
+    "residual identity": [Conv2d("c", 12, 3), _residual("r", 1), GlobalAvgPool("g"), FC],
+    "residual projection": [Conv2d("c", 6, 3), _residual("r", 2), _residual("s", 1), GlobalAvgPool("g"), FC],
+}
+
+
+def _loss(model, labels, keys):
+    model.prepare()
+    model.forward(True, keys)
+    model.loss.run(labels, 1.0 / len(labels))
+    return float(np.mean(model.loss.losses, dtype=np.float64))
+
+
+def _unit(direction):
+    return direction / max(np.linalg.norm(direction), 1e-12)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_backward__equals_central_differences(name):
+    batch, stem = 6, Conv2d("stem", 3, 1)
+    model = Model(Sequential(name, stem, *NETWORKS[name]), (11, 9, 3), batch, smoothing=0.1, seed=1)
+    rng = np.random.default_rng(7)
+    model.images[...] = rng.standard_normal(model.images.shape)
+    labels, keys = rng.integers(0, CLASSES, batch), np.arange(batch, dtype=np.uint64)
+    parameters = model.parameters
+    for p in parameters.parameters:  # away from symmetric points: gamma 1 and beta 0 would hide mistakes
+        p.w += 0.1 * rng.standard_normal(p.shape).astype(np.float32)
+    _loss(model, labels, keys)
+    ready = []
+    model.backward(ready.append)
+    assert sorted(p.name for p in ready) == sorted(p.name for p in parameters.parameters)
+    step = 4e-3  # small against the distance to the kinks of ReLU and max, large against float32 rounding
+    tensors = [(p.name, p.w, p.dw) for p in parameters.parameters]
+    tensors.append(("images", model.images, stem.dy.array @ stem.w.w[0, 0].T))  # y = x W, so dx = dy W^T
+    for tensor, w, dw in tensors:
+        here, gradient = w.copy(), dw.astype(np.float64)
+        slopes, products = [], []
+        for _ in range(4):
+            direction = _unit(_unit(rng.standard_normal(w.shape)) + _unit(gradient)).astype(np.float32)
+            losses = []
+            for sign in (1, -1):
+                w[...] = here + np.float32(sign * step) * direction
+                losses.append(_loss(model, labels, keys))
+            slopes.append((losses[0] - losses[1]) / (2 * step))
+            products.append(float(np.vdot(gradient, direction)))
+        w[...] = here
+        scale = max(np.linalg.norm(gradient), 1e-3)
+        assert np.abs(np.subtract(slopes, products)).max() < 0.04 * scale, (tensor, slopes, products)
+
+
+def test_residual__refuses_a_main_branch_that_would_drop_the_shortcuts_gradient():
+    nested = _residual("inner", 1)
+    for first in ([BatchNorm("n")], [nested], [Sequential("s", ReLU("r"))], []):
+        with pytest.raises(ValueError, match="residual 'r': main branch 'm' cannot add its gradient"):
+            Residual("r", Sequential("m", *first), BatchNorm("j"))

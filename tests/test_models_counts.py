@@ -1,0 +1,169 @@
+"""Parameters and multiply-adds of every published network, and errors for names that do not exist."""
+
+import tracemalloc
+
+import pytest
+
+from knltrain.arena import Arena, Parameters
+from knltrain.models import Model, build, describe, model
+
+
+def _cifar(n):
+    """(parameters, multiply-adds) of a resnet_cifar of depth 6n + 2: stem, stages of 16, 32 and 64 channels, head."""
+    count, adds = 9 * 3 * 16 + 2 * 16, 32 * 32 * 9 * 3 * 16
+    for side, c_in, c in ((32, 16, 16), (16, 16, 32), (8, 32, 64)):
+        weights = 9 * c_in * c + (2 * n - 1) * 9 * c * c + (c_in * c if c_in != c else 0)  # 3x3s, 1x1 shortcut
+        batch_norms = 2 * n + (c_in != c)
+        count, adds = count + weights + batch_norms * 2 * c, adds + side * side * weights
+    return count + 64 * 10 + 10, adds + 64 * 10
+
+
+def _counts(name, **options):
+    layers, input_shape = build(name, **options)
+    parameters, arena = Parameters(), Arena()
+    layers.plan(arena.take((1, *input_shape)), parameters, arena)
+    return parameters, sum(layer.multiply_adds for layer in layers.leaves())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "count", "adds"),
+    [
+        ("alexnet", {}, 60_965_224, 724_406_816),
+        ("alexnet", {"groups": 1}, 62_378_344, 1_135_256_096),
+        ("alexnet_bn", {}, 60_965_224, 724_406_816),
+        ("alexnet_bn", {"norm": "jia"}, 60_967_976, 724_406_816),
+        ("resnet50", {}, 25_557_032, 4_089_184_256),
+        ("resnet50", {"stride_on": "1x1"}, 25_557_032, 3_857_973_248),
+        ("resnet18", {}, 11_689_512, 1_814_073_344),
+        ("resnet101", {}, 44_549_160, 7_801_405_440),
+        ("resnet_cifar20", {}, 272_474, 40_813_184),
+        ("resnet_cifar32", {}, 466_906, 69_124_736),
+        ("resnet_cifar56", {}, 855_770, 125_747_840),
+    ],
+    ids=str,
+)
+def test_build__counts_of_the_literature(name, options, count, adds):
+    parameters, multiply_adds = _counts(name, **options)
+    assert (parameters.count, multiply_adds) == (count, adds)
+
+
+def test_resnet50__has_161_tensors_and_53_batch_norms():
+    parameters, _ = _counts("resnet50")
+    assert len(parameters.parameters) == 161
+    assert len(parameters.statistics) == 2 * 53
+    assert sum(p.size for p in parameters.parameters if p.name.endswith((".gamma", ".beta"))) == 53_120
+
+
+def test_alexnet__has_16_tensors_and_jia_26():
+    assert len(_counts("alexnet")[0].parameters) == 16
+    assert len(_counts("alexnet_bn", norm="jia")[0].parameters) == 26
+
+
+@pytest.mark.parametrize("zero_gamma", [True, False])
+def test_resnet__zero_gamma_is_on_the_last_batch_norm_of_each_block(zero_gamma):
+    parameters, _ = _counts("resnet50", zero_gamma=zero_gamma)
+    parameters.allocate(seed=0)
+    zeros = [p.name for p in parameters.parameters if p.name.endswith(".gamma") and not p.w.any()]
+    assert len(zeros) == (16 if zero_gamma else 0)
+    assert all(".conv3." in name for name in zeros)
+
+
+def test_parameters__only_weights_decay_and_adapt():
+    parameters, _ = _counts("alexnet_bn", norm="jia")
+    for p in parameters.parameters:
+        assert p.decay == p.adapt == p.name.endswith(".w")
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(20, 3), (32, 5), (56, 9)])
+def test_resnet_cifar__depth_is_6n_plus_2(depth, blocks):
+    parameters, _ = _counts(f"resnet_cifar{depth}")
+    convolutions = [p for p in parameters.parameters if p.name.endswith(".w") and "shortcut" not in p.name]
+    assert len(convolutions) == depth == 6 * blocks + 2
+
+
+@pytest.mark.parametrize(("depth", "n"), [(20, 3), (32, 5), (56, 9)])
+def test_resnet_cifar__counts_follow_from_the_table_of_stages(depth, n):
+    parameters, multiply_adds = _counts(f"resnet_cifar{depth}")
+    assert (parameters.count, multiply_adds) == _cifar(n)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet5O", {}, "nearest known is 'resnet50'"),
+        ("resnet49", {}, "expected one of 18, 34, 50"),
+        ("resnet50", {"widht": 32}, "nearest known is 'width'"),
+        ("resnet50", {"width": "wide"}, "found str, expected int"),
+        ("resnet_cifar21", {}, "expected 6n \\+ 2"),
+        ("alexnet", {"norm": "batch"}, "expected one of lrn, bn, jia"),
+        ("alexnet_bn", {"groops": 1}, "nearest known is 'groups'"),
+    ],
+)
+def test_build__names_what_is_wrong(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("alexnet", {"width": 0}, "option width: found 0, expected 0 < width <= 1048576"),
+        ("alexnet", {"width": -4.0}, "option width: found -4.0, expected 0 < width"),
+        ("alexnet", {"width": float("nan")}, "option width: found nan, expected 0 < width"),
+        ("alexnet", {"width": float("inf")}, "option width: found inf, expected 0 < width"),
+        ("alexnet", {"dropout": 1.0}, "option dropout: found 1.0, expected 0 <= dropout < 1"),
+        ("alexnet", {"groups": 0}, "option groups: found 0, expected 1 <= groups <= 1048576"),
+        ("alexnet", {"stem_stride": 0}, "option stem_stride: found 0, expected 1 <= stem_stride"),
+        ("alexnet_bn", {"hidden": 0}, "option hidden: found 0, expected 1 <= hidden"),
+        ("resnet50", {"width": -4}, "option width: found -4, expected 1 <= width"),
+        ("resnet_cifar20", {"stem_stride": -1}, "option stem_stride: found -1, expected 1 <= stem_stride"),
+        ("resnet18", {"classes": 10**20}, "option classes: found 100000000000000000000, expected 1 <= classes"),
+    ],
+)
+def test_build__refuses_sizes_out_of_range(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, **options)
+
+
+def test_build__takes_the_ends_of_the_ranges():
+    build("alexnet", dropout=0, width=1, hidden=1, classes=1, groups=1)
+    build("resnet_cifar8", zero_gamma=False, width=1, stem_stride=1)
+    describe("resnet18", width=2**20, classes=2**20)
+
+
+def test_model__too_little_memory_is_said_before_any_is_taken(monkeypatch):
+    monkeypatch.setattr(model, "available_bytes", lambda: 6 << 30)
+    network = build("alexnet")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="GiB, this machine has 6.0 GiB free: choose a smaller slot_batch$"):
+            Model(*network, 512, gradient_copies=64)
+        message = "this machine has 3.0 GiB free for each of its 2 ranks: choose .* or fewer ranks on this node"
+        with pytest.raises(ValueError, match=message):
+            Model(*network, 512, ranks_on_node=2)
+        describe("alexnet")
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_model__takes_what_it_says(monkeypatch):
+    network = build("alexnet_bn", input_size=67, width=0.25, hidden=256, classes=10)
+    tracemalloc.start()
+    try:
+        made = Model(*network, 8)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    need = made.arena.total_bytes + made.parameters.total_bytes
+    assert need <= taken < need + (1 << 20)
+    monkeypatch.setattr(model, "available_bytes", lambda: need)
+    Model(*network, 8)
+    with pytest.raises(ValueError, match="slot_batch 8 needs"):
+        Model(*network, 8, gradient_copies=1)
+
+
+def test_describe__ends_with_the_sums():
+    lines = describe("resnet50").splitlines()
+    assert lines[0].split()[:2] == ["layer", "kind"]
+    assert "25,557,032" in lines[-1] and "4,089,184,256" in lines[-1]
