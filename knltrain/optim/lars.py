@@ -1,0 +1,145 @@
+"""LARS (You, Gitman, Ginsburg 2017, arXiv:1708.03888) with momentum. SGD is the same code with the trust off.
+
+The published implementations do not agree, so each is a row of VARIANTS. Gradients are those of the global batch,
+reduced and averaged before `step`: then every rank computes the same ratios to the bit, and replicas stay equal.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kernels import momentum_update, squared_norms
+
+from ..arena import Parameter
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What distinguishes one published LARS from another."""
+
+    skip: bool  # tensors with adapt=False (bias, batch norm) step at the plain learning rate and do not decay
+    lr_in_buffer: bool  # momentum holds lr * ratio * gradient; else it holds gradients, and the step is scaled
+    clip: bool  # the rate is min(lr, ratio), not lr * ratio; the ratio has (1 - momentum) and no decay below
+
+
+VARIANTS = {
+    "caffe2017": Variant(skip=False, lr_in_buffer=True, clip=False),
+    "mlperf": Variant(skip=True, lr_in_buffer=True, clip=False),
+    "larc_clip": Variant(skip=False, lr_in_buffer=True, clip=True),
+    "nus": Variant(skip=True, lr_in_buffer=False, clip=False),
+}
+
+
+class Lars:
+    """Updates parameters in place: `step(lr)` reads dw, changes w and v.
+
+    With lr the learning rate, m momentum, b weight decay, n trust coefficient, e epsilon, each tensor in this order:
+
+    1. trust ratio   r = n |w| / (|g| + b |w| + e)     1 where |w| or |g| is 0; larc_clip: r = (1 - m) n |w| / (|g| + e)
+    2. decay         d = g + b w
+    3. buffer        v = m v + lr r d                  larc_clip: v = m v + min(lr, r) d; nus: v = m v + d
+    4. weights       w = w - v                         nus: w = w - lr r v
+       Nesterov      w = w - (m v + what d added to v in line 3), for nus times lr r
+
+    caffe2017  You et al., Intel Caffe: every tensor has its ratio, biases and batch norm too.
+    mlperf     MLPerf's reference (TensorFlow): tensors with adapt=False have r = 1 and b = 0.
+    larc_clip  NVIDIA Caffe's LARC "clip": every tensor; the ratio can only lower the rate.
+    nus        NUS and Intel's MLPerf code, "scaled momentum": as mlperf, but the rate stands outside the buffer, so a
+               change of lr acts on the whole past at once. Its step is lr n |w| |v| / |g|, without bound where g
+               vanishes but v does not: give it an epsilon when the training loss can reach 0.
+
+    Trust coefficient 0 is SGD: r = 1 and the rate is lr, in every variant. decay=False exempts a tensor from line 2 but
+    not from b in line 1 (in Caffe b is the solver's); decay_bias_and_norm makes every tensor decay.
+
+    momentum_correction (Goyal et al. 2017): while lr rises, that is in warm-up, m in line 3 is m lr / previous_lr, so
+    that the past counts at the new rate. It needs a buffer proportional to lr: caffe2017 or mlperf.
+
+    previous_lr is the only state beside v: a checkpoint stores it. trust_ratios holds r by name from the last step.
+
+    Raises ValueError for an unknown variant, a constant out of range, or a correction without its buffer.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        *,
+        variant: str = "caffe2017",
+        trust_coefficient: float = 0.001,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        epsilon: float = 0.0,
+        momentum_correction: bool = False,
+        decay_bias_and_norm: bool = False,
+    ):
+        if variant not in VARIANTS:
+            raise ValueError(f"LARS variant {variant!r} is unknown; expected one of {', '.join(VARIANTS)}")
+        self.rule = VARIANTS[variant]
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}; expected 0 or more and less than 1")
+        if min(trust_coefficient, weight_decay, epsilon) < 0:
+            raise ValueError("trust_coefficient, weight_decay or epsilon is negative; expected 0 or more")
+        if momentum_correction and (self.rule.clip or not self.rule.lr_in_buffer):
+            raise ValueError(f"momentum_correction with {variant}, whose buffer does not scale with lr; use caffe2017")
+        self.parameters = list(parameters)
+        self.trust_coefficient = trust_coefficient
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.weight_decay = weight_decay
+        self.epsilon = epsilon
+        self.momentum_correction = momentum_correction
+        self.decay_bias_and_norm = decay_bias_and_norm
+        self.previous_lr = 0.0
+        self.trust_ratios: dict[str, float] = {}
+
+    def step(self, lr: float, parameters: Iterable[Parameter] | None = None):
+        """One update of every parameter from its gradient; `parameters`: the same ones, in the order they are ready."""
+        self.begin(lr)
+        for p in self.parameters if parameters is None else parameters:
+            self.update(p, squared_norms(p.w, p.gradient) if self.adapts(p) else None)
+
+    def begin(self, lr: float):
+        """A step at this rate begins: `update` follows, once for every element of every parameter."""
+        self._lr, self._momentum = lr, self.momentum
+        if self.momentum_correction and 0 < self.previous_lr < lr:
+            self._momentum *= lr / self.previous_lr
+        self.previous_lr = lr
+
+    def adapts(self, p: Parameter) -> bool:
+        """Whether `update` wants the norms of this parameter."""
+        return self.trust_coefficient != 0 and (p.adapt or not self.rule.skip)
+
+    def update(self, p: Parameter, norms: tuple[float, float] | None, part: slice = slice(None)):
+        """Update the elements `part`, in memory order, of a parameter; norms: squared, of all of w and its gradient."""
+        rate = self._rate(p, norms)
+        inside, outside = (rate, 1.0) if self.rule.lr_in_buffer else (1.0, rate)
+        w, g, v = (array.reshape(-1)[part] for array in (p.w, p.gradient, p.v))
+        momentum_update(w, g, v, self._momentum, self._decay(p), inside, outside, self.nesterov)
+
+    def _decay(self, p: Parameter) -> float:
+        decays = p.decay and (p.adapt or not self.rule.skip)
+        return self.weight_decay if decays or self.decay_bias_and_norm else 0.0
+
+    def _rate(self, p: Parameter, norms) -> float:
+        """lr times the trust ratio, or the smaller of the two; plain lr where there is no trust."""
+        lr = self._lr
+        if not self.adapts(p):
+            return lr
+        ww, gg = norms
+        coefficient, decay = self.trust_coefficient, self.weight_decay
+        if self.rule.clip:
+            coefficient, decay = (1 - self.momentum) * coefficient, 0.0
+        ratio = trust_ratio(math.sqrt(ww), math.sqrt(gg), coefficient, decay, self.epsilon)
+        self.trust_ratios[p.name] = ratio
+        return min(lr, ratio) if self.rule.clip else lr * ratio
+
+
+def trust_ratio(w_norm: float, g_norm: float, coefficient: float, decay: float, epsilon: float) -> float:
+    """coefficient * |w| / (|g| + decay * |w| + epsilon), and 1 where a norm is 0.
+
+    At |w| = 0 the formula gives 0: a bias that starts at zero would never move. But 1 means the raw learning rate, 32
+    in AlexNet's recipe at batch 32,768: hence the skip lists, and Caffe's biases that start at 0.01 and 0.1.
+    """
+    if w_norm > 0 and g_norm > 0:
+        return coefficient * w_norm / (g_norm + decay * w_norm + epsilon)
+    return 1.0
