@@ -1,0 +1,22 @@
+"""Shards, the order of their rows, and batches made from them."""
+
+from .augment import Augment, read_mean_image
+from .dataset import DataSet
+from .loader import EvalLoader, Loader
+from .pack import pack
+from .sampler import Order, eval_rows
+from .shards import ShardError
+from .synthetic import Synthetic
+
+__all__ = [
+    "Augment",
+    "DataSet",
+    "EvalLoader",
+    "Loader",
+    "Order",
+    "ShardError",
+    "Synthetic",
+    "eval_rows",
+    "pack",
+    "read_mean_image",
+]

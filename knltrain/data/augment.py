@@ -1,0 +1,155 @@
+"""Which part of a picture becomes the sample, in which colours: drawn from a hash of (seed, epoch, row).
+
+So a sample does not depend on which thread, rank or step makes it. What is drawn and how pixels move is in kernels,
+which run without the interpreter's lock; here it is put together, by level.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels import (
+    center_window,
+    crop_normalize,
+    mean_color,
+    random_box,
+    random_colors,
+    random_window,
+    resample_normalize,
+    sample_key,
+    transform_colors,
+    uniform,
+)
+
+from .decode import decode_part, jpeg_header
+
+LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")
+PURPOSE = 1  # of the random numbers; dropout's differ
+SHRINKS = (8, 4, 2)  # by which a JPEG can be shrunk while it is decoded, fast
+
+
+class Window(NamedTuple):
+    """Part of a picture, in its pixels. If it has the size of the crop it is copied, and may reach over the edge."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+    mirror: bool
+
+
+class Augment:
+    """Cut, mirror and normalize: picture (H, W, 3) uint8 → sample (crop, crop, 3) float32.
+
+    Parameters
+    ----------
+    level : none: the centre. crop_flip: a random crop, mirrored half of the time (as all that follow). scale: the same
+        after scaling by a random factor 1..1.875. scale_aspect: a box of random area (share min_area..1) and aspect
+        (3/4..4/3), resampled. color: that, and brightness, contrast, saturation and lighting changed
+    crop : side of the sample
+    mean : 3 numbers in units of 0..255, or a mean picture (H, W, 3), for pictures of its size that are not resampled
+    std : 3 numbers in units of 0..255; (256, 256, 256) is Caffe's scale of 1/256
+    seed : of the whole run
+    pad : pixels of mean colour around a picture, into which crop_flip may reach
+    min_area : see level
+    short_side : pixels to which the short side of a picture is scaled before none, crop_flip and scale cut out their
+        crop (in one go with it); 0: it is cut out of the picture as it is stored
+
+    A picture smaller than the crop is enlarged.
+    Raises: ValueError for an unknown level or a number out of range.
+    """
+
+    def __init__(
+        self, level: str, crop: int, mean, std, *, seed=0, pad: int = 0, min_area: float = 0.25, short_side: int = 0
+    ):
+        if level not in LEVELS:
+            raise ValueError(f"augmentation {level!r}: expected one of {', '.join(LEVELS)}")
+        self.mean = np.ascontiguousarray(mean, np.float32)
+        self.inverse_std = (1 / np.asarray(std, np.float64)).astype(np.float32)
+        if not (crop > 0 and pad >= 0 and 0 < min_area <= 1 and short_side >= 0 and self.inverse_std.shape == (3,)):
+            raise ValueError(
+                f"crop {crop}, pad {pad}, min_area {min_area}, short_side {short_side}, std {std}: expected crop > 0, "
+                "pad and short_side >= 0, min_area in (0, 1], three numbers"
+            )
+        if self.mean.shape != (3,) and not (self.mean.ndim == 3 and level in ("none", "crop_flip")):
+            raise ValueError(
+                f"mean of shape {self.mean.shape} with augmentation {level}: expected three numbers, or a mean picture "
+                "(height, width, 3) with none or crop_flip"
+            )
+        self.level, self.crop, self.seed, self.pad, self.min_area = level, crop, seed, pad, min_area
+        self.short_side = short_side
+
+    def window(self, height: int, width: int, epoch: int, row: int) -> Window:
+        """The part of a picture of this size that is the sample of (seed, epoch, row)."""
+        if self.level == "none":
+            return Window(*center_window(height, width, self.crop, self.short_side), False)
+        key = self._key(epoch, row)
+        mirror = bool(uniform(key, 0) < 0.5)
+        if self.level in ("crop_flip", "scale"):
+            scaled = self.level == "scale"
+            return Window(*random_window(key, height, width, self.crop, self.short_side, self.pad, scaled), mirror)
+        return Window(*random_box(key, height, width, self.min_area), mirror)
+
+    def apply(self, image: np.ndarray, epoch: int, row: int, out: np.ndarray) -> None:
+        """Write the sample of (seed, epoch, row) to out, (crop, crop, 3) float32."""
+        self.cut(image, self.window(image.shape[0], image.shape[1], epoch, row), epoch, row, out)
+
+    def decode(self, data: np.ndarray, epoch: int, row: int) -> tuple[np.ndarray, Window]:
+        """Of a stored JPEG, (bytes,) uint8: as much of its pixels as `cut` needs, and the window there.
+
+        It is shrunk while it is decoded as long as the window stays as large as the crop, so nothing is lost but time;
+        what lies below the window is not decoded. `data` may be changed. Raises: DecodeError
+        """
+        header = jpeg_header(data)
+        window = self.window(header.height, header.width, epoch, row)
+        least = min(window.height, window.width)
+        shrink = next((factor for factor in SHRINKS if least >= factor * self.crop), 1)
+        pixels = decode_part(data, header, window.top + window.height, shrink)
+        if shrink > 1:
+            top, left, height, width = (value / shrink for value in window[:4])
+            window = Window(top, left, min(height, len(pixels) - top), width, window.mirror)
+        return pixels, window
+
+    def cut(self, image: np.ndarray, window: Window, epoch: int, row: int, out: np.ndarray) -> None:
+        """Write a window of a picture to out, (crop, crop, 3) float32, normalized."""
+        top, left, height, width, mirror = window
+        if self.level == "color":
+            resample_normalize(image, window[:4], mirror, _NOTHING, _ONE, out)
+            change = random_colors(self._key(epoch, row), mean_color(out))
+            change[:, 3] -= self.mean
+            change *= self.inverse_std[:, None]
+            transform_colors(out, change[:, :3], change[:, 3])
+        elif height == width == self.crop and top == int(top) and left == int(left):
+            crop_normalize(image, top, left, mirror, self.mean, self.inverse_std, out)
+        else:
+            resample_normalize(image, window[:4], mirror, self.mean, self.inverse_std, out)
+
+    def _key(self, epoch, row):
+        # back from Python the key is an int, and one above 2**63 would not be taken for a uint64
+        return np.uint64(sample_key(self.seed, epoch, row, PURPOSE))
+
+
+def read_mean_image(path, size: int) -> np.ndarray:
+    """A mean picture (H, W, 3) float32, red green blue in units of 0..255, from a .npy file of that, or of Caffe's
+    (3, H, W) blue green red.
+
+    Raises: ValueError if it is not of size x size pixels, with the file's name.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: found no NumPy array ({error}), expected a mean picture in a .npy file") from None
+    shape = getattr(found, "shape", None)
+    if shape == (3, size, size):
+        found = found[::-1].transpose(1, 2, 0)
+    elif shape != (size, size, 3):
+        raise ValueError(
+            f"{path}: found shape {shape}, expected a mean picture of ({size}, {size}, 3), red green blue, or "
+            f"(3, {size}, {size}), blue green red, the size of the raw shards"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError(f"{path}: found values that are not numbers, expected 0..255")
+    return np.ascontiguousarray(found, np.float32)
+
+
+_NOTHING, _ONE = np.zeros(3, np.float32), np.ones(3, np.float32)

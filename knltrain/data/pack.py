@@ -1,0 +1,389 @@
+"""From picture files to shards: `knltrain pack`, on one rank or many.
+
+Which files a shard holds is planned before the first one is read, from names and sizes alone. So shards are independent
+of each other: any rank may make any of them, the result is the same to the byte, and a run that was killed goes on with
+the shards that are missing. Pictures are decoded once, here, by all cores; what cannot be decoded is named, left out,
+and recorded in the shard.
+
+A shard is `shard-00007.writing` while it is written, `.partial` when it is whole and on the disk, and `.h5` once all
+are whole and it knows its place among them.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from .decode import DecodeError, require_decoder, to_stored
+from .progress import Progress, on_first_rank
+from .ranks import from_first
+from .sampler import permutation
+from .shards import VERSION, Row, Shard, ShardError, finish_shard, write_shard
+from .sources import Entry, list_source
+from .truth import list_with_truth
+
+SHUFFLE_KEY = 0x5A4D  # of the fixed order of rows; a change of it changes every packed data set
+
+
+@dataclass
+class PackReport:
+    """What was packed. `bad` holds (name, reason) of every file left out; seconds and resumed are of this call."""
+
+    out: Path
+    class_names: list[str]
+    rows: int = 0
+    shards: int = 0
+    resumed: int = 0  # shards found whole, from a run before
+    bytes: int = 0
+    seconds: float = 0.0
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+
+def pack(
+    src: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    encoding: str = "raw",
+    size: int = 256,
+    shard_bytes: int = 256 << 20,
+    max_bad: int | float = 0.01,
+    ground_truth: str | os.PathLike | None = None,
+    synsets: str | os.PathLike | None = None,
+    threads: int | None = None,
+    comm=None,
+    report=sys.stderr,
+) -> PackReport:
+    """Pack picture files into shards; all ranks of `comm` together.
+
+    Parameters
+    ----------
+    src : class folders or class tars, in a folder or in a tar, see `sources`
+    out : folder of the shards; absent or empty, but for what an earlier run left. Shards of this same packing that are
+        whole are kept; unfinished ones of another packing are removed
+    encoding : raw: size x size pixels (short side scaled, centre cut out); jpeg: files, short side scaled to size
+    size : pixels; 0 with jpeg keeps every picture as large as it is, and its bytes
+    shard_bytes : about the size of a shard; a rank holds two in memory
+    max_bad : files that may be unreadable before the run stops: an int is a count, a float a share from 0.0 to 1.0
+    ground_truth, synsets : for files without class folders, see `truth`
+    threads : of decoding on this rank; None takes the cores this process may use
+    report : text stream of progress (of rank 0's share) and of the names of bad files, or None
+
+    Raises: ValueError with one line for bad input. Whatever ends a run early, whole shards stay in `out` and the same
+    call goes on with them. In the main thread SIGTERM stops as Ctrl-C does, with KeyboardInterrupt before the next
+    picture.
+    """
+    src, out = Path(src), Path(out)
+    _check_arguments(encoding, size, shard_bytes, max_bad, ground_truth, synsets)
+    require_decoder()
+    begin = time.perf_counter()
+    rank, ranks = (comm.rank, comm.size) if comm is not None else (0, 1)
+    plan = _plan(src, encoding, size, shard_bytes, ground_truth, synsets, comm)
+    allowed = max_bad if isinstance(max_bad, int) else int(max_bad * len(plan.order))
+    with _folder(out, comm):
+        done = from_first(comm, lambda: _find_done(out, plan, on_first_rank(comm, report)))
+        missing = [k for k in range(plan.shards) if k not in done["shards"]]
+        mine = missing[rank::ranks]
+        counts = _pack_shards(mine, plan, out, allowed, threads or len(os.sched_getaffinity(0)), rank, report, src)
+        counts = _gather(comm, counts)
+        rows = dict(zip(done["shards"], done["rows"], strict=True)) | {int(k): n for k, n in counts["rows"]}
+        bad = [tuple(pair) for pair in [*done["bad"], *counts["bad"]]]
+        _check_counts(src, plan, bad, allowed, {*done["labels"], *counts["labels"]})
+        _finish(out, plan, rows, rank, ranks, comm)
+    files = [out / f"shard-{k:05d}.h5" for k in range(plan.shards) if rows[k]]
+    result = PackReport(out, plan.class_names, sum(rows.values()), len(files), len(done["shards"]), bad=bad)
+    result.bytes = sum(file.stat().st_size for file in files) if rank == 0 else 0
+    result.seconds = time.perf_counter() - begin
+    Progress(on_first_rank(comm, report), 0).line(
+        f"packed {result.rows} images of {len(plan.class_names)} classes into {result.shards} shards "
+        f"({result.resumed} of them before), {result.bytes / 1e6:.1f} MB, in {result.seconds:.1f} s; "
+        f"{len(bad)} unreadable files skipped"
+    )
+    return result
+
+
+def _check_arguments(encoding, size, shard_bytes, max_bad, ground_truth, synsets):
+    if encoding not in ("raw", "jpeg"):
+        raise ValueError(f"encoding {encoding!r}: expected raw or jpeg")
+    if not 0 <= size <= 8192 or (encoding == "raw" and size == 0):
+        raise ValueError(f"size {size}: expected 1 to 8192 pixels, or 0 with jpeg to keep the size of every picture")
+    if shard_bytes < 1:
+        raise ValueError(f"shard bytes {shard_bytes}: expected a positive size")
+    if not 0 <= max_bad <= (max_bad if isinstance(max_bad, int) else 1):
+        raise ValueError(f"max bad {max_bad}: expected a count of files, or a share from 0.0 to 1.0")
+    if (ground_truth is None) != (synsets is None):
+        raise ValueError("found one of ground truth and synsets, expected both or neither")
+
+
+@contextmanager
+def _check_for_signals():
+    """A function that raises KeyboardInterrupt once SIGINT or SIGTERM has come; a second one ends the process at once.
+
+    A handler that raised by itself would go unheard inside a callback of the interpreter, of which HDF5's objects have
+    many. Only the main thread may set handlers; in others the function does nothing.
+    """
+    caught = []
+
+    def note(number, frame):
+        caught.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    def check():
+        if caught:
+            raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM) if in_main}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- the plan ------------------------------------------------------------------------------------------------
+
+
+class _Plan:
+    """Which file is which row of which shard, the same on all ranks. `digest` tells this packing from others."""
+
+    def __init__(self, listing, data, encoding, size, shard_bytes):
+        self.encoding, self.size, self.class_names = encoding, size, listing["class_names"]
+        self._names = _split(listing["names"])
+        self._paths, self._path_of = _split(listing["paths"]), listing["path_of"]
+        self._offsets, self._lengths = listing["offsets"], listing["lengths"]
+        self._faults, self._data = {int(i): text for i, text in listing["faults"]}, data
+        self._labels = {name: label for label, name in enumerate(self.class_names)}
+        self.labels_expected = {self._labels[name.partition("/")[0]] for name in self._names}
+        self.order = permutation(len(self._names), SHUFFLE_KEY)
+        if encoding == "raw":
+            estimates = np.full(len(self.order), 3 * size * size)
+        else:  # what a picture will take is not known before it is encoded: at most what it takes now
+            lengths = self._lengths[self.order]
+            estimates = np.minimum(lengths, size * size) if size else lengths
+        before = np.cumsum(estimates) - estimates
+        shard_of = before // max(shard_bytes, int(estimates.max()))
+        self._bounds = [*np.flatnonzero(np.diff(shard_of, prepend=-1)).tolist(), len(self.order)]
+        self.shards = len(self._bounds) - 1
+        facts = json.dumps([VERSION, encoding, size, shard_bytes, self.class_names]).encode()
+        whole = b"".join([facts, listing["names"].tobytes(), self._lengths.tobytes()])
+        self.digest = hashlib.sha256(whole).hexdigest()[:32]
+
+    def entries(self, shard: int) -> list[Entry]:
+        """The files of a shard, in the order of its rows."""
+        return [self._entry(i) for i in self.order[self._bounds[shard] : self._bounds[shard + 1]].tolist()]
+
+    def _entry(self, i):
+        place = self._paths[self._path_of[i]], int(self._offsets[i]), int(self._lengths[i])
+        return Entry(self._names[i], *place, self._data.get(i), self._faults.get(i))
+
+    def files(self, shard: int) -> int:
+        """How many files a shard is made of."""
+        return self._bounds[shard + 1] - self._bounds[shard]
+
+    def label(self, entry: Entry) -> int:
+        return self._labels[entry.class_name]
+
+
+def _plan(src, encoding, size, shard_bytes, ground_truth, synsets, comm):
+    data = {}  # bytes of the files of a compressed tar, which only the rank that read it has
+
+    def listing():
+        if ground_truth is None:
+            class_names, entries = list_source(src)
+        else:
+            class_names, entries = list_with_truth(src, Path(ground_truth), Path(synsets))
+        data.update((i, entry.data) for i, entry in enumerate(entries) if entry.data is not None)
+        if data and comm is not None and comm.size > 1:
+            raise ValueError(f"{src}: found a compressed tar, which ranks cannot share: decompress it, or use one rank")
+        paths = {path: i for i, path in enumerate(dict.fromkeys(entry.path for entry in entries))}
+        return {
+            "class_names": class_names,
+            "names": _join(entry.name for entry in entries),
+            "paths": _join(paths),
+            "path_of": np.array([paths[entry.path] for entry in entries], np.int32),
+            "offsets": np.array([entry.offset for entry in entries], np.int64),
+            "lengths": np.array([entry.length for entry in entries], np.int64),
+            "faults": [(i, entry.fault) for i, entry in enumerate(entries) if entry.fault],
+        }
+
+    return _Plan(from_first(comm, listing), data, encoding, size, shard_bytes)
+
+
+def _join(texts):
+    """Texts as one array of bytes; no file name holds a NUL."""
+    return np.frombuffer("\0".join(texts).encode("utf-8", "surrogateescape"), np.uint8)
+
+
+def _split(array):
+    return array.tobytes().decode("utf-8", "surrogateescape").split("\0")
+
+
+# ---- the folder ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _folder(out, comm):
+    """The folder of the shards, made where it is missing; if nothing came into it, it is removed again."""
+    created = []
+
+    def make():
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out}: found a file, expected a folder to make: name another")
+        created.extend(folder for folder in (out, *out.parents) if not folder.exists())
+        out.mkdir(parents=True, exist_ok=True)
+        return {}
+
+    from_first(comm, make)
+    try:
+        yield
+    except BaseException:
+        for path in out.glob("shard-*.writing") if comm is None or comm.size == 1 else ():
+            path.unlink()
+        for folder in created:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def _find_done(out, plan, report):
+    """The whole shards of this packing that are there; what else lies in the folder is removed or refused."""
+    shards, rows, bad, labels = [], [], [], set()
+    for path in sorted(out.iterdir()):
+        ours = path.name.startswith("shard-") and path.suffix in (".writing", ".partial", ".h5")
+        try:
+            shard = Shard(path, unfinished=True) if ours and path.suffix != ".writing" else None
+        except ShardError:
+            shard = None
+        number = path.stem.removeprefix("shard-")
+        if shard is not None and shard.plan == plan.digest and number.isdecimal() and int(number) < plan.shards:
+            shards.append(int(number))
+            rows.append(shard.rows)
+            bad += [text.partition(": ")[::2] for text in shard.skipped]
+            labels |= set(shard.labels.tolist())
+        elif ours and path.suffix != ".h5":  # of a run that was killed while it wrote, or of another packing
+            path.unlink()
+        else:
+            raise ValueError(f"{out}: found a folder that is not empty ({path.name}), expected a new one: name another")
+    if shards:
+        Progress(report, 0).line(f"{out}: going on with {len(shards)} of {plan.shards} shards that are whole")
+    return {"shards": shards, "rows": rows, "bad": bad, "labels": sorted(labels)}
+
+
+def _finish(out, plan, rows, rank, ranks, comm):
+    """Give all shards their place and their name. What was finished before a kill is finished again."""
+    first_rows = np.cumsum([0] + [rows[k] for k in range(plan.shards)]).tolist()
+    for k in range(rank, plan.shards, ranks):
+        temporary, final = out / f"shard-{k:05d}.partial", out / f"shard-{k:05d}.h5"
+        if final.exists():
+            continue
+        if rows[k]:
+            finish_shard(temporary, final, first_rows[-1], first_rows[k])
+        else:  # all its files were bad
+            temporary.unlink()
+    if comm is not None:
+        comm.barrier()
+    if rank == 0:
+        folder = os.open(out, os.O_RDONLY)
+        os.fsync(folder)  # the new names too are on the disk
+        os.close(folder)
+
+
+# ---- one rank's shards ---------------------------------------------------------------------------------------
+
+
+def _pack_shards(mine, plan, out, allowed, threads, rank, report, src):
+    """Make the shards `mine`; returns rows [[shard, count], …], bad files and the labels seen."""
+    counts = {"rows": [], "bad": [], "labels": set()}
+    progress = Progress(report if rank == 0 else None, sum(map(plan.files, mine)))
+    loud, done = Progress(report, 0), 0
+    converted = _convert((entry for k in mine for entry in plan.entries(k)), plan.encoding, plan.size, threads)
+    with _check_for_signals() as check, ThreadPoolExecutor(1, "writer") as writer:
+        writing = None
+        for k in mine:
+            rows, skipped = [], []
+            for entry, data in islice(converted, plan.files(k)):
+                check()
+                done += 1
+                if isinstance(data, DecodeError):
+                    skipped.append(f"{entry.name}: {data}")
+                    counts["bad"].append((entry.name, str(data)))
+                    loud.line(f"skipped {entry.name}: {data}")
+                    _check_bad(src, plan, counts["bad"], allowed)
+                else:
+                    rows.append(Row(data, plan.label(entry), entry.name))
+                progress.show(done, f", {len(counts['bad'])} unreadable")
+            counts["labels"] |= {row.label for row in rows}
+            counts["rows"].append([k, len(rows)])
+            if writing is not None:
+                writing.result()  # one shard is written while the next one grows
+            writing = writer.submit(_write, out / f"shard-{k:05d}", rows, skipped, plan)
+        if writing is not None:
+            writing.result()
+        check()
+    return counts | {"labels": sorted(counts["labels"])}
+
+
+def _write(path, rows, skipped, plan):
+    temporary = path.with_suffix(".writing")
+    facts = {"encoding": plan.encoding, "size": plan.size, "class_names": plan.class_names, "plan": plan.digest}
+    write_shard(temporary, rows, skipped=skipped, **facts)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.rename(temporary, path.with_suffix(".partial"))
+
+
+def _convert(entries, encoding, size, threads):
+    """(entry, row data or DecodeError) for each entry, in the given order, a few per thread ahead."""
+
+    def convert(entry):
+        try:
+            return entry, to_stored(entry.read(), encoding, size)
+        except DecodeError as error:
+            return entry, error
+
+    with ThreadPoolExecutor(threads, "decoder") as pool:
+        pending = deque()
+        try:
+            for entry in entries:
+                pending.append(pool.submit(convert, entry))
+                if len(pending) > 4 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _gather(comm, counts):
+    """The counts of all ranks in one."""
+    parts = comm.gather(counts) if comm is not None else [counts]
+    return {key: [item for part in parts for item in part[key]] for key in counts}
+
+
+def _check_bad(src, plan, bad, allowed):
+    if len(bad) > allowed:
+        name, reason = bad[-1]
+        raise ValueError(
+            f"{src}: found {len(bad)} unreadable files (last: {name}: {reason}), expected at most {allowed} of "
+            f"{len(plan.order)}: remove them, or allow more with --max-bad and go on"
+        )
+
+
+def _check_counts(src, plan, bad, allowed, labels):
+    if bad:
+        _check_bad(src, plan, bad, allowed)
+    for label, name in enumerate(plan.class_names):
+        if label in plan.labels_expected and label not in labels:
+            raise ValueError(f"class {name}: found no readable image, expected at least one: remove the folder")

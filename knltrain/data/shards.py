@@ -1,0 +1,239 @@
+"""The shard format, version 2: this file is its definition, docs/shards.md says the same in prose.
+
+A data set is a folder of HDF5 files `shard-00000.h5`, … . Attributes of a file:
+
+    format "knltrain-shard" · version 2 · encoding "raw" or "jpeg" · size · rows · first_row · total_rows
+    plan                which packing this shard belongs to: the same text in all shards of a data set
+    metadata_checksum   CRC-32C over METADATA and `skipped`, each as "name type shape" and its bytes
+
+and its datasets, all of them contiguous, n = rows:
+
+    class_names (classes,) and names (n,)   fixed-length UTF-8; names are paths relative to the packed folder
+    labels    (n,) int32                    index into class_names
+    checksums (n,) uint32                   CRC-32C of the label as 4 little-endian bytes, then the bytes of the row
+    images    (n, size, size, 3) uint8      raw
+    bytes     (b,) uint8 and offsets (n + 1,) int64    jpeg: row i is bytes[offsets[i]:offsets[i + 1]]
+    skipped   (k,) fixed-length UTF-8       "name: reason" of the files left out, only where there are any
+
+HDF5 gives structure and tools; rows are read with pread at the dataset's place in the file, because all HDF5 calls of a
+process share one lock. Everything a file says about itself is checked against its length before it is used. The file
+is of HDF5's format 1.8, in which the library's own structures carry checksums too.
+"""
+
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from kernels import crc32c
+
+from .files import OpenFile
+
+FORMAT, VERSION = "knltrain-shard", 2
+METADATA = {"raw": ("class_names", "names", "labels", "checksums")}
+METADATA["jpeg"] = (*METADATA["raw"], "offsets")
+WRITE_BYTES = 8 << 20  # at a time
+HDF5 = ("v108", "v108")  # files that HDF5 1.8 (2008) and later read
+
+
+class ShardError(ValueError):
+    """A shard is damaged, incomplete or of another version."""
+
+
+class Row(NamedTuple):
+    """One row to write: raw pixels (size, size, 3) uint8, or the bytes of a JPEG file."""
+
+    data: np.ndarray | bytes
+    label: int
+    name: str
+
+
+def checksum(label: int, data) -> int:
+    """CRC-32C over label and bytes, so that neither can change unnoticed."""
+    return crc32c(data, crc32c(int(label).to_bytes(4, "little")))
+
+
+def _metadata_checksum(arrays: dict[str, np.ndarray]) -> int:
+    """CRC-32C over what tells what the rows are, in the order of METADATA."""
+    value = 0
+    for name, array in arrays.items():
+        value = crc32c(f"{name} {array.dtype.str} {array.shape}".encode(), value)
+        value = crc32c(array.tobytes(), value)
+    return value
+
+
+# ---- writing -------------------------------------------------------------------------------------------------
+
+
+def write_shard(
+    path: Path,
+    rows: list[Row],
+    *,
+    encoding: str,
+    size: int,
+    class_names: list[str],
+    first_row: int = 0,
+    plan: str = "",
+    skipped: list[str] | tuple = (),
+) -> None:
+    """Write one shard. Its attribute total_rows is 0, hence unreadable, until finish_shard is called."""
+    n = len(rows)
+    metadata = {
+        "class_names": _fixed_utf8(class_names),
+        "names": _fixed_utf8([row.name for row in rows]),
+        "labels": np.array([row.label for row in rows], np.int32),
+        "checksums": np.array([checksum(row.label, row.data) for row in rows], np.uint32),
+    }
+    if encoding == "jpeg":
+        metadata["offsets"] = np.cumsum([0] + [len(row.data) for row in rows], dtype=np.int64)
+    if skipped:
+        metadata["skipped"] = _fixed_utf8(skipped)
+    with h5py.File(path, "w", locking=False, libver=HDF5) as file:
+        # numbers and texts of fixed length: they lie in the file's checksummed header
+        texts = {name: np.bytes_(text) for name, text in (("format", FORMAT), ("encoding", encoding), ("plan", plan))}
+        for name, value in texts.items():
+            file.attrs.create(name, value, dtype=h5py.string_dtype("utf-8", max(1, len(value))))
+        numbers = {"version": VERSION, "size": size, "rows": n, "first_row": first_row, "total_rows": 0}
+        for name, value in (numbers | {"metadata_checksum": _metadata_checksum(metadata)}).items():
+            file.attrs[name] = value
+        for name, array in metadata.items():
+            file[name] = array
+        if encoding == "raw":
+            stored = file.create_dataset("images", (n, size, size, 3), np.uint8)
+        else:
+            stored = file.create_dataset("bytes", (int(metadata["offsets"][-1]),), np.uint8)
+        at = 0
+        for some in _chunks(rows):  # a call of HDF5 for every small row would take longer than decoding it
+            chunk = np.stack(some) if encoding == "raw" else np.frombuffer(b"".join(some), np.uint8)
+            stored[at : at + len(chunk)] = chunk
+            at += len(chunk)
+
+
+def _chunks(rows):
+    """The data of the rows, in lists of about WRITE_BYTES."""
+    some, nbytes = [], 0
+    for row in rows:
+        some.append(row.data)
+        nbytes += memoryview(row.data).nbytes
+        if nbytes >= WRITE_BYTES:
+            yield some
+            some, nbytes = [], 0
+    if some:
+        yield some
+
+
+def finish_shard(temporary: Path, path: Path, total_rows: int, first_row: int | None = None) -> None:
+    """Tell a shard its place in the whole data set, bring it safely to the disk, give it its name."""
+    with h5py.File(temporary, "r+", locking=False, libver=HDF5) as file:
+        file.attrs.modify("total_rows", total_rows)  # in place: the bytes do not depend on how often this is done
+        if first_row is not None:
+            file.attrs.modify("first_row", first_row)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+
+
+def _fixed_utf8(texts):
+    # a file name that is not UTF-8 is kept readable: \udce9 for the byte e9
+    encoded = [text.encode("utf-8", "backslashreplace") for text in texts]
+    return np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded), default=1)))
+
+
+# ---- reading -------------------------------------------------------------------------------------------------
+
+
+class Shard:
+    """What one file says about itself, checked. Holds no open file.
+
+    Attributes: path, encoding, size, rows, first_row, total_rows, plan; class_names, names, labels, checksums
+    (arrays); skipped (list of str); data_at: where row 0 begins in the file; offsets (rows + 1,) int64 from there.
+
+    Raises: ShardError, one line. unfinished: also take a shard that finish_shard has not seen.
+    """
+
+    def __init__(self, path: Path, *, unfinished: bool = False):
+        self.path, self.length = Path(path), os.stat(path).st_size
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                self._load(file, unfinished)
+        except ShardError:
+            raise
+        except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... for a damaged file
+            found = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise self.error(f"found no whole HDF5 file ({found}), expected a shard: copy or pack it again") from None
+
+    def _load(self, file, unfinished):
+        facts = dict(file.attrs)
+        if _text(facts.get("format")) != FORMAT:
+            raise self.error(f"found no {FORMAT} attribute, expected a shard written by `knltrain pack`: remove it")
+        if facts.get("version") != VERSION:
+            version = facts.get("version")
+            raise self.error(f"found format version {version}, this release reads {VERSION}: pack the data again")
+        self.encoding, self.plan = _text(facts["encoding"]), _text(facts["plan"])
+        if self.encoding not in METADATA:
+            raise self.error(f"found encoding {self.encoding!r}, expected raw or jpeg: pack the data again")
+        self.size, self.rows, self.first_row, self.total_rows = (
+            int(facts[name]) for name in ("size", "rows", "first_row", "total_rows")
+        )
+        finished = self.rows > 0 and self.total_rows > 0
+        if not (self.size >= 0 and self.rows >= 0 and self.first_row >= 0 and (finished or unfinished)):
+            raise self.error(
+                f"found size {self.size}, rows {self.rows}, first_row {self.first_row}, total_rows {self.total_rows}, "
+                "expected positive numbers: the packing was interrupted, pack the data again"
+            )
+        n = self.rows
+        shapes = {"class_names": None, "names": (n,), "labels": (n,), "checksums": (n,), "offsets": (n + 1,)}
+        types = {"class_names": "S", "names": "S", "labels": "<i4", "checksums": "<u4", "offsets": "<i8"}
+        wanted = METADATA[self.encoding] + (("skipped",) if "skipped" in file else ())
+        opened, places, metadata = OpenFile(self.path), {}, {}
+        for name in wanted:
+            places[name], shape, dtype = self._place(file, name, shapes.get(name), types.get(name, "S"))
+            metadata[name] = np.zeros(shape, dtype)
+            if metadata[name].nbytes:
+                opened.read_into(metadata[name].reshape(-1).view(np.uint8), places[name])
+        self.class_names, self.names = metadata["class_names"], metadata["names"]
+        self.names_at, self.name_bytes = places["names"], self.names.dtype.itemsize
+        self.labels, self.checksums = metadata["labels"], metadata["checksums"]
+        self.skipped = [text.decode("utf-8", "replace") for text in metadata.get("skipped", ())]
+        if n and not (0 <= self.labels.min() and self.labels.max() < len(self.class_names)):
+            raise self.error(f"found labels outside 0..{len(self.class_names) - 1}: pack the data again")
+        if self.encoding == "raw":
+            self.data_at, _, _ = self._place(file, "images", (n, self.size, self.size, 3), "|u1")
+            self.offsets = np.arange(n + 1) * (self.size * self.size * 3)
+        else:
+            self.data_at, shape, _ = self._place(file, "bytes", None, "|u1")
+            self.offsets = metadata["offsets"]
+            if self.offsets[0] != 0 or (self.offsets[-1],) != shape or (np.diff(self.offsets) <= 0).any():
+                raise self.error(f"found row offsets that do not ascend from 0 to {shape[0]}: pack it again")
+        found, expected = _metadata_checksum(metadata), facts.get("metadata_checksum")
+        if found != expected:
+            raise self.error(
+                f"found metadata with checksum {found}, expected {expected}: the file is damaged, copy or pack it again"
+            )
+
+    def _place(self, file, name, shape, dtype):
+        """Offset in the file, shape and type of a dataset, after type, shape and end were checked."""
+        dataset = file[name]
+        found, found_shape, expected = dataset.dtype, dataset.shape, np.dtype(dtype)
+        same_type = found.kind == "S" if dtype == "S" else found == expected
+        if not same_type or not found_shape or (shape is not None and found_shape != shape):
+            wanted = f"{expected} {shape or ''}".strip()
+            raise self.error(f"found {name} as {found} {found_shape}, expected {wanted}: pack the data again")
+        offset = dataset.id.get_offset()  # None for anything but one contiguous stretch of this file
+        nbytes = math.prod(found_shape) * found.itemsize
+        if nbytes and (offset is None or offset + nbytes > self.length):
+            raise self.error(
+                f"found {self.length} bytes, but {name} needs {nbytes} at {offset}: it is cut short, copy it again"
+            )
+        return offset or 0, found_shape, np.dtype(f"S{found.itemsize}") if dtype == "S" else found
+
+    def error(self, text: str) -> ShardError:
+        """A ShardError that names this file."""
+        return ShardError(f"shard {self.path}: {text}")
+
+
+def _text(value):
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -1,0 +1,131 @@
+"""knltrain/data/verify.py, and the promise behind it: damage gives an error or a report, never a wrong picture."""
+
+import io
+import signal
+
+import h5py
+import numpy as np
+import pytest
+
+from knltrain.data import DataSet, ShardError
+from knltrain.data.shards import Row, finish_shard, write_shard
+from knltrain.data.verify import summarize, verify
+
+ROWS, DAMAGES = 6, 1100  # of each encoding
+
+
+def write(folder, encoding, shards=2):
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    for s in range(shards):
+        rows = []
+        for i in range(ROWS):
+            data = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            data = data if encoding == "raw" else data.tobytes()[: 20 + i]
+            rows.append(Row(data, i % 3, f"class{i % 3}/{s}-{i}.jpg"))
+        path = folder / f"shard-{s:05d}.h5"
+        classes, skipped = [f"class{c}" for c in range(3)], ["class0/bad.jpg: empty file"] if s else []
+        write_shard(path, rows, encoding=encoding, size=4, class_names=classes, plan="p", skipped=skipped)
+        finish_shard(path, path, shards * ROWS, s * ROWS)
+    return folder
+
+
+def contents(folder):
+    data = DataSet(folder)
+    return [(data.class_names[data.labels[row]], data.name(row), bytes(data.read(row))) for row in range(len(data))]
+
+
+def damage(whole, random):
+    """A damaged copy: bytes flipped, a stretch moved or zeroed, eight bytes replaced by a number, the end cut off."""
+    data, kind = bytearray(whole), random.integers(5)
+    at, to = sorted(random.integers(0, len(data), 2).tolist())
+    if kind == 0:
+        for place in random.integers(0, len(data), random.integers(1, 5)):
+            data[place] ^= 1 << random.integers(8)
+    elif kind == 1:
+        del data[at:]
+    elif kind == 2:  # two stretches change places, as offsets might
+        length = min(8, to - at, len(data) - to)
+        data[at : at + length], data[to : to + length] = data[to : to + length], data[at : at + length]
+    elif kind == 3:
+        data[at : at + 32] = bytes(len(data[at : at + 32]))
+    else:
+        numbers = [0, 1, 2**31, 2**62, 2**63 - 1, 2**64 - 1, len(data), int(random.integers(4096))]
+        data[at : at + 8] = numbers[random.integers(len(numbers))].to_bytes(8, "little")[: len(data) - at]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_damage__never_gives_a_wrong_picture(tmp_path, encoding):
+    folder = write(tmp_path / "d", encoding, shards=1)
+    expected, path = contents(folder), folder / "shard-00000.h5"
+    whole, random = path.read_bytes(), np.random.default_rng(7)
+    refused = 0
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("hangs"))
+    try:
+        for case in range(DAMAGES):
+            data = damage(whole, random)
+            path.write_bytes(data)
+            signal.alarm(10)
+            try:
+                assert contents(folder) == expected, f"case {case}"  # the damage met what nobody reads
+            except ShardError as error:
+                assert "\n" not in str(error) and "shard-00000.h5" in str(error)
+                refused += 1
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert refused > DAMAGES / 3
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_verify__finds_nothing_in_whole_shards(tmp_path, encoding):
+    stream = io.StringIO()
+    assert verify(write(tmp_path / "d", encoding), threads=2, report=stream) == 0
+    assert "12 rows in 2 shards" in stream.getvalue() and "all checksums agree" in stream.getvalue()
+
+
+def test_verify__names_every_problem(tmp_path):
+    folder = write(tmp_path / "d", "raw", shards=4)
+    rows = contents(folder)
+    for shard, row in ((0, 2), (0, 5), (1, 9)):
+        path = folder / f"shard-{shard:05d}.h5"
+        path.write_bytes(path.read_bytes().replace(rows[row][2], bytes(48)))
+    (folder / "shard-00002.h5").write_bytes(b"nothing")
+    (folder / "shard-00009.partial").touch()
+    stream = io.StringIO()
+    assert verify(folder, threads=3, report=stream) == 2
+    text = stream.getvalue()
+    for name in ("row 2 (class2/0-2.jpg)", "row 5 (class2/0-5.jpg)", "row 9 (class0/1-3.jpg)", "shard-00002.h5"):
+        assert name in text
+    assert "1 unfinished shards" in text and "5 problems" in text
+
+
+def test_verify__notices_a_missing_shard(tmp_path):
+    folder = write(tmp_path / "d", "jpeg", shards=3)
+    (folder / "shard-00001.h5").unlink()
+    stream = io.StringIO()
+    assert verify(folder, report=stream) == 2 and "missing" in stream.getvalue()
+    with pytest.raises(ShardError, match="no .*h5 file"):
+        verify(tmp_path, report=None)
+
+
+def test_summarize__says_what_is_there(tmp_path):
+    text = summarize(write(tmp_path / "d", "jpeg"))
+    parts = ["12 images in 2 shards", "jpeg, short side 4", "20 to 25 bytes", "class0 to class2, 4 to 4", "1 files"]
+    assert not [part for part in [*parts, "class0/bad.jpg: empty file"] if part not in text]
+
+
+def test_shard__is_what_its_page_says(tmp_path):
+    """docs/shards.md, read back with h5py alone."""
+    expected = contents(write(tmp_path / "d", "jpeg"))
+    with h5py.File(tmp_path / "d" / "shard-00001.h5") as file:
+        assert file.attrs["format"].decode() == "knltrain-shard" and file.attrs["version"] == 2
+        facts = {name: file.attrs[name].item() for name in ("size", "rows", "first_row", "total_rows")}
+        assert facts == {"size": 4, "rows": 6, "first_row": 6, "total_rows": 12}
+        assert file["class_names"].asstr()[:].tolist() == ["class0", "class1", "class2"]
+        assert file["names"].asstr()[4] == "class1/1-4.jpg"
+        offsets = file["offsets"][:]
+        row = file["bytes"][offsets[4] : offsets[5]]
+        assert bytes(row) == expected[10][2]
+        assert file["skipped"].asstr()[:].tolist() == ["class0/bad.jpg: empty file"]
