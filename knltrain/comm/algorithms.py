@@ -1,0 +1,222 @@
+"""Sums over ranks by messages: six algorithms, one interface.
+
+P ranks, n bytes, messages of latency a and bandwidth b. Every algorithm works in place on a flat float32 x, and sums
+element by element in an order that is a function of P alone where `tree` says so: the binary tree over ranks,
+((0 + 1) + (2 + 3)) + ..., that the sums over slots begin (see `reducer`). Where a vector is cut into parts, part p is
+x[bounds[p] : bounds[p + 1]].
+
+| name     | time                             | ranks        | tree | source                                  |
+| -------- | -------------------------------- | ------------ | ---- | --------------------------------------- |
+| mpi      | the library's                    | any          | no   | MPI_Allreduce                           |
+| ring     | 2(P-1) a + 2 (P-1)/P n/b         | any          | no   | Patarasuk and Yuan 2009                 |
+| halving  | 2 log2(P) a + 2 (P-1)/P n/b      | power of two | yes  | Thakur, Rabenseifner and Gropp 2005     |
+| doubling | log2(P) (a + n/b)                | power of two | yes  | the same                                |
+| tree     | 2 ceil(log2 P) (a + n/b)         | any          | yes  | binomial reduce, then broadcast         |
+| torus    | 2(R+C-2) a + 2 (P-1)/P n/b       | any          | no   | Mikami et al. 2018, P = R rows of C     |
+"""
+
+import bisect
+import math
+
+import numpy as np
+
+LINE = 16  # floats of a cache line: parts begin at whole ones, two ranks never write the same line
+
+
+def cut_evenly(size: int, parts: int) -> list[int]:
+    """Bounds of `parts` parts of nearly equal size, whole cache lines each, the last one smaller."""
+    lines = -(-size // LINE)
+    return [min(size, lines * p // parts * LINE) for p in range(parts + 1)]
+
+
+def cut_at(edges: list[int], start: int, stop: int, parts: int) -> list[int]:
+    """As cut_evenly for [start, stop), relative to start, but cut only at `edges`, ascending; parts may be empty."""
+    bounds = [0]
+    for p in range(1, parts):
+        wanted = start + (stop - start) * p // parts
+        index = bisect.bisect_left(edges, wanted)
+        near = min(edges[max(0, index - 1) : index + 1], key=lambda edge: abs(edge - wanted))
+        bounds.append(max(bounds[-1], min(near, stop) - start))
+    return [*bounds, stop - start]
+
+
+class Algorithm:
+    """A sum over `group` in the format of `wire`."""
+
+    tree = False  # sums along the binary tree over ranks
+    any_size = True  # works on any number of ranks, not only on powers of two
+    scatters = True  # can stop half-way, when each rank holds a part of the sum: `reduce_scatter`, `allgather`
+
+    def __init__(self, group, wire):
+        self.group, self.wire = group, wire
+        if not self.any_size and group.size & (group.size - 1):
+            name = type(self).__name__.lower()
+            raise ValueError(f"algorithm {name} over {group.size} ranks; expected a power of two, or ring, tree, torus")
+
+    def allreduce(self, x: np.ndarray):
+        """x = the sum of x over all ranks, the same bits on every rank."""
+        bounds = cut_evenly(x.size, self.group.size)
+        self.reduce_scatter(x, bounds)
+        self.allgather(x, bounds)
+
+    def part(self) -> int:
+        """Number of the part that this rank owns between `reduce_scatter` and `allgather`."""
+        return self.group.rank
+
+    def reduce_scatter(self, x: np.ndarray, bounds: list[int]):
+        """This rank's part of x = the sum of it over all ranks; the rest of x is undefined afterwards."""
+        raise TypeError(f"{type(self).__name__} sums whole vectors only")
+
+    def allgather(self, x: np.ndarray, bounds: list[int]):
+        """Every part of x = what its owner has there."""
+        raise TypeError(f"{type(self).__name__} sums whole vectors only")
+
+
+class Mpi(Algorithm):
+    """The library's own Allreduce over all ranks; the yardstick."""
+
+    scatters = False
+
+    def __init__(self, group, wire):
+        super().__init__(group, wire)
+        if wire.short or group.size != group.comm.size:
+            raise ValueError(f"algorithm mpi with wire {wire.name}; expected fp32, over all ranks")
+
+    def allreduce(self, x):
+        self.group.comm.sum(x)
+
+
+class Ring(Algorithm):
+    """Parts go round: each rank adds its own to what comes from the left and hands it on to the right."""
+
+    def reduce_scatter(self, x, bounds):
+        rank, size = self.group.rank, self.group.size
+        for step in range(size - 1):
+            out, into = (rank - step - 1) % size, (rank - step - 2) % size
+            self.wire.add_from(self.group, _part(x, bounds, out), (rank + 1) % size, _part(x, bounds, into), rank - 1)
+
+    def allgather(self, x, bounds):
+        rank, size = self.group.rank, self.group.size
+        self.wire.round(_part(x, bounds, rank))
+        for step in range(size - 1):
+            out, into = (rank - step) % size, (rank - step - 1) % size
+            self.wire.copy_from(self.group, _part(x, bounds, out), (rank + 1) % size, _part(x, bounds, into), rank - 1)
+
+
+class Halving(Algorithm):
+    """Reduce-scatter by vector halving and distance doubling, then allgather on the way back.
+
+    In step j rank r meets rank r xor 2^j and each keeps half of what they have: at full bandwidth the tree over ranks.
+    """
+
+    tree, any_size = True, False
+
+    def _path(self):
+        """(peer, parts kept, parts sent) of every step; parts are (first, last + 1)."""
+        first, last, distance = 0, self.group.size, 1
+        while distance < self.group.size:
+            middle = (first + last) // 2
+            low, high = (first, middle), (middle, last)
+            keep, send = (low, high) if self.group.rank & distance == 0 else (high, low)
+            yield self.group.rank ^ distance, keep, send
+            first, last = keep
+            distance *= 2
+
+    def part(self):
+        return [(0, 1), *(keep for _, keep, _ in self._path())][-1][0]
+
+    def reduce_scatter(self, x, bounds):
+        for peer, keep, send in self._path():
+            self.wire.add_from(self.group, _parts(x, bounds, send), peer, _parts(x, bounds, keep), peer)
+
+    def allgather(self, x, bounds):
+        self.wire.round(_part(x, bounds, self.part()))
+        for peer, keep, send in reversed(list(self._path())):
+            self.wire.copy_from(self.group, _parts(x, bounds, keep), peer, _parts(x, bounds, send), peer)
+
+
+class Doubling(Algorithm):
+    """In step j rank r and rank r xor 2^j swap everything: half the messages of `halving`, for small vectors."""
+
+    tree, any_size, scatters = True, False, False
+
+    def allreduce(self, x):
+        distance = 1
+        while distance < self.group.size:
+            peer = self.group.rank ^ distance
+            self.wire.add_from(self.group, x, peer, x, peer)
+            distance *= 2
+        if self.group.size > 1:
+            self.wire.round(x)
+
+
+class Tree(Algorithm):
+    """Sums go down a binomial tree to rank 0, the result comes back up: small vectors on any number of ranks."""
+
+    tree, scatters = True, False
+
+    def allreduce(self, x):
+        rank, size = self.group.rank, self.group.size
+        distances = [1 << j for j in range((size - 1).bit_length())]
+        for distance in distances:
+            if rank & distance:
+                self.wire.add_from(self.group, x, rank - distance, None, 0)
+                break
+            if rank + distance < size:
+                self.wire.add_from(self.group, None, 0, x, rank + distance)
+        if size > 1 and rank == 0:
+            self.wire.round(x)
+        for distance in reversed(distances):
+            below = rank % (2 * distance)
+            if below == distance:
+                self.wire.copy_from(self.group, None, 0, x, rank - distance)
+            elif below == 0 and rank + distance < size:
+                self.wire.copy_from(self.group, x, rank + distance, None, 0)
+
+
+class Torus(Algorithm):
+    """Ranks as R rows of C: rings along rows, then along columns on 1/C of the vector, and back."""
+
+    def __init__(self, group, wire):
+        super().__init__(group, wire)
+        self.rows = next(r for r in range(math.isqrt(group.size), 0, -1) if group.size % r == 0)
+        self.columns = group.size // self.rows
+        self.row, self.column = divmod(group.rank, self.columns)
+        self.along_row = Ring(group.sub(self.row * self.columns + c for c in range(self.columns)), wire)
+        self.along_column = Ring(group.sub(r * self.columns + self.column for r in range(self.rows)), wire)
+
+    def part(self):
+        return self.column * self.rows + self.row
+
+    def _bounds(self, bounds):
+        """Bounds along a row, of R parts each, and inside this column's piece."""
+        first = self.column * self.rows
+        return bounds[:: self.rows], bounds[first : first + self.rows + 1]
+
+    def reduce_scatter(self, x, bounds):
+        rows, columns = self._bounds(bounds)
+        self.along_row.reduce_scatter(x, rows)
+        self.along_column.reduce_scatter(x, columns)
+
+    def allgather(self, x, bounds):
+        rows, columns = self._bounds(bounds)
+        self.along_column.allgather(x, columns)
+        self.along_row.allgather(x, rows)
+
+
+BY_NAME = {
+    "mpi": Mpi,
+    "ring": Ring,
+    "halving": Halving,
+    "doubling": Doubling,
+    "tree": Tree,
+    "torus": Torus,
+}
+
+
+def _parts(x, bounds, parts):
+    return x[bounds[parts[0]] : bounds[parts[1]]]
+
+
+def _part(x, bounds, part):
+    return x[bounds[part] : bounds[part + 1]]

@@ -1,0 +1,55 @@
+"""What must be equal on all ranks, compared: the experiment at start, the replicas every so many steps.
+
+Both send one number as long as all is well. Only where that differs are the details gathered, and then every rank comes
+to the same words: which rank, and in what.
+"""
+
+import hashlib
+import json
+from collections import Counter
+
+import numpy as np
+
+from kernels import digest
+
+
+def compare_signatures(comm, facts: dict):
+    """Raise ValueError, on all ranks, where their facts differ; facts: name → JSON-able value. Collective."""
+    mine = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
+    whole = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
+    if len(set(comm.gather(whole))) == 1:
+        return
+    everything = comm.gather(mine)
+    for name in sorted(set().union(*everything)):
+        values = [facts.get(name, "nothing") for facts in everything]
+        common = _most_common(values)
+        for rank, value in enumerate(values):
+            if value != common:
+                raise ValueError(
+                    f"rank {rank} has {name} = {value}, the others {common}; "
+                    "expected one program, one recipe and one kind of processor on all ranks"
+                )
+
+
+def compare_replicas(comm, state: dict[str, np.ndarray], step: int):
+    """Raise ValueError, on all ranks, where the bits of `state` differ, with rank and tensor. Collective."""
+    digests = {name: f"{digest(array):016x}" for name, array in state.items()}
+    whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:16]
+    if len(set(comm.gather(whole))) == 1:
+        return
+    everything = comm.gather(digests)
+    common = {name: _most_common([facts[name] for facts in everything]) for name in digests}
+    culprits = {}
+    for rank, facts in enumerate(everything):
+        names = [name for name in digests if facts[name] != common[name]]
+        if names:
+            culprits[rank] = f"rank {rank} in {names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}"
+    raise ValueError(
+        f"after step {step} the replicas differ: {'; '.join(list(culprits.values())[:8])}. Memory or a processor is "
+        "faulty there: leave that node out and continue from the last checkpoint with --resume auto"
+    )
+
+
+def _most_common(values):
+    """The value of most ranks; of two ranks, the first one's."""
+    return Counter(values).most_common(1)[0][0]

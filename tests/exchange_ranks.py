@@ -1,0 +1,51 @@
+"""Run by test_comm_exchange under mpiexec: every algorithm against sums that are known, on all ranks.
+
+Arguments: a JSON list of [algorithm, wire, pretended nodes], and a JSON list of sizes in floats.
+"""
+
+import json
+import sys
+
+import numpy as np
+
+from knltrain.comm import Exchange, world
+
+
+def numbers(rank: int, size: int) -> np.ndarray:
+    """Small whole numbers: every order of sums, and every wire format, gives them exactly."""
+    return ((np.arange(size) * 7 + rank * 13) % 16).astype(np.float32)
+
+
+def check(comm, algorithm, wire, nodes, sizes):
+    exchange = Exchange(comm, algorithm, wire, nodes)
+    mine = exchange.allocate(max(sizes))
+    same = "allreduce"
+    for size in sizes:
+        expected = sum(numbers(rank, size) for rank in range(comm.size))
+        mine[:size] = numbers(comm.rank, size)
+        exchange.allreduce(0, size)
+        if not np.array_equal(exchange.total[:size], expected):
+            raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: {same} is wrong on rank {comm.rank}")
+        exchange.release()
+        if algorithm in ("mpi", "doubling", "tree"):
+            continue
+        mine[:size] = numbers(comm.rank, size)
+        part = exchange.part(0, size)
+        exchange.reduce_scatter(0, size)
+        if not np.array_equal(exchange.total[part], expected[part]):
+            raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: reduce_scatter is wrong on rank {comm.rank}")
+        exchange.total[part] *= 2  # as an update would
+        exchange.allgather(0, size)
+        if not np.array_equal(exchange.total[:size], 2 * expected):
+            raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: allgather is wrong on rank {comm.rank}")
+        exchange.release()
+        covered = sum(comm.gather(part.stop - part.start))
+        if covered != size:
+            raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: parts cover {covered} floats")
+
+
+if __name__ == "__main__":
+    communicator = world()
+    for case in json.loads(sys.argv[1]):
+        check(communicator, *case, json.loads(sys.argv[2]))
+    communicator.barrier()

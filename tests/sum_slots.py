@@ -1,0 +1,51 @@
+"""Run by test_comm_reducer under mpiexec: sum known slot gradients over all ranks, write rank 0's bits to a file."""
+
+import json
+import sys
+
+import numpy as np
+
+from knltrain.arena import Parameter, Parameters, Statistic
+from knltrain.comm import Exchange, Reducer, world
+
+
+def slot_gradient(slot: int, size: int) -> np.ndarray:
+    """Numbers of very different size, so that another order of additions gives other bits."""
+    rng = np.random.default_rng(slot)
+    return (rng.standard_normal(size) * 10.0 ** rng.integers(-6, 6, size)).astype(np.float32)
+
+
+def sum_slots(comm, slots: int, bucket_bytes: int, steps: int = 2, **options) -> np.ndarray:
+    """The sums after `steps` steps over `slots` slots, of which this rank runs its share; options: of Exchange."""
+    parameters = Parameters()
+    for name, shape in (("a", (3, 5)), ("b", (700,)), ("c", (1,)), ("d", (33, 7))):
+        parameters.add(Parameter(name, shape, lambda rng, shape=shape: np.zeros(shape, np.float32)))
+    parameters.add(Statistic("mean", (17,), 0.0, 0.9))
+    overlap = options.pop("overlap", True)
+    exchange = Exchange(comm, **options)
+    parameters.allocate(0, exchange.allocate)
+    share = slots // comm.size
+    reducer = Reducer(parameters, exchange, share, bucket_bytes, overlap=overlap)
+    for _ in range(steps):
+        for slot in range(comm.rank * share, (comm.rank + 1) * share):
+            parameters.gradient[:] = slot_gradient(slot, parameters.gradient.size)
+            for parameter in reversed(parameters.parameters):
+                reducer.ready(parameter)
+            reducer.end_slot()
+        total = np.zeros(parameters.gradient.size, np.float32)  # filled by name: the padding in between stays zero
+        for parameter in reducer.reduced():
+            here = parameters.gradient_slice(parameter)
+            total[here] = exchange.total[here]
+        total[: parameters.head] = parameters.gradient[: parameters.head]
+    reducer.close()
+    return total
+
+
+if __name__ == "__main__":
+    communicator = world()
+    total = sum_slots(communicator, int(sys.argv[1]), int(sys.argv[2]), **json.loads(sys.argv[4]))
+    same = communicator.gather(total.tobytes().hex())
+    if len(set(same)) != 1:
+        raise RuntimeError("ranks disagree")
+    if communicator.rank == 0:
+        np.save(sys.argv[3], total)

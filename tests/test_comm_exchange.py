@@ -1,0 +1,32 @@
+"""Every algorithm on every kind of rank count, against sums computed here."""
+
+import json
+
+import pytest
+from mpirun import ROOT, run_mpi
+
+SIZES = [1, 15, 1000, 40_000]
+ANY = ["mpi", "ring", "tree", "torus", "auto", "hierarchical"]
+POWER = [*ANY, "halving", "doubling"]
+
+
+def _cases(algorithms, nodes):
+    fp32 = [[name, "fp32", n] for name in algorithms for n in nodes]
+    return fp32 + [[name, wire, nodes[-1]] for name in algorithms if name != "mpi" for wire in ("bf16", "fp16")]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "algorithms", "nodes"),
+    [
+        (2, POWER, [0, 2]),
+        (3, ANY, [0, 2, 3]),
+        (4, POWER, [0, 2, 3]),
+        (6, ANY, [0, 4, 3]),
+        (7, ANY, [0, 2]),
+        (8, POWER, [4]),
+    ],
+)
+def test_exchange__sums_over_any_number_of_ranks(ranks, algorithms, nodes):
+    script = str(ROOT / "tests" / "exchange_ranks.py")
+    run = run_mpi(ranks, script, json.dumps(_cases(algorithms, nodes)), json.dumps(SIZES))
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,59 @@
+"""Two bytes a number: half the bytes move, the error is that of the rounding, the cut into buckets changes no bit."""
+
+import json
+
+import numpy as np
+import pytest
+from mpirun import ROOT, run_mpi
+
+from kernels import decode_bf16, decode_fp16, encode_bf16, encode_fp16
+
+UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # relative error of one rounding
+
+
+@pytest.mark.parametrize(
+    ("ranks", "algorithm", "nodes"),
+    [(2, "halving", 0), (4, "halving", 0), (4, "auto", 2), (4, "ring", 0), (3, "tree", 0)],
+)
+def test_wire__half_the_bytes_and_the_error_of_the_rounding(tmp_path, ranks, algorithm, nodes):
+    path = tmp_path / "result.json"
+    run = run_mpi(ranks, str(ROOT / "tests" / "wire_ranks.py"), algorithm, str(nodes), str(path))
+    assert run.returncode == 0, run.stderr
+    result = json.loads(path.read_text())
+    for wire, (sent, largest, mean, same_in_buckets) in result.items():
+        roundings = 2 * ranks  # a number is rounded at most on each way down the sum, and once as a sum
+        assert largest <= roundings * UNIT[wire]
+        assert mean <= 1.5 * UNIT[wire]
+        if wire != "fp32":
+            assert 2 * sent == result["fp32"][0] > 0
+            assert mean >= 0.01 * UNIT[wire]  # it was rounded
+        if algorithm != "ring":
+            assert same_in_buckets
+
+
+@pytest.mark.parametrize("wire", ["bf16", "fp16"])
+def test_wire__rounds_to_nearest_even(wire):
+    bits = np.random.default_rng(3).integers(0, 2**32, 100_000, np.uint64).astype(np.uint32)
+    x = bits.view(np.float32)
+    x[:8] = 0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, 65519.0, 1 + 2.0**-8
+    short, back = np.empty(x.size, np.uint16), np.empty_like(x)
+    encode, decode = {"bf16": (encode_bf16, decode_bf16), "fp16": (encode_fp16, decode_fp16)}[wire]
+    encode(x, short)
+    decode(short, back)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = x.astype(np.float16).astype(np.float32) if wire == "fp16" else _bf16(x)
+    assert np.array_equal(back, expected, equal_nan=True)
+
+
+def _bf16(x):
+    """The nearer of the two neighbours with 16 bits, by exact arithmetic; of two equally near the even one."""
+    finite, x = np.isfinite(x), x.copy()
+    original, x[~finite] = x.copy(), 0
+    low = (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    high_bits = (low.view(np.uint32).astype(np.uint64) + 0x10000).astype(np.uint32)
+    high = high_bits.view(np.float32).astype(np.float64)
+    high = np.where(np.isinf(high), np.sign(low.astype(np.float64)) * 2.0**128, high)
+    to_low, to_high = np.abs(x.astype(np.float64) - low), np.abs(high - x)
+    odd = (low.view(np.uint32) >> 16 & 1).astype(bool)
+    up = (to_high < to_low) | ((to_high == to_low) & odd)
+    return np.where(finite, np.where(up, high_bits.view(np.float32), low), original)
