@@ -1,0 +1,172 @@
+"""`knltrain bench allreduce`: our sums over ranks beside MPI's own, checked first, then timed in turn.
+
+Seconds are the median over rounds of the slowest rank. In every round MPI's blocking and non-blocking allreduce run
+beside ours, so a noisy machine disturbs all alike; the ratio is to the better of the two.
+"""
+
+import json
+import time
+
+import numpy as np
+
+from ..comm import ALGORITHMS, WIRES, Exchange, fit, measure, predicted
+
+SIZES = tuple(1 << k for k in range(10, 29, 2))  # bytes
+ROUNDS = 5
+ROUND_S = 0.01  # small exchanges are repeated until a round takes about so long
+BASES = ("mpi", "mpi nonblocking")
+NODES = (8, 16, 32, 64, 128, 256, 512, 1024)
+GRADIENTS = (("ResNet-50", 102_228_128), ("AlexNet", 243_860_896))  # bytes
+LINK_SIZES = tuple(1 << k for k in range(10, 23, 3))
+
+
+def run(comm, sizes=None, algorithms=None, wires=None, pretended_nodes=0, as_json=False):
+    """Check and measure on all ranks; rank 0 prints. ValueError: unknown names; RuntimeError: wrong sums."""
+    if comm.size == 1:
+        raise ValueError("found one rank; expected several: mpiexec -n 2 knltrain bench allreduce")
+    sizes = sorted(sizes or SIZES)
+    if sizes[0] < 4 or any(size % 4 for size in sizes):
+        raise ValueError(f"--sizes {' '.join(map(str, sizes))}: expected multiples of 4 bytes, a float32")
+    exchanges = _exchanges(comm, sizes[-1] // 4, algorithms, wires, pretended_nodes)
+    for exchange in exchanges.values():
+        for size in sizes:
+            _check(comm, exchange, size // 4)
+    rows = [row for size in sizes for row in _measure(comm, exchanges, size)]
+    copy = _copy_bandwidth(comm)
+    link = fit(measure(lambda n: _step(comm, n), LINK_SIZES, comm.gather))
+    if comm.rank:
+        return
+    topology = next(iter(exchanges.values())).topology
+    for row in rows:
+        if len(topology.nodes) == 1 and row["algorithm"] in ("auto", "hierarchical"):
+            row["share_of_copy_limit"] = (comm.size + 1) * row["bytes"] / copy / row["seconds"]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{comm.library}, {topology}; copying moves {copy / 1e9:.1f} GB/s (read + written, all ranks at once)")
+    print(_table(rows))
+    print(_forecast(rows, link))
+
+
+def _exchanges(comm, floats, algorithms, wires, nodes) -> dict:
+    """(algorithm, wire) → Exchange, all in the same memory. Left out is what cannot work here, unless asked for."""
+    chosen = {}
+    first = Exchange(comm, "hierarchical", pretended_nodes=nodes)
+    first.allocate(floats)
+    for algorithm in algorithms or ALGORITHMS:
+        for wire in wires or WIRES:
+            try:
+                exchange = Exchange(comm, algorithm, wire, nodes)
+                exchange.allocate(floats, of=first)
+            except ValueError:
+                if algorithms and wires:
+                    raise
+                continue
+            inside_only = exchange.algorithm == "hierarchical" and len(exchange.topology.nodes) == 1
+            if algorithm != "mpi" and not (inside_only and wire != "fp32"):  # nothing travels there
+                chosen[algorithm, wire] = exchange
+    return chosen
+
+
+def _check(comm, exchange, floats):
+    """Zeros and ones: their sum over up to 256 ranks is exact in every format and every order."""
+    here = np.arange(floats)
+    expected = sum(((here + rank) % 3 == 0).astype(np.float32) for rank in range(comm.size))
+    exchange.mine[:floats] = (here + comm.rank) % 3 == 0
+    comm.barrier()
+    exchange.allreduce(0, floats)
+    right = bool(np.array_equal(exchange.total[:floats], expected))
+    comm.barrier()
+    if not all(comm.gather(right)):
+        raise RuntimeError(f"{exchange} in {exchange.wire.name} gave a wrong sum of {4 * floats} bytes")
+
+
+def _measure(comm, exchanges, size) -> list[dict]:
+    """One row for MPI's two ways and each exchange."""
+    floats = size // 4
+    vector = np.zeros(floats, np.float32)
+    calls = {
+        ("mpi", "fp32"): lambda: comm.sum(vector),
+        ("mpi nonblocking", "fp32"): lambda: comm.sum(vector, blocking=False),
+    }
+    for key, exchange in exchanges.items():
+        exchange.mine[:floats] = 0  # sums of zeros stay zeros, however often
+        calls[key] = lambda exchange=exchange: exchange.allreduce(0, floats)
+    repeats = {key: _repeats(comm, call) for key, call in calls.items()}
+    times = {key: [] for key in calls}
+    for _ in range(ROUNDS):
+        for key, call in calls.items():
+            comm.barrier()
+            begin = time.perf_counter()
+            for _ in range(repeats[key]):
+                call()
+            times[key].append((time.perf_counter() - begin) / repeats[key])
+    slowest = np.max(comm.gather([times[key] for key in calls]), axis=0)
+    seconds = dict(zip(calls, np.median(slowest, axis=1).tolist(), strict=True))
+    own = min(seconds[name, "fp32"] for name in BASES)
+    return [
+        {
+            "ranks": comm.size,
+            "bytes": size,
+            "algorithm": algorithm,
+            "wire": wire,
+            "seconds": t,
+            "ratio_to_mpi": own / t,
+            "algorithm_bandwidth": size / t,
+            "bus_bandwidth": 2 * (comm.size - 1) / comm.size * size / t,
+        }
+        for (algorithm, wire), t in seconds.items()
+    ]
+
+
+def _repeats(comm, call) -> int:
+    call()
+    begin = time.perf_counter()
+    call()
+    return max(comm.gather(int(max(1, min(200, ROUND_S / (time.perf_counter() - begin))))))
+
+
+def _copy_bandwidth(comm) -> float:
+    """Bytes per second, read and written, of all ranks copying 64 MB at once: the limit of sums in memory."""
+    a, b = np.ones(1 << 24, np.float32), np.zeros(1 << 24, np.float32)
+    times = []
+    for _ in range(ROUNDS):
+        comm.barrier()
+        begin = time.perf_counter()
+        np.copyto(b, a)
+        times.append(time.perf_counter() - begin)
+    slowest = np.max(comm.gather(times), axis=0)
+    return comm.size * 2 * a.nbytes / float(np.median(slowest))
+
+
+def _step(comm, nbytes):
+    """Every rank sends to the next and receives from the one before: a step of a ring."""
+    out, into = np.zeros(nbytes, np.uint8), np.empty(nbytes, np.uint8)
+    comm.exchange(out, (comm.rank + 1) % comm.size, into, (comm.rank - 1) % comm.size)
+
+
+def _table(rows) -> str:
+    lines = [f"{'bytes':>11}  {'algorithm':16} {'wire':4} {'time':>10}  {'alg':>7}  {'bus GB/s':>8}  x MPI  copy limit"]
+    for row in rows:
+        share = f"{row['share_of_copy_limit']:.0%}" if "share_of_copy_limit" in row else ""
+        lines.append(
+            f"{row['bytes']:11,}  {row['algorithm']:16} {row['wire']:4} {row['seconds'] * 1e6:7,.0f} us  "
+            f"{row['algorithm_bandwidth'] / 1e9:7.2f}  {row['bus_bandwidth'] / 1e9:8.2f}  "
+            f"{row['ratio_to_mpi']:5.2f}  {share:>6}"
+        )
+    return "\n".join(lines)
+
+
+def _forecast(rows, link) -> str:
+    """What the fitted link means on many nodes, one rank each."""
+    points = [(row["bytes"], row["seconds"]) for row in rows if (row["algorithm"], row["wire"]) == ("auto", "fp32")]
+    names = ("ring", "halving", "doubling", "tree", "torus")
+    lines = [f"the default here: {fit(points)}"] if len(points) > 1 else []
+    lines += [
+        f"a message here:   {link}; predicted with such links, ms:",
+        f"{'nodes':>6}  " + "  ".join(f"{model + ' ' + name:>18}" for model, _ in GRADIENTS for name in names),
+    ]
+    for nodes in NODES:
+        cells = [1e3 * predicted(name, nodes, nbytes, link) for _, nbytes in GRADIENTS for name in names]
+        lines.append(f"{nodes:6}  " + "  ".join(f"{cell:18,.1f}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""Is the result right? A call of a kernel beside its twin in NumPy, in float64, on the step's own numbers."""
+
+import numpy as np
+
+from kernels import reference
+
+from .probe import Call
+
+TOLERANCE = 2e-5  # of the largest element: float32 sums of up to some ten thousand products
+
+
+def snapshot(call: Call) -> dict:
+    """The arguments as they are before the call: floats in float64, so that a twin can work with them."""
+    with np.errstate(invalid="ignore"):  # memory that the call will fill may hold anything, signalling NaNs too
+        copies = {
+            name: array.astype(np.float64) if array.dtype == np.float32 else array.copy()
+            for name, array in call.arrays().items()
+            if name not in ("workspace", "packed", "packed_t")
+        }
+    return call.arguments | copies
+
+
+def _geometry(a):
+    return a["plan"].stride, a["plan"].pad, a["plan"].groups
+
+
+def _weights(call):
+    return call.owner.w.w.astype(np.float64)
+
+
+def _conv2d_forward(a, call):
+    return {"y": reference.conv2d_forward(a["x"], _weights(call), a["bias"], *_geometry(a))}
+
+
+def _conv2d_backward_input(a, call):
+    dx = reference.conv2d_backward_input(a["dy"], _weights(call), a["plan"].x_shape, *_geometry(a))
+    return {"dx": dx + a["dx"] if a["accumulate"] else dx}
+
+
+def _conv2d_backward_weight(a, call):
+    return {"dw": reference.conv2d_backward_weight(a["x"], a["dy"], a["plan"].w_shape[:2], *_geometry(a))}
+
+
+def _batchnorm_forward(a, call):
+    results = reference.batchnorm_forward(a["x"], a["gamma"], a["beta"], a["eps"], a["residual"], a["relu"])
+    return dict(zip(("y", "mean", "var"), results, strict=True))
+
+
+def _batchnorm_backward(a, call):
+    arguments = [a[name] for name in ("x", "y", "dy", "gamma", "mean", "var", "eps", "relu")]
+    results = reference.batchnorm_backward(*arguments)
+    return dict(zip(("dx", "dgamma", "dbeta", "dresidual"), results, strict=True))
+
+
+def _maxpool_forward(a, call):
+    y, argmax = reference.maxpool_forward(a["x"], a["size"], a["stride"], a["pad"])
+    return {"y": y, "argmax": argmax}
+
+
+def _lrn_forward(a, call):
+    y, scale = reference.lrn_forward(a["x"], a["size"], a["alpha"], a["beta"], a["k"])
+    return {"y": y, "scale": scale}
+
+
+def _softmax(a, call):
+    loss, dlogits = reference.softmax_cross_entropy(a["logits"], a["labels"], a["smoothing"], a["scale"])
+    return {"loss": loss, "dlogits": dlogits}
+
+
+def _momentum_update(a, call):
+    d = a["gradient_scale"] * (a["g"] + a["weight_decay"] * a["w"])
+    v = a["momentum"] * a["v"] + d
+    return {"v": v, "w": a["w"] - a["step_scale"] * (a["momentum"] * v + d if a["nesterov"] else v)}
+
+
+def _plain(kernel, output, *names, shape_of=None):
+    """The twin of the same name, from arguments in its order (and the shape of one that it cannot know)."""
+
+    def twin(a, call):
+        arguments = [a[name].shape if name == shape_of else a[name] for name in names]
+        return {output: getattr(reference, kernel)(*arguments)}
+
+    return twin
+
+
+_TWINS = {
+    "conv2d_forward": _conv2d_forward,
+    "conv2d_backward_input": _conv2d_backward_input,
+    "conv2d_backward_weight": _conv2d_backward_weight,
+    "batchnorm_forward": _batchnorm_forward,
+    "batchnorm_backward": _batchnorm_backward,
+    "maxpool_forward": _maxpool_forward,
+    "lrn_forward": _lrn_forward,
+    "softmax_cross_entropy": _softmax,
+    "momentum_update": _momentum_update,
+    "lrn_backward": _plain("lrn_backward", "dx", "x", "y", "scale", "dy", "size", "alpha", "beta"),
+    "maxpool_backward": _plain(
+        "maxpool_backward", "dx", "dy", "argmax", "dx", "size", "stride", "pad", shape_of="dx"
+    ),
+    "avgpool_forward": _plain("avgpool_forward", "y", "x", "size", "stride", "pad"),
+    "avgpool_backward": _plain("avgpool_backward", "dx", "dy", "dx", "size", "stride", "pad", shape_of="dx"),
+    "global_avgpool_forward": _plain("global_avgpool_forward", "y", "x"),
+    "global_avgpool_backward": _plain("global_avgpool_backward", "dx", "dy", "dx", shape_of="dx"),
+    "relu_forward": _plain("relu_forward", "y", "x"),
+    "relu_backward": _plain("relu_backward", "dx", "y", "dy"),
+    "add_forward": _plain("add_forward", "y", "a", "b", "relu"),
+    "accumulate": _plain("add_forward", "a", "a", "b"),
+    "dropout_forward": _plain("dropout_forward", "y", "x", "rate", "keys"),
+    "dropout_backward": _plain("dropout_backward", "dx", "dy", "rate", "keys"),
+    "bias_gradient": _plain("bias_gradient", "db", "dy"),
+    "rank_of_label": _plain("rank_of_label", "ranks", "logits", "labels"),
+    # checked with the convolutions that read what they pack, and with the update: nothing of their own
+    "conv2d_pack": lambda a, call: {},
+    "conv2d_pack_transposed": lambda a, call: {},
+}
+
+
+def _random_sums(call: Call, before: dict) -> dict:
+    """Outputs that are sums over pixels and may cancel (to nothing, before a batch norm) → how large such sums are."""
+    if "db" not in before and "dbeta" not in before:
+        return {}
+    dy = before["dy"].reshape(-1, before["dy"].shape[-1])
+    return dict.fromkeys(("db", "dbeta", "dgamma"), np.sqrt((dy**2).sum(axis=0)).max())
+
+
+def error(call: Call, before: dict) -> float:
+    """Largest difference from the twin as a share of its largest element, over all outputs of a call just done.
+
+    before: `snapshot(call)` from before the call. Raises RuntimeError where it is more than TOLERANCE: a defect;
+    ValueError for a kernel without a twin in the table above.
+    """
+    if call.kernel not in _TWINS:
+        raise ValueError(f"kernel {call.kernel} has no entry in knltrain/bench/twins.py; expected its twin")
+    worst, sums = 0.0, _random_sums(call, before)
+    for name, expected in _TWINS[call.kernel](before, call).items():
+        found = call.arguments[name]
+        if found is None:
+            continue
+        largest = max(np.abs(expected).max(), sums.get(name, 0), np.finfo(np.float32).tiny)
+        share = float(np.abs(found.astype(np.float64) - np.reshape(expected, found.shape)).max() / largest)
+        if not share <= TOLERANCE:  # also where it is a NaN
+            raise RuntimeError(
+                f"kernel {call.kernel} of layer {call.layer}: {name} differs from its twin by {share:.1e} of the "
+                f"largest element, expected at most {TOLERANCE:.0e}"
+            )
+        worst = max(worst, share)
+    return worst

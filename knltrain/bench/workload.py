@@ -1,0 +1,53 @@
+"""A model with a synthetic batch, and its training step as `train.py` does it, on one rank with one slot."""
+
+import numpy as np
+
+from ..data.synthetic import Synthetic
+from ..layers import Conv2d
+from ..models import Model, build
+from ..optim import Lars
+
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 5e-5
+CLASSES = 1000
+
+
+class Workload:
+    """`name` planned for `slot_batch` images, with random pictures, SGD with momentum and weight decay.
+
+    Raises ValueError for an unknown model or option, and for fewer than one image.
+    """
+
+    def __init__(self, name: str, slot_batch: int, options: dict | None = None):
+        if slot_batch < 1:
+            raise ValueError(f"slot batch is {slot_batch}, expected at least 1 image")
+        layers, shape = build(name, **(options or {}))
+        self.model = Model(layers, shape, slot_batch)
+        self.optimizer = Lars(
+            self.model.parameters.parameters, trust_coefficient=0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+        for parameter in self.model.parameters.parameters:
+            if not parameter.w.any():  # a gradient of exactly zero would prove nothing
+                parameter.w[...] = 0.1
+        classes = self.model.loss.shape[1]
+        data = Synthetic(slot_batch, shape[0], classes, pictures=slot_batch)
+        pixels = np.stack([data.image(row) for row in range(slot_batch)])
+        self.images = (pixels.astype(np.float32) - 127.5) / 60
+        self.labels = data.labels.astype(np.int64)
+        self.keys = np.arange(slot_batch, dtype=np.uint64)
+
+    def step(self):
+        """One whole step: packing, copy of the batch, forward, loss, backward, statistics, update."""
+        model = self.model
+        model.prepare()
+        model.images[...] = self.images
+        model.forward(True, self.keys)
+        model.loss.run(self.labels, 1.0 / len(self.labels))
+        model.backward(lambda parameter: None)
+        model.parameters.update_statistics(1)
+        self.optimizer.step(LEARNING_RATE)
+
+    @property
+    def flops(self) -> int:
+        """Of the convolutions and fully connected layers in one step: three directions, where dx is wanted."""
+        layers = [layer for layer in self.model.layers.leaves() if isinstance(layer, Conv2d)]
+        return sum(2 * layer.kernel.multiply_adds * (3 if layer.dx is not None else 2) for layer in layers)

@@ -1,0 +1,232 @@
+"""Checkpoints: one HDF5 file a step, whole or absent, every byte of content under a checksum.
+
+File, version 1: attributes `format` and `version`; dataset `contents` (uint8, JSON): step, meta, names of the arrays;
+group `arrays`: one dataset per array at its name. Each dataset has an attribute `crc32` over its name, type, shape and
+bytes. A file is written under a temporary name, synced, renamed, and the folder synced; `best.json` names the best one.
+"""
+
+import io
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+FORMAT, VERSION = "knltrain-checkpoint", 1
+TEMPORARY = ".tmp"
+NAME = re.compile(r"checkpoint-(\d+)\.h5")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or trusted; one line: which, what was found, what to do."""
+
+
+# ---- writing -------------------------------------------------------------------------------------------------
+
+
+def save(folder, step: int, arrays: dict[str, np.ndarray], meta: dict, *, keep: int, best_metric=None) -> Path:
+    """Write arrays and meta as the checkpoint of `step`, then drop old ones; returns the file's path.
+
+    arrays : by name ("value/conv1.w"), any numeric dtype and shape; read only
+    meta : JSON-able; comes back from `load` with "step" added
+    keep : the newest so many files up to `step` stay, and the best
+    best_metric : this step's metric (higher is better), if it was measured
+
+    Raises CheckpointError when the disk refuses; then nothing new stands in the folder and what was there is untouched.
+    """
+    folder = Path(folder)
+    path = folder / f"checkpoint-{step:07d}.h5"
+    contents = json.dumps({"step": step, "meta": {**meta, "step": step}, "names": list(arrays)})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob(f"*{TEMPORARY}"):  # of a run that was killed while it wrote
+            left_over.unlink()
+        _replace(path, lambda temporary: _write(temporary, contents, arrays))
+        if best_metric is not None:
+            _note_best(folder, path.name, step, float(best_metric))
+        _drop_old(folder, step, keep)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error}); free space or choose another run folder") from None
+    return path
+
+
+class _KeepsError(io.FileIO):
+    """A file that accepts every write and remembers the first that failed.
+
+    HDF5 cannot close a file on a full disk: it floods stderr and then crashes the process (seen with h5py 3.16).
+    """
+
+    error = None
+
+    def write(self, data):
+        rest = memoryview(data).cast("B")
+        self._attempt(lambda: self._write_all(rest))
+        return len(rest)
+
+    def truncate(self, size=None):
+        self._attempt(lambda: super(_KeepsError, self).truncate(size))
+        return size
+
+    def _write_all(self, rest):
+        while rest:
+            rest = rest[super().write(rest) :]
+
+    def _attempt(self, action):
+        if self.error is None:
+            try:
+                action()
+            except OSError as error:
+                self.error = error
+
+
+def _write(path: Path, contents: str, arrays: dict[str, np.ndarray]):
+    with _KeepsError(path, "w+") as raw:
+        with h5py.File(raw, "w") as file:
+            file.attrs["format"] = FORMAT
+            file.attrs["version"] = VERSION
+            _put(file, "contents", np.frombuffer(contents.encode(), np.uint8))
+            group = file.create_group("arrays")
+            for name, array in arrays.items():
+                _put(group, name, np.asarray(array))
+        if raw.error:
+            raise raw.error
+
+
+def _put(group, name: str, array: np.ndarray):
+    if array.dtype.hasobject:
+        raise TypeError(f"array {name} has dtype {array.dtype}; expected numbers")
+    dataset = group.create_dataset(name, data=array)
+    dataset.attrs["crc32"] = _checksum(name, array)
+
+
+def _checksum(name: str, array: np.ndarray) -> np.uint32:
+    head = f"{name} {array.dtype.str} {array.shape}".encode()
+    return np.uint32(zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), zlib.crc32(head)))
+
+
+def _replace(path: Path, write: Callable[[Path], None]):
+    """Let `write` make a temporary file and put it, synced, in the place of `path`; on any error nothing changes."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)  # the new name itself must reach the disk
+
+
+def _sync(path: Path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _note_best(folder: Path, name: str, step: int, metric: float):
+    best = _read_best(folder)
+    if best is None or metric > best["metric"] or not (folder / best["name"]).exists():
+        text = json.dumps({"name": name, "step": step, "metric": metric})
+        _replace(folder / "best.json", lambda temporary: temporary.write_text(text + "\n"))
+
+
+def _read_best(folder: Path) -> dict | None:
+    try:
+        best = json.loads((folder / "best.json").read_text())
+        return best if NAME.fullmatch(best["name"]) and math.isfinite(best["metric"]) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _drop_old(folder: Path, step: int, keep: int):
+    """Files of later steps (of a run that went further before it was resumed here) neither count nor go."""
+    best = best_checkpoint(folder)
+    older = [path for path in checkpoints(folder) if _step(path) <= step]
+    for path in older[: -max(1, keep)]:
+        if path != best:
+            path.unlink()
+
+
+# ---- reading -------------------------------------------------------------------------------------------------
+
+
+def checkpoints(folder) -> list[Path]:
+    """The checkpoints of a run folder, oldest step first; empty when there are none or no folder."""
+    return sorted((p for p in Path(folder).glob("checkpoint-*.h5") if NAME.fullmatch(p.name)), key=_step)
+
+
+def best_checkpoint(folder) -> Path | None:
+    """The checkpoint with the highest metric, or None where none was measured."""
+    best = _read_best(Path(folder))
+    path = Path(folder) / best["name"] if best else None
+    return path if path and path.exists() else None
+
+
+def _step(path: Path) -> int:
+    return int(NAME.fullmatch(path.name).group(1))
+
+
+def load(path) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, meta) of a checkpoint, to the bit as they were saved.
+
+    Raises CheckpointError for a file that is absent, foreign, of another version, truncated or damaged anywhere.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; expected a file written by `knltrain train`")
+    try:
+        with h5py.File(path, "r") as file:
+            return _read(path, file)
+    except CheckpointError:
+        raise
+    except Exception as error:  # h5py raises nearly every kind of error on a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: truncated or damaged ({reason}); use an older checkpoint") from None
+
+
+def load_latest(folder, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarray], dict] | None:
+    """(arrays, meta) of the newest checkpoint that is whole; None when the folder holds none at all.
+
+    A damaged one is reported through `warn` and the one before it is tried. Raises CheckpointError when all are
+    damaged: to begin again from nothing must be asked for, not happen.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            return load(path)
+        except CheckpointError as error:
+            warn(f"{error}; trying the one before")
+    if found:
+        raise CheckpointError(f"{folder}: all {len(found)} checkpoints are damaged; remove them to start from step 0")
+    return None
+
+
+def _read(path: Path, file: h5py.File) -> tuple[dict[str, np.ndarray], dict]:
+    kind, version = file.attrs.get("format"), file.attrs.get("version")
+    if kind != FORMAT:
+        raise CheckpointError(f"{path}: format is {kind!r}; expected {FORMAT!r}, a file written by `knltrain train`")
+    if version != VERSION:
+        raise CheckpointError(f"{path}: format version {version}; this program reads {VERSION}: use the other release")
+    contents = json.loads(_get(path, file, "contents").tobytes())
+    return {name: _get(path, file["arrays"], name) for name in contents["names"]}, contents["meta"]
+
+
+def _get(path: Path, group, name: str) -> np.ndarray:
+    dataset = group[name]
+    if dataset.size * dataset.dtype.itemsize > path.stat().st_size:  # a damaged shape must not ask for all memory
+        raise CheckpointError(f"{path}: array {name} claims shape {dataset.shape}, more than the file: use an older")
+    array = dataset[()] if dataset.shape == () else dataset[...]
+    array = np.asarray(array, dataset.dtype)
+    found, expected = _checksum(name, array), dataset.attrs["crc32"]
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: array {name} has checksum {found:08x}; expected {expected:08x}: use an older checkpoint"
+        )
+    return array

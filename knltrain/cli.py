@@ -1,0 +1,386 @@
+"""The `knltrain` command: read the arguments, call one function, turn errors into one line and an exit code.
+
+Exit codes: 0 done, 1 a defect of this program (traceback), 2 something the user can mend (one line), 130 Ctrl-C,
+141 nobody reads the output any more (no word), 143 training stopped by SIGTERM. KNLTRAIN_DEBUG=1 shows the traceback of
+the second kind too, which helps where NumPy raised a ValueError by our fault.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import __version__
+
+# ---- errors --------------------------------------------------------------------------------------------------
+
+# What the user can mend: a path or a child process, memory, an extra that is not installed, a loss that is no number,
+# and every value that our checks refuse. Anything else is a defect.
+EXPECTED = (OSError, MemoryError, ImportError, FloatingPointError, ValueError)
+
+
+def _explain(error: BaseException, rank: int | None = None) -> int:
+    """Print the error on stderr, a defect with its traceback, under the rank if given; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        lines, code = ["interrupted"], 130
+    elif isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it flushes at its end
+        lines, code = [], 141
+    else:
+        expected = isinstance(error, EXPECTED)
+        code = 2 if expected else 1
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        elif not expected or not text:
+            text = f"{type(error).__name__}: {text}"
+        lines = [f"error: {' '.join(text.split())}"]
+        if not expected or os.environ.get("KNLTRAIN_DEBUG") == "1":
+            lines = "".join(traceback.format_exception(error)).splitlines() + lines
+    start = "knltrain: " if rank is None else f"knltrain: rank {rank}: "
+    sys.stderr.write("".join(f"{start}{line}\n" for line in lines))
+    sys.stderr.flush()
+    return code
+
+
+@contextmanager
+def all_ranks(comm):
+    """Whatever escapes on one rank ends all of them.
+
+    A rank that left alone would wait in MPI_Finalize for the others, and they for its next message. Most errors (a
+    bad recipe) happen on all ranks at once: the others let rank 0 speak first, and speak only if it does not.
+    """
+    try:
+        yield comm
+    except BaseException as error:
+        if comm.size == 1:
+            raise
+        time.sleep(1.0 if comm.rank else 0.0)
+        code = _explain(error, comm.rank)
+        time.sleep(0.2)  # the launcher forwards what was printed before it kills
+        comm.abort(code)
+
+
+# ---- commands: each imports what it needs, so that `knltrain --help` is instant; a result is the exit code ----------
+
+
+def _train(args):
+    from .startup import Clock, share_kernels, use_node_cache
+
+    clock, cache = Clock(), use_node_cache()
+    from .comm import world
+
+    with all_ranks(world()) as comm:
+        clock.mark("mpi")
+        share_kernels(comm, cache, args.recipe, args.set)
+        clock.mark("kernels")
+        from .config import load_recipe
+        from .train import train
+
+        clock.mark("imports")
+        run_dir = args.run or Path("runs") / args.recipe.stem
+        return train(load_recipe(args.recipe, args.set), run_dir, args.resume, comm, args.inject, clock)
+
+
+def _evaluate(args):
+    from .comm import world
+
+    with all_ranks(world()) as comm:
+        from .evaluate import evaluate_run
+
+        evaluate_run(args.path, args.data, comm)
+
+
+def _pack(args):
+    from .comm import world
+
+    with all_ranks(world()) as comm:
+        from .data.pack import pack
+        from .machine import take_share
+
+        pack(
+            args.src,
+            args.out,
+            encoding=args.encoding,
+            size=args.size,
+            shard_bytes=args.shard_bytes,
+            max_bad=args.max_bad,
+            ground_truth=args.ground_truth,
+            synsets=args.synsets,
+            threads=take_share(comm).threads,
+            comm=comm,
+        )
+
+
+def _verify(args):
+    from .data.verify import verify
+
+    return verify(args.dir, threads=args.threads)
+
+
+def _shards(args):
+    from .data.verify import summarize
+
+    print(summarize(args.dir))
+
+
+def _describe(args):
+    from .models import describe
+
+    print(describe(args.model, **dict(_assignment(text) for text in args.set)))
+
+
+def _demo(args):
+    from .demo import demo
+
+    demo(args.out, ranks=args.ranks, fresh=args.fresh)
+
+
+def _warmup(args):
+    from .config import load_recipe
+    from .warmup import warmup
+
+    print(warmup(load_recipe(args.recipe, args.set)))
+
+
+def _bench(args):
+    options = dict(_assignment(text) for text in args.set)
+    common = {"threads": args.threads, "options": options, "as_json": args.json}
+    if args.what == "kernels":
+        from .bench.kernels import run
+
+        run(args.model, args.slot_batch, passes=args.passes, layers=args.layers, plot=args.plot, **common)
+    else:
+        from .bench.step import run
+
+        run(args.model, args.slot_batch, against=args.against, configurations=args.configurations, **common)
+
+
+def _bench_data(args):
+    from .bench.data import run
+
+    run(
+        args.dirs,
+        levels=args.augmentation,
+        threads=args.threads,
+        crop=args.crop,
+        seconds=args.seconds,
+        as_json=args.json,
+    )
+
+
+def _bench_feed(args):
+    from .bench import feed
+
+    if args.against == "pack":
+        feed.packing(args.path, ranks=args.ranks)
+    elif args.against == "step":
+        feed.step(args.path, args.model)
+    else:
+        feed.index(args.path)
+
+
+def _bench_allreduce(args):
+    from .comm import world
+
+    with all_ranks(world()) as comm:
+        from .bench.allreduce import run
+
+        run(
+            comm,
+            sizes=args.sizes,
+            algorithms=args.algorithms,
+            wires=args.wires,
+            pretended_nodes=args.nodes,
+            as_json=args.json,
+        )
+
+
+def _doctor(args):
+    from .comm import world
+
+    with all_ranks(world()) as comm:
+        from .doctor import doctor
+
+        return doctor(comm, data=args.data, as_json=args.json)
+
+
+def _drill(args):
+    from .drill import drill
+
+    out, kinds = args.out, args.kind
+    return drill(out, ranks=args.ranks, count=args.count, seed=args.seed, launcher=args.launcher, kinds=kinds)
+
+
+def _assignment(text: str) -> tuple[str, object]:
+    """`key=value` → (key, value), the value read as TOML where it is TOML and as plain text where not."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"found --set {text!r}, expected key=value")
+    from .config import toml_value
+
+    return key, toml_value(value)
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and, for a misspelt command, the nearest one."""
+
+    commands = ()
+
+    def error(self, message):
+        self.exit(2, f"knltrain: error: {message}; try {self.prog} --help\n")
+
+    def parse_args(self, args=None, namespace=None):
+        first = next(iter(args), None)
+        if first is not None and not first.startswith("-") and first not in self.commands:
+            near = difflib.get_close_matches(first, self.commands, 1, 0.5)
+            expected = f"did you mean {near[0]!r}" if near else f"expected one of {', '.join(self.commands)}"
+            self.error(f"no command {first!r}; {expected}")
+        return super().parse_args(args, namespace)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="knltrain", description="Synchronous large-batch training on many CPU ranks.")
+    parser.add_argument("--version", action="version", version=f"knltrain {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    settings = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+
+    train = commands.add_parser("train", help="train a recipe; under mpiexec on all its ranks")
+    train.add_argument("recipe", type=Path, help="TOML file that defines the experiment")
+    train.add_argument("--set", **settings, help="change one value of the recipe, as in optim.momentum=0.95")
+    train.add_argument("--resume", choices=["auto", "never"], default="never", help="auto: from the newest checkpoint")
+    train.add_argument("--run", type=Path, metavar="DIR", help="folder of this run (default runs/RECIPE)")
+    fault = {"action": "append", "default": [], "metavar": "FAULT"}
+    train.add_argument("--inject", **fault, help="suffer a fault, as in kill:rank=3@step=50 (knltrain/faults.py)")
+    train.set_defaults(run_command=_train)
+
+    evaluate = commands.add_parser("evaluate", help="top-1 and top-5, every image once")
+    evaluate.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT")
+    evaluate.add_argument("--data", type=Path, metavar="DIR", help="shards (default: the recipe's validation set)")
+    evaluate.set_defaults(run_command=_evaluate)
+
+    pack = commands.add_parser("pack", help="picture files into HDF5 shards; under mpiexec on all its ranks")
+    pack.add_argument("src", type=Path, help="class folders or class tars, in a folder or in a tar")
+    pack.add_argument("out", type=Path)
+    pack.add_argument("--encoding", choices=["raw", "jpeg"], default="raw")
+    pack.add_argument("--size", type=int, default=256, help="pixels of the short side (raw: of the square)")
+    pack.add_argument("--shard-bytes", type=int, default=256 << 20, help="bytes per shard, about")
+    pack.add_argument("--max-bad", type=_count_or_share, default=0.01, help="bad files allowed: 5, or a share as 0.05")
+    pack.add_argument("--ground-truth", type=Path, metavar="FILE", help="class numbers of files without class folders")
+    pack.add_argument("--synsets", type=Path, metavar="FILE", help="lines `NUMBER CLASS` for --ground-truth")
+    pack.set_defaults(run_command=_pack)
+
+    verify = commands.add_parser("verify", help="read every row of a folder of shards and check all its checksums")
+    verify.add_argument("dir", type=Path)
+    verify.add_argument("--threads", type=int, help="readers (default: the cores of this process)")
+    verify.set_defaults(run_command=_verify)
+
+    shards = commands.add_parser("shards", help="what is in a folder of shards")
+    shards.add_argument("dir", type=Path)
+    shards.set_defaults(run_command=_shards)
+
+    describe = commands.add_parser("describe", help="table of a model's layers: shapes, parameters, multiply-adds")
+    describe.add_argument("model")
+    describe.add_argument("--set", **settings, help="argument of the model, as in width=16")
+    describe.set_defaults(run_command=_describe)
+
+    demo = commands.add_parser("demo", help="the whole path on pictures drawn here, in a few minutes")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
+    demo.add_argument("--ranks", type=int, default=2)
+    demo.add_argument("--fresh", action="store_true", help="draw and pack the pictures again")
+    demo.set_defaults(run_command=_demo)
+
+    warmup = commands.add_parser("warmup", help="compile ahead what a recipe needs: once per kind of node")
+    warmup.add_argument("recipe", type=Path)
+    warmup.add_argument("--set", **settings, help="as for train")
+    warmup.set_defaults(run_command=_warmup)
+
+    bench = commands.add_parser("bench", help="measure the kernels or the whole step, beside what the machine can do")
+    what = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for name, text in (("kernels", "every distinct kernel call of a step"), ("step", "the whole step")):
+        one = what.add_parser(name, help=text)
+        one.add_argument("--model", default="resnet50", help="as in describe (default resnet50)")
+        one.add_argument("--slot-batch", type=int, default=32, metavar="B", help="images (default 32)")
+        one.add_argument("--threads", type=int, default=0, metavar="T", help="default: all cores")
+        one.add_argument("--set", **settings, help="argument of the model, as in width=16")
+        one.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
+        one.set_defaults(run_command=_bench)
+        if name == "kernels":
+            kinds = ["forward", "backward_input", "backward_weight", "memory", "packing", "update"]
+            one.add_argument("--pass", dest="passes", nargs="+", choices=kinds, default=(), help="only these")
+            one.add_argument("--layer", dest="layers", nargs="+", default=(), metavar="NAME", help="only these")
+            one.add_argument("--plot", type=Path, metavar="PNG", help="draw the roofline")
+        else:
+            kinds = [f"{a}-{b}" for b in ("eager", "compiled") for a in ("contiguous", "channels_last")]
+            one.add_argument("--against", choices=["torch"], help="PyTorch, in turn with ours, in its own process")
+            one.add_argument("--configurations", nargs="+", choices=kinds, default=kinds, help="of PyTorch (all)")
+
+    data = what.add_parser("data", help="the loader alone, beside the decoder library alone")
+    data.add_argument("dirs", type=Path, nargs="*", metavar="DIR", help="shards (default: photos drawn here)")
+    data.add_argument("--augmentation", nargs="+", metavar="LEVEL", default=(), help="only these (default: all)")
+    data.add_argument("--threads", type=int, nargs="+", metavar="T", default=(), help="default: 1, and all cores")
+    data.add_argument("--crop", type=int, default=224, help="pixels (default 224)")
+    data.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default 2)")
+    data.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
+    data.set_defaults(run_command=_bench_data)
+
+    feed = what.add_parser("feed", help="packing against a bare loop, a fed step against a synthetic one")
+    feed.add_argument("against", choices=["pack", "step", "index"])
+    feed.add_argument("path", type=Path, help="pack: pictures; step: shards; index: a folder to make 1,024 shards in")
+    feed.add_argument("--ranks", type=int, default=2, help="of pack (default 2)")
+    feed.add_argument("--model", default="alexnet_bn", help="of step (default alexnet_bn)")
+    feed.set_defaults(run_command=_bench_feed)
+
+    allreduce = what.add_parser("allreduce", help="sums over ranks beside MPI's own; under mpiexec")
+    allreduce.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="default 1 KB to 256 MB")
+    allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all that fit the ranks")
+    allreduce.add_argument("--wires", nargs="+", metavar="NAME", help="default: fp32 bf16 fp16")
+    allreduce.add_argument("--nodes", type=int, default=0, help="pretend so many nodes on one machine")
+    allreduce.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
+    allreduce.set_defaults(run_command=_bench_allreduce)
+
+    doctor = commands.add_parser("doctor", help="what is wrong with these nodes; alone, under mpiexec or srun")
+    doctor.add_argument("--data", type=Path, metavar="DIR", help="shards to look into")
+    doctor.add_argument("--json", action="store_true", help="one object in place of the table")
+    doctor.set_defaults(run_command=_doctor)
+
+    drill = commands.add_parser("drill", help="break small trainings in every way, on this site's MPI")
+    drill.add_argument("--out", type=Path, default=Path("drill"), metavar="DIR", help="a new folder")
+    drill.add_argument("--ranks", type=int, default=4)
+    drill.add_argument("--count", type=int, default=9, help="drills; one of each kind first, then random ones")
+    drill.add_argument("--seed", type=int, default=0, help="of the random ranks and steps")
+    drill.add_argument("--kind", action="append", default=[], help="only this kind of fault; may be repeated")
+    drill.add_argument("--launcher", help="as in 'srun -n {ranks}'; default: this environment's mpiexec -n {ranks}")
+    drill.set_defaults(run_command=_drill)
+
+    parser.commands = tuple(commands.choices)
+    return parser
+
+
+def _count_or_share(text: str) -> int | float:
+    """`5` is five files, `0.05` and `1.0` are shares."""
+    try:
+        value = int(text) if text.isdecimal() else float(text)
+        if isinstance(value, int) or 0 <= value <= 1:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected a count such as 5, or a share from 0.0 to 1.0")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    try:
+        code = args.run_command(args) or 0
+        sys.stdout.flush()
+        return code
+    except (Exception, KeyboardInterrupt) as error:
+        return _explain(error)

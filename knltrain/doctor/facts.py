@@ -1,0 +1,112 @@
+"""What one rank knows of its node and itself: a flat dict of JSON-able values. No judgement here."""
+
+import fcntl
+import os
+import re
+import socket
+import tempfile
+from pathlib import Path
+
+from kernels import ARCH, CACHE_DIR, THREADING_LAYER
+
+from ..report import machine_facts
+
+PROC, SYS = Path("/proc"), Path("/sys")
+OPENMP = ("libiomp5", "libgomp", "libomp")
+
+
+def gather_facts(comm, placement, environment=os.environ, proc: Path = PROC, system: Path = SYS) -> dict:
+    """The facts of this rank; `proc` and `system` are where /proc and /sys are read."""
+    mask = sorted(os.sched_getaffinity(0))
+    return {
+        "host": socket.gethostname(),
+        "library": comm.library,
+        "threads_may_call": comm.threads_may_call,
+        "versions": {k: v for k, v in machine_facts().items() if k in ("python", "knltrain", "numpy", "numba", "h5py")},
+        "slurm_tasks": _number(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")),
+        "layer": THREADING_LAYER,
+        "openmp": loaded_openmp(proc),
+        "kmp": sorted(name for name in environment if name.startswith("KMP_")),
+        "mask": mask,
+        "node_cpus": os.cpu_count(),
+        "threads": placement.threads,
+        "cores": len(placement.compute) + len(placement.communication) + len(placement.readers),
+        "spans": placement.spans,
+        "memory_preferred": placement.memory,
+        "memory_only": memory_only(system),
+        "processor": machine_facts()["processor"],
+        "flags": cpu_flags(proc),
+        "kernels": ARCH.name,
+        "huge_pages": huge_pages(system),
+        "memory_free": memory_free(proc, system),
+        "shm_free": disk_free("/dev/shm"),
+        "compiled": sum(1 for _ in CACHE_DIR.rglob("*.nbc")),
+        "cache": str(CACHE_DIR),
+        "hdf5_locking": environment.get("HDF5_USE_FILE_LOCKING", ""),
+    }
+
+
+def _number(text):
+    return int(text) if text and text.isdigit() else None
+
+
+def loaded_openmp(proc: Path = PROC) -> list[str]:
+    """OpenMP runtimes mapped into this process."""
+    text = _read(proc / "self/maps")
+    return [name for name in OPENMP if re.search(rf"/{name}\b[^/\n]*\.so", text)]
+
+
+def cpu_flags(proc: Path = PROC) -> list[str]:
+    """Of those that matter to the kernels, what this CPU has."""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(proc / "cpuinfo"), re.MULTILINE)
+    words = set(found.group(1).split()) if found else set()
+    return [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16") if flag in words]
+
+
+def memory_only(system: Path = SYS) -> list[int]:
+    """NUMA nodes with memory and no CPUs."""
+    from ..topology import read_topology
+
+    return read_topology(os.sched_getaffinity(0), system / "devices/system").memory_only
+
+
+def huge_pages(system: Path = SYS) -> str:
+    """always, madvise or never; "" where the system does not say."""
+    found = re.search(r"\[(\w+)\]", _read(system / "kernel/mm/transparent_hugepage/enabled"))
+    return found.group(1) if found else ""
+
+
+def memory_free(proc: Path = PROC, system: Path = SYS) -> int:
+    """Bytes that may still be taken: what is available, or less under a control group's limit."""
+    found = re.search(r"MemAvailable:\s*(\d+) kB", _read(proc / "meminfo"))
+    free = int(found.group(1)) * 1024 if found else 0
+    limit, used = (_read(system / "fs/cgroup" / name).strip() for name in ("memory.max", "memory.current"))
+    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+
+
+def disk_free(folder: str) -> int | None:
+    """Bytes free in a file system, None where there is none."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def locking(folder) -> str:
+    """Whether files of `folder` can be locked: "yes", what the system says, or "read-only" where none can be made."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return "yes"
+    except PermissionError:
+        return "read-only"
+    except OSError as error:
+        return "read-only" if error.errno == 30 else str(error.strerror)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,69 @@
+"""Rates of this node, in a few seconds: arithmetic, memory, shards, and the network between all ranks."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from kernels import STREAM_UNIT, fma_peak, stream
+
+from ..arena import aligned_zeros
+from ..data import DataSet
+from .facts import locking
+
+SECONDS = 0.3  # of each measurement
+STREAM_BYTES, SUM_BYTES = 64 << 20, 16 << 20
+SAMPLE_ROWS = 64
+
+
+def measure_node(comm) -> dict:
+    """fma (flop/s), stream (bytes/s read) of this rank while all ranks measure, as they will train."""
+    rounds = 1000
+    fma_peak(rounds)  # compiles
+    memory = aligned_zeros(STREAM_BYTES // 4 // STREAM_UNIT * STREAM_UNIT)
+    memory[:] = 1
+    stream("read", memory, memory)
+    comm.barrier()
+    return {"fma": _rate(lambda: fma_peak(rounds)), "stream": _rate(lambda: stream("read", memory, memory))}
+
+
+def measure_network(comm) -> dict:
+    """Of the sum over all ranks: latency (s) of 4 bytes, bandwidth (bytes/s) of SUM_BYTES."""
+    if comm.size == 1:
+        return {}
+    small, large = np.zeros(1, np.float32), np.zeros(SUM_BYTES // 4, np.float32)
+    times = {}
+    for name, array, count in (("latency", small, 50), ("large", large, 5)):
+        comm.sum(array)
+        comm.barrier()
+        begin = time.perf_counter()
+        for _ in range(count):
+            comm.sum(array)
+        times[name] = (time.perf_counter() - begin) / count
+    return {"latency": times["latency"], "bandwidth": SUM_BYTES / times["large"]}
+
+
+def examine_data(folder: Path, comm) -> dict:
+    """Open the shards, read and check a sample of rows of this rank's own part: their rate, or what is wrong."""
+    try:
+        dataset = DataSet(folder)
+        rows = np.random.default_rng(comm.rank).integers(0, len(dataset), SAMPLE_ROWS)
+        begin = time.perf_counter()
+        nbytes = sum(dataset.read(int(row)).nbytes for row in rows)
+        seconds = time.perf_counter() - begin
+    except (ValueError, OSError, ImportError) as error:
+        return {"data_error": str(error), "locking": "yes"}
+    files = sorted(Path(folder).glob("*.h5"))
+    size = sum(path.stat().st_size for path in files)
+    shards = f"{len(dataset)} images in {len(files)} shards, {size / 1e9:.2f} GB, sample of checksums right"
+    return {"shards": shards, "read": nbytes / seconds, "locking": locking(folder)}
+
+
+def _rate(run) -> float:
+    """The best of the repetitions that fit into SECONDS: work per second."""
+    best, end = 0.0, time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        work = run()
+        best = max(best, work / (time.perf_counter() - begin))
+    return best

@@ -1,0 +1,156 @@
+"""From a recipe to its parts: the only place that translates the recipe's keys into constructor arguments."""
+
+import dataclasses
+
+import numba
+import numpy as np
+
+from kernels import ARCH
+
+from . import __version__
+from .comm import (
+    Exchange,
+    Reducer,
+    ShardedUpdate,
+    Update,
+    Watch,
+    allowed_ranks,
+    compare_signatures,
+    sums_order,
+    waiting_sums,
+)
+from .config import Derived, Recipe
+from .data import Augment, DataSet, Loader, Order, read_mean_image
+from .models import Model, build
+from .optim import Lars
+
+UNSCALED_SHORT_SIDE = 256  # pixels; before a crop of pictures that were packed as large as they are
+
+
+def own_slots(slots: int, comm) -> range:
+    """The contiguous range of slots that this rank runs. Raises ValueError for a rank count that does not fit."""
+    allowed = allowed_ranks(slots)
+    if comm.size not in allowed:
+        raise ValueError(
+            f"{comm.size} ranks cannot share {slots} slots (global_batch / slot_batch); "
+            f"expected one of {', '.join(map(str, allowed))} ranks"
+        )
+    share = slots // comm.size
+    return range(comm.rank * share, (comm.rank + 1) * share)
+
+
+def open_data(recipe: Recipe, comm=None) -> tuple[DataSet, DataSet]:
+    """Training and validation set, opened by all ranks together; without `data.val` the training set is both.
+
+    Raises ValueError if classes differ.
+    """
+    data = DataSet(recipe.data.train, comm, recipe.data.stage)
+    if not recipe.data.val:
+        return data, data
+    val = DataSet(recipe.data.val, comm, recipe.data.stage)
+    if val.class_names != data.class_names:
+        raise ValueError(f"{val.folder} has other classes than {data.folder}; expected the same: pack both alike")
+    return data, val
+
+
+def identity(recipe: Recipe, data: DataSet) -> dict:
+    """Everything the result of a run depends on, as flat JSON-able values: two equal ones give the same bits.
+
+    Left out is what changes only speed and output: places, threads, buckets, how often something is logged or saved.
+    """
+    free = {"data.train", "data.val", "data.reader_threads", "data.prefetch", "data.stage"}
+    facts = {"data.images": len(data), "data.classes": list(data.class_names)}
+    facts |= {"comm.wire": recipe.comm.wire, "comm.sums": sums_order(recipe.comm.algorithm)}
+    for section, values in dataclasses.asdict(recipe).items():
+        for key, value in values.items():
+            name = f"{section}.{key}"
+            counts = {"run": key in ("epochs", "seed"), "comm": False}.get(section, name not in free)
+            if counts:
+                facts[name] = list(value) if isinstance(value, tuple) else value
+    return facts
+
+
+def make_exchange(recipe: Recipe, comm) -> Exchange:
+    """The sum over all ranks, by the recipe's algorithm."""
+    c = recipe.comm
+    return Exchange(comm, c.algorithm, c.wire, c.pretended_nodes, c.pretended_bandwidth)
+
+
+def watch_ranks(recipe: Recipe, data: DataSet, comm) -> Watch:
+    """A watch over all ranks, after a look whether they are about to do the same. Raises ValueError if not."""
+    versions = {"kernels": ARCH.name, "NumPy": np.__version__, "Numba": numba.__version__, "knltrain": __version__}
+    compare_signatures(comm, identity(recipe, data) | versions)
+    return Watch(comm, recipe.comm.stall_warn_s, recipe.comm.stall_end_s)
+
+
+def make_model(recipe: Recipe, classes: int, slots: int = 0, ranks_on_node: int = 1, gradient_memory=None) -> Model:
+    """The recipe's network, planned and initialised; slots: how many this rank trains, 0 for evaluation only."""
+    options = {"classes": classes, "input_size": recipe.data.crop} | recipe.model.args
+    if options["input_size"] != recipe.data.crop or options["classes"] != classes:
+        raise ValueError(
+            f"[model] has input_size {options['input_size']} and classes {options['classes']}; "
+            f"expected {recipe.data.crop} (data.crop) and {classes} (of the data): leave both out"
+        )
+    layers, input_shape = build(recipe.model.name, **options)
+    batch, smoothing = recipe.batch.slot_batch, recipe.optim.label_smoothing
+    return Model(
+        layers,
+        input_shape,
+        batch,
+        smoothing=smoothing,
+        seed=recipe.run.seed,
+        train=slots > 0,
+        ranks_on_node=ranks_on_node,
+        gradient_copies=waiting_sums(slots) if slots else 0,
+        gradient_memory=gradient_memory,
+    )
+
+
+def make_optimizer(recipe: Recipe, model: Model) -> Lars:
+    """The recipe's optimizer over the model's parameters."""
+    o = recipe.optim
+    return Lars(
+        model.parameters.parameters,
+        variant=o.variant,
+        trust_coefficient=o.trust_coefficient,
+        momentum=o.momentum,
+        nesterov=o.nesterov,
+        weight_decay=o.weight_decay,
+        epsilon=o.epsilon,
+        momentum_correction=o.momentum_correction,
+        decay_bias_and_norm=o.decay_bias_and_norm,
+    )
+
+
+def make_reducer(recipe: Recipe, model: Model, exchange: Exchange, slots: range, watch) -> Reducer:
+    """The sum of gradients over this rank's slots and all ranks."""
+    c = recipe.comm
+    how = (c.bucket_bytes, c.cut_before, c.overlap, c.shard_update)
+    return Reducer(model.parameters, exchange, len(slots), *how, watch)
+
+
+def make_update(model: Model, optimizer: Lars, reducer: Reducer) -> Update:
+    """The step of the optimizer on what the reducer gives: on every rank all of it, or a part on each."""
+    return (ShardedUpdate if reducer.shard else Update)(model.parameters, optimizer, reducer)
+
+
+def make_loader(recipe: Recipe, derived: Derived, data: DataSet, slots: range) -> Loader:
+    """The training batches of this rank's slots."""
+    d, page_rows = recipe.data, data.page_rows
+    order = Order(len(data), page_rows, derived.slots, recipe.batch.slot_batch, recipe.run.seed, kind=d.shuffle)
+    augment = make_augment(recipe, data, d.augmentation)
+    return Loader(data, order, augment, slots=slots, threads=d.reader_threads, prefetch=d.prefetch)
+
+
+def center_crop(recipe: Recipe, data: DataSet) -> Augment:
+    """What evaluation does to a picture of `data`."""
+    return make_augment(recipe, data, "none")
+
+
+def make_augment(recipe: Recipe, data: DataSet, level: str) -> Augment:
+    """Augmentation by the recipe's numbers. A mean picture is read here; raises ValueError if it does not fit."""
+    d = recipe.data
+    short_side = d.short_side or (UNSCALED_SHORT_SIDE if data.size == 0 else 0)
+    mean = read_mean_image(d.mean_image, data.size) if d.mean_image else d.mean
+    options = {"seed": recipe.run.seed, "pad": d.pad, "min_area": d.min_area, "short_side": short_side}
+    return Augment(level, d.crop, mean, d.std, **options)

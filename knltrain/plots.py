@@ -1,0 +1,105 @@
+"""Figures: the log of a run, rows of pictures, a roofline.
+
+matplotlib is an extra: it is imported here and only when a figure is drawn.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+_GRID = {"color": "0.9", "linewidth": 0.8}
+_LOSS, _ACCURACY = "#4c72b0", "#c44e52"
+
+
+def learning_curve(records: list[dict], png: Path, title: str):
+    """Training loss and validation accuracy over epochs, from the records of log.jsonl, written to `png`.
+
+    Raises ValueError when the log holds no training step.
+    """
+    steps = [r for r in records if r["kind"] == "step"]
+    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    if not steps:
+        raise ValueError(f"the log holds {len(records)} records and no training step: nothing to draw in {png}")
+    figure, (left, right) = _figure(2, figsize=(10, 4))
+    epochs, loss = (np.array([r[key] for r in steps], float) for key in ("epoch", "loss"))
+    left.plot(epochs, loss, color=_LOSS, alpha=0.3, linewidth=0.8)
+    left.plot(epochs, _smooth(loss), color=_LOSS, linewidth=1.8, label="running mean")
+    left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None), title="loss")
+    left.legend(frameon=False)
+    epochs, top1 = ([r[key] for r in evaluations] for key in ("epoch", "top1"))
+    right.plot(epochs, [100 * share for share in top1], "o-", color=_ACCURACY, markersize=4, linewidth=1.8)
+    right.set(xlabel="epoch", ylabel="top-1 on the validation set, %", ylim=(0, 102), title="accuracy")
+    if top1:
+        last = epochs[-1], 100 * top1[-1]
+        right.annotate(f"{top1[-1]:.1%}", last, (0, -16), textcoords="offset points", ha="right")
+    for axes in (left, right):
+        axes.grid(**_GRID)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(0, None)
+    figure.suptitle(title)
+    figure.savefig(png, dpi=120)
+
+
+def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], png: Path, title: str):
+    """A table of pictures, one row per class: rows of (class name, pictures (H, W, 3) uint8), written to `png`."""
+    columns = len(rows[0][1])
+    figure, grid = _figure(len(rows), columns, figsize=(columns * 1.0 + 1.0, len(rows) * 1.0 + 0.5))
+    for (name, pictures), line in zip(rows, grid, strict=True):
+        for axes, image in zip(line, pictures, strict=True):
+            axes.imshow(image)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.suptitle(title)
+    figure.savefig(png, dpi=100)
+
+
+def roofline(records: list[dict], png: Path, title: str):
+    """Speed over intensity of every kernel with flops, under what the machine could do, written to `png`.
+
+    records: of `bench kernels --json`, at least one of them with flops.
+    """
+    records = [r for r in records if r["flops"]]
+    figure, ((axes,),) = _figure(1, 1, figsize=(8, 5.5))
+    peak, bandwidth = (float(np.median([r[key] for r in records])) for key in ("peak_gflop_per_s", "copy_gb_per_s"))
+    intensity = np.array([r["flops"] / r["bytes"] for r in records])
+    speed = np.array([r["share_of_peak"] for r in records]) * peak  # as if the machine had run at its median all along
+    ends = np.array([min(intensity.min(), peak / bandwidth) / 2, intensity.max() * 2])
+    ridge = np.array([ends[0], peak / bandwidth, ends[1]])
+    axes.plot(ridge, np.minimum(peak, ridge * bandwidth), color="0.3", linewidth=1.5)
+    axes.annotate(f"{peak:.0f} GFLOP/s", (ends[1], peak), (-4, 5), textcoords="offset points", ha="right")
+    axes.annotate(f"{bandwidth:.0f} GB/s (copy)", (ends[0], ends[0] * bandwidth), (10, -4), textcoords="offset points")
+    marks = {"forward": ("o", _LOSS), "backward_input": ("s", _ACCURACY), "backward_weight": ("^", "#55a868")}
+    for kind, (mark, color) in marks.items():
+        own = np.array([r["pass"] == kind for r in records])
+        name = kind.replace("_", " ") if own.any() else None
+        axes.scatter(intensity[own], speed[own], marker=mark, color=color, s=24, alpha=0.8, linewidth=0, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="flops per byte that must be moved", ylabel="GFLOP/s", title=title)
+    axes.set_ylim(min(speed.min() / 2, ends[0] * bandwidth), peak * 1.6)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.legend(frameon=False, loc="lower right")
+    axes.grid(**_GRID)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(png, dpi=120)
+
+
+def _figure(*shape, figsize):
+    """Figure and axes without pyplot, so no window system is asked for and nothing global remains."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("matplotlib is not installed, expected it for drawing: pip install knltrain[plots]") from None
+    figure = Figure(figsize=figsize, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(*(shape if len(shape) == 2 else (1, *shape)), squeeze=len(shape) != 2)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over the last fortieth of all values, at least one: it lags, but invents nothing at the ends."""
+    window = max(1, values.size // 40)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    stop = np.arange(1, values.size + 1)
+    start = np.maximum(0, stop - window)
+    return (sums[stop] - sums[start]) / (stop - start)

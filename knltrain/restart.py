@@ -1,0 +1,146 @@
+"""Leaving and coming back: which state a run saves, when it restores it, and what it says when it must stop.
+
+Only rank 0 touches the disk. It broadcasts what it read, so a run may continue on any allowed number of ranks, and
+512 ranks do not read one file at once. Files are written in the background, from a copy of the state.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from .background import Writer
+from .checkpoint import CheckpointError, checkpoints, load_latest, save
+
+FOLDER = "checkpoints"  # in the run folder
+PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
+LAST_LIMIT_S = 120.0  # a run that leaves tries so long to write its last checkpoint
+
+
+class Restart:
+    """Checkpoints of one run in `run_dir`: the weights, the momentum, the running statistics and the step.
+
+    experiment: everything that the result depends on, as a flat dict of JSON-able values; a checkpoint of another
+    experiment is refused. keep: how many of the newest checkpoints stay. every_s: seconds of training that may be lost
+    at most; 0: only what `save` is called for. warn: told of damaged ones and of a disk that refuses.
+    """
+
+    def __init__(self, run_dir: Path, model, optimizer, comm, experiment: dict, keep: int, every_s: float, warn):
+        self.folder, self.parameters, self.optimizer = Path(run_dir) / FOLDER, model.parameters, optimizer
+        self.comm, self.experiment, self.keep, self.every_s = comm, experiment, keep, every_s
+        self.warn = lambda message: warn(f"warning: {message}")
+        self.last_saved, self.last_time, self.missed = None, time.monotonic(), False
+        self.copy = None
+        self.writer = Writer(self._write, self.warn)
+
+    # ---- coming back -----------------------------------------------------------------------------------------
+
+    def restore(self, resume: str) -> int:
+        """Load the newest good checkpoint on all ranks; returns the steps done, 0 in a fresh folder.
+
+        Raises CheckpointError where resume is "never" and there is one, or where it is of another experiment.
+        """
+        found = self._read(resume) if self.comm.rank == 0 else None
+        step, self.optimizer.previous_lr = self.comm.gather(found)[0]
+        for block in (self.parameters.value, self.parameters.momentum, self.parameters.running):
+            self.comm.broadcast(block)
+        self.last_time = time.monotonic()
+        return step
+
+    def _read(self, resume):
+        if resume == "never":
+            if checkpoints(self.folder):
+                raise CheckpointError(
+                    f"{self.folder} already holds checkpoints; "
+                    "continue with --resume auto, or choose another --run folder"
+                )
+            return 0, 0.0
+        found = load_latest(self.folder, self.warn)
+        if found is None:
+            return 0, 0.0
+        arrays, meta = found
+        begun = meta["experiment"]
+        for key in self.experiment:
+            if begun.get(key) != self.experiment[key]:
+                raise CheckpointError(
+                    f"{self.folder}: this run was begun with {key} = {begun.get(key)!r}, now it is "
+                    f"{self.experiment[key]!r}: use the recipe in the run folder, or another --run folder"
+                )
+        apply_state(self.parameters, arrays, self.folder)
+        self.last_saved = meta["step"]
+        return meta["step"], meta["previous_lr"]
+
+    # ---- saving ----------------------------------------------------------------------------------------------
+
+    def due(self) -> bool:
+        """Whether the clock of rank 0 asks for a checkpoint; the other ranks never do."""
+        late = self.every_s > 0 and time.monotonic() - self.last_time >= self.every_s
+        return self.comm.rank == 0 and (late or self.missed) and not self.writer.busy(0.0)
+
+    def save(self, step: int, metric: float | None = None):
+        """Begin to write the state after `step` steps, whose metric (higher is better) was measured, or None.
+
+        Training waits while the state is copied, and for the checkpoint before if that is not written yet. Where this
+        takes PATIENCE_S the file system is too slow: this checkpoint is left out and `due` asks for another.
+        """
+        if self.comm.rank != 0 or self.last_saved == step:
+            return
+        since = self.writer.busy(PATIENCE_S)
+        self.missed = since > 0
+        if self.missed:
+            self.warn(f"a checkpoint is being written since {since:.0f} s, a slow file system: none of step {step}")
+            return
+        meta = {"step": step, "previous_lr": self.optimizer.previous_lr, "experiment": self.experiment}
+        self.writer.submit(lambda: (step, self._copy(), meta, metric))
+        self.last_saved, self.last_time = step, time.monotonic()
+
+    def leave(self, step: int):
+        """Save the state after `step` steps if it is not saved yet, and wait for the disk.
+
+        Raises CheckpointError or TimeoutError where it could not be written.
+        """
+        if self.comm.rank == 0:
+            self.writer.busy(LAST_LIMIT_S)
+            self.save(step)
+            self.writer.finish(LAST_LIMIT_S)
+
+    def _copy(self) -> dict[str, np.ndarray]:
+        state = self.parameters.state()
+        if self.copy is None:
+            self.copy = {name: np.empty_like(array) for name, array in state.items()}
+        for name, array in state.items():
+            np.copyto(self.copy[name], array)
+        return self.copy
+
+    def _write(self, job):
+        step, arrays, meta, metric = job
+        save(self.folder, step, arrays, meta, keep=self.keep, best_metric=metric)
+
+    # ---- failing ---------------------------------------------------------------------------------------------
+
+    def fail(self, what: str, step: int, lr: float, finite: bool):
+        """`what` is NaN or infinite in `step`: say where and what to do, on all ranks alike.
+
+        finite: whether the losses of this rank still were.
+        """
+        flags = self.comm.gather(finite)
+        ranks = ", ".join(str(rank) for rank, good in enumerate(flags) if not good)
+        self.writer.busy(PATIENCE_S)
+        last = next(reversed(checkpoints(self.folder)), None)
+        raise FloatingPointError(
+            f"{what} is not finite in step {step} ({f'rank {ranks}' if ranks else 'all ranks'}, learning rate {lr:g}); "
+            f"last good checkpoint: {last or 'none'}: lower the learning rate or lengthen the warm-up"
+        )
+
+
+def apply_state(parameters, arrays: dict, where) -> None:
+    """Copy a checkpoint's arrays into the blocks of a model, after checking that names and shapes agree."""
+    state = parameters.state()
+    differing = sorted(state.keys() ^ arrays.keys())
+    differing += [name for name in state.keys() & arrays.keys() if arrays[name].shape != state[name].shape]
+    if differing:
+        raise CheckpointError(
+            f"{where}: checkpoint of another model (differing: {', '.join(differing[:3])}): use the recipe of that run"
+        )
+    for name, array in arrays.items():
+        state[name][...] = array

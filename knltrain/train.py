@@ -1,0 +1,145 @@
+"""The training loop: the one page that knows the whole story."""
+
+import math
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from kernels import ARCH, THREADING_LAYER, sample_key
+
+from .comm import Trace, compare_replicas
+from .config import Recipe, derive, resolved
+from .evaluate import evaluate
+from .experiment import (
+    center_crop,
+    identity,
+    make_exchange,
+    make_loader,
+    make_model,
+    make_optimizer,
+    make_reducer,
+    make_update,
+    open_data,
+    own_slots,
+    watch_ranks,
+)
+from .faults import Faults
+from .lifecycle import Lifecycle
+from .machine import take_share
+from .optim import learning_rate
+from .report import Report, machine_facts
+from .restart import Restart
+
+DROPOUT = 2  # purpose of the random numbers that are not augmentation's
+
+
+def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> int:
+    """Train `recipe` on the ranks of `comm`; everything that is kept goes to `run_dir`.
+
+    resume: "auto" continues from the newest good checkpoint of run_dir, to the bit, also on another number of ranks;
+    "never" demands a folder without one. inject: faults to suffer, for drills. clock: of the start-up. Returns an exit
+    code: 0, or 128 + the signal's number after a stop by a signal; a stop saves a checkpoint first.
+    """
+    faults = Faults(inject, comm.rank, run_dir)
+    placement = take_share(comm)
+    data, val = open_data(recipe, comm)
+    derived = derive(recipe, len(data))
+    clock.mark("shards")
+    slots = own_slots(derived.slots, comm)
+    watch, exchange = watch_ranks(recipe, data, comm), make_exchange(recipe, comm)
+    model = make_model(recipe, len(data.class_names), len(slots), placement.ranks_on_node, exchange.allocate)
+    optimizer = make_optimizer(recipe, model)
+    with placement.on("communication"):
+        reducer = make_reducer(recipe, model, exchange, slots, watch)
+    update = make_update(model, optimizer, reducer)
+    report = Report(run_dir, comm.rank, derived.total_steps, recipe.batch.global_batch, recipe.run.log_every_seconds)
+    every_s, keep = 60 * recipe.run.checkpoint_every_minutes, recipe.run.keep_checkpoints
+    restart = Restart(run_dir, model, optimizer, comm, identity(recipe, data), keep, every_s, report.note)
+    life = Lifecycle(run_dir, comm.rank, report.note)
+    trace = Trace(run_dir / f"trace-{comm.rank:05}.json", comm.rank, recipe.comm.trace_steps)
+    keys, scalars = np.zeros(recipe.batch.slot_batch, np.uint64), model.parameters.scalars
+
+    with closing(report), life, closing(reducer), closing(make_loader(recipe, derived, data, slots)) as loader:
+        clock.mark("model")
+        step = restart.restore(resume)
+        if comm.gather(life.finished(derived.total_steps))[0]:
+            report.note(f"{run_dir} is done after step {derived.total_steps}: nothing is left to train")
+            return 0
+        facts = {"ranks": comm.size, "threads_per_rank": placement.threads, "mpi": comm.library}
+        facts = machine_facts(**facts, kernels=ARCH.name, openmp=THREADING_LAYER, processes=watch.places)
+        report.start(resolved(recipe), facts, _headline(recipe, model, derived, data, reducer, comm, placement, step))
+        with placement.on("readers"):
+            loader.seek(step)
+        life.begin(step)
+        clock.mark("checkpoint")
+        while step < derived.total_steps and not scalars[2]:  # a stop, asked of any rank
+            faults.strike(step + 1, model)
+            lr = learning_rate(step, **derived.schedule)
+            model.prepare()
+            finite = True
+            for _ in slots:
+                batch = next(loader)
+                model.images[...] = batch.images
+                keys[:] = [sample_key(recipe.run.seed, batch.epoch, row, DROPOUT) for row in batch.rows]
+                model.forward(True, keys)
+                model.loss.run(batch.labels, 1.0 / recipe.batch.global_batch)  # the sum over ranks is then the mean
+                model.backward(reducer.ready)  # a bucket is summed as soon as its last gradient is there
+                finite &= bool(np.isfinite(model.loss.losses).all())
+                correct = np.count_nonzero(model.loss.ranks == 0)
+                scalars[:] = model.loss.losses.sum(), correct, life.stop_asked(), restart.due()
+                reducer.end_slot()
+            update.step(lr)  # a tensor is updated as soon as its sum is there
+            step += 1
+            epoch = step / derived.steps_per_epoch
+            loss, accuracy = (float(total) / recipe.batch.global_batch for total in scalars[:2])
+            if not math.isfinite(loss):
+                restart.fail("the loss", step, lr, finite)
+            model.parameters.update_statistics(derived.slots)
+            waits = {"data_wait_s": loader.stall_seconds} | reducer.seconds()
+            trace.add(step, reducer.finished)
+            report.step(step, epoch, loss, lr, accuracy, waits)
+            if clock.running:
+                report.note(clock.finish())
+            evaluating = _due(step, derived.evaluate_every_steps, derived.total_steps)
+            saving = _due(step, derived.checkpoint_every_steps, derived.total_steps) or scalars[2:].any()
+            if (evaluating or saving) and not np.isfinite(model.parameters.value).all():
+                restart.fail("a weight", step, lr, finite)
+            top1 = None
+            if evaluating:
+                result = evaluate(model, val, center_crop(recipe, val), comm, recipe.data.reader_threads)
+                report.evaluation(step, epoch, result.top1, result.top5, result.images)
+                top1 = result.top1
+            checking = _due(step, recipe.comm.check_every_steps, derived.total_steps) and comm.size > 1
+            if saving or checking:
+                update.complete()
+            if checking:
+                compare_replicas(comm, model.parameters.state(), step)
+            if saving:
+                restart.save(step, top1)
+        restart.leave(step)
+        life.end(step, derived.total_steps)
+        if step < derived.total_steps:
+            report.note(f"stopped as asked after step {step}, saved: continue with --resume auto")
+    return max(comm.gather(life.exit_code))  # nobody leaves before all is written
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    """At every so many steps (0: never), and always at the last."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _headline(recipe, model, derived, data, reducer, comm, placement, step) -> list[str]:
+    """What a reader of the log wants to know before the first step."""
+    batch = recipe.batch
+    memory = f"{model.memory_bytes / 2**20:,.0f} MiB for activations and packed weights"
+    lines = [
+        f"{recipe.model.name}: {model.parameters.count:,} parameters, {memory}",
+        f"{len(data):,} images in {len(data.class_names)} classes, {derived.steps_per_epoch} steps an epoch, "
+        f"{derived.total_steps} in all",
+        f"global batch {batch.global_batch} = {derived.slots} slots of {batch.slot_batch}, on {comm.size} ranks "
+        f"of {placement.threads} threads ({ARCH.name} kernels)",
+        *placement.table(),
+    ]
+    lines += reducer.describe() if comm.size > 1 else []
+    return [*lines, f"continuing after step {step}"] if step else lines

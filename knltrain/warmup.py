@@ -1,0 +1,68 @@
+"""`knltrain warmup RECIPE`: compile ahead what a recipe needs, so that a job on many nodes begins from a full cache.
+
+One process runs one step, two slots, and one evaluation of the recipe's own parts on random pictures. What is compiled
+does not depend on the number of images, only on types: few images are enough.
+"""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from kernels import ARCH, CACHE_DIR
+
+from .comm import Exchange, Watch, compile_ahead, world
+from .config import Recipe, derive
+from .data.shards import checksum
+from .data.synthetic import Synthetic
+from .evaluate import evaluate
+from .experiment import center_crop, make_loader, make_model, make_optimizer, make_reducer
+from .machine import take_share
+
+IMAGES = 8  # of a slot, at most: few, yet more than one share of the pixels in backward-weight
+MARGIN = 8  # pixels by which the pictures are larger than the crop
+
+
+def warmup(recipe: Recipe) -> str:
+    """Fill the cache and say in one line what was done. Raises ValueError as `train` does for a bad recipe."""
+    start = time.perf_counter()
+    before = _compiled()
+    comm = world()
+    take_share(comm)
+    slot_batch = min(recipe.batch.slot_batch, IMAGES)
+    batch = dataclasses.replace(recipe.batch, slot_batch=slot_batch, global_batch=2 * slot_batch)
+    section = dataclasses.replace(recipe.data, mean_image="")  # which is of another size, and compiles nothing more
+    recipe = dataclasses.replace(recipe, batch=batch, data=section)
+    classes = recipe.model.args.get("classes", 10)
+    data = Synthetic(2 * slot_batch, recipe.data.crop + MARGIN, classes)
+    derived, slots = derive(recipe, len(data)), range(2)
+    exchange = Exchange(comm)
+    model = make_model(recipe, classes, len(slots), gradient_memory=exchange.allocate)
+    optimizer, reducer = make_optimizer(recipe, model), make_reducer(recipe, model, exchange, slots, Watch(comm))
+    keys = np.zeros(slot_batch, np.uint64)
+    with make_loader(recipe, derived, data, slots) as loader:
+        model.prepare()
+        for _ in slots:
+            images = next(loader)
+            model.images[...] = images.images
+            model.forward(True, keys)
+            model.loss.run(images.labels, 1.0 / batch.global_batch)
+            model.backward(reducer.ready)
+            reducer.end_slot()
+    model.parameters.update_statistics(len(slots))
+    optimizer.step(0.0, reducer.reduced())
+    compile_ahead()
+    crop = center_crop(recipe, data)
+    evaluate(model, data, crop, comm)
+    small = np.zeros((recipe.data.crop // 2 + 1, recipe.data.crop, 3), np.uint8)  # a picture that must be resampled
+    crop.apply(small, 0, 0, np.empty((recipe.data.crop, recipe.data.crop, 3), np.float32))
+    checksum(0, small)  # as reading a shard does
+    return (
+        f"{_compiled() - before} functions compiled for {ARCH.name} in {time.perf_counter() - start:.1f} s, "
+        f"{_compiled()} in {CACHE_DIR}"
+    )
+
+
+def _compiled() -> int:
+    """Compiled functions in the cache."""
+    return sum(1 for _ in CACHE_DIR.rglob("*.nbc"))

@@ -1,0 +1,143 @@
+"""The shape of the project, held: who may import whom, how long a file may be, what the README must name."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(path for package in ("kernels", "knltrain") for path in (ROOT / package).rglob("*.py"))
+MAX_LINES = 500
+
+# part of the project → the parts that it may import, besides itself and the standard library
+MAY_IMPORT = {
+    "kernels": {"numpy", "numba", "llvmlite"},  # llvmlite is Numba's own half: an @intrinsic is written with it
+    "knltrain.arena": {"kernels", "numpy"},
+    "knltrain.layers": {"kernels", "knltrain.arena", "numpy"},
+    "knltrain.models": {"kernels", "knltrain.arena", "knltrain.layers", "numpy"},
+    "knltrain.optim": {"kernels", "knltrain.arena", "numpy"},
+    "knltrain.comm": {"kernels", "knltrain.arena", "numpy", "mpi4py"},
+    "knltrain.data": {"kernels", "numpy", "h5py", "PIL", "simplejpeg"},
+    "knltrain.checkpoint": {"numpy", "h5py"},
+    "knltrain.background": set(),
+    "knltrain.restart": {"knltrain.background", "knltrain.checkpoint", "knltrain.models", "numpy"},
+    "knltrain.lifecycle": set(),
+    "knltrain.startup": {"kernels", "numpy"},
+    "knltrain.doctor": {
+        "kernels", "knltrain.arena", "knltrain.data", "knltrain.machine", "knltrain.report", "knltrain.topology",
+        "numpy",
+    },
+    "knltrain.faults": {"knltrain.checkpoint", "knltrain.lifecycle", "knltrain.restart", "numpy"},
+    "knltrain.topology": set(),
+    "knltrain.machine": {"kernels", "knltrain.report", "knltrain.topology", "numba"},
+    "knltrain.report": {"knltrain", "kernels", "numpy"},
+    "knltrain.pictures": {"numpy", "PIL"},
+    "knltrain.plots": {"numpy", "matplotlib"},
+    "knltrain.bench": {
+        "kernels", "knltrain.arena", "knltrain.comm", "knltrain.data", "knltrain.layers", "knltrain.models",
+        "knltrain.optim", "knltrain.demo", "knltrain.plots", "knltrain.report", "numba", "numpy", "torch",
+        "PIL", "simplejpeg",
+    },
+    "knltrain": set(),
+}
+KNOW_ALL = {"train", "evaluate", "experiment", "cli", "demo", "drill", "warmup", "config", "__main__"}
+ONLY_IN = {
+    "mpi4py": {"knltrain/comm/communicator.py"},
+    "h5py": {"knltrain/data/shards.py", "knltrain/checkpoint.py"},
+    "torch": {"knltrain/bench/torch_process.py", "knltrain/bench/torch_models.py"},
+    "knltrain.config": {f"knltrain/{name}.py" for name in ("train", "evaluate", "experiment", "cli", "demo", "warmup")},
+}
+LAZY = {"PIL", "simplejpeg", "matplotlib"}  # extras: the project must import without them
+
+
+def imports(path):
+    """(dotted name, is it at the top level of the file) of every import; `from a import b` gives a and a.b."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *filter(None, [node.module])])
+            found = [base] + [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in found:
+            yield name, node in tree.body
+
+
+def part_of(name):
+    """The part that a dotted name belongs to: `knltrain.layers.conv` → `knltrain.layers`, `numpy.lib` → `numpy`."""
+    pieces = name.split(".")
+    depth = 2 if pieces[0] == "knltrain" and len(pieces) > 1 and _exists(pieces[:2]) else 1
+    return ".".join(pieces[:depth])
+
+
+def _exists(pieces):
+    return ROOT.joinpath(*pieces).is_dir() or ROOT.joinpath(*pieces).with_suffix(".py").exists()
+
+
+def short(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_imports__follow_the_table(path):
+    own = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for name, _ in imports(path):
+        part = part_of(name)
+        if part in ONLY_IN and part != own:
+            assert short(path) in ONLY_IN[part], f"{short(path)} imports {part}, which only {ONLY_IN[part]} may"
+        if part == own or part in sys.stdlib_module_names or own.removeprefix("knltrain.") in KNOW_ALL:
+            continue
+        allowed = MAY_IMPORT.get(own)
+        assert allowed is not None, f"{own} is not in the table of {Path(__file__).name}: add what it may import"
+        assert part in allowed, f"{short(path)} imports {name}; {own} may import {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_imports__of_extras_are_lazy_or_guarded(path):
+    eager = [name for name, top in imports(path) if top and part_of(name) in LAZY]
+    assert not eager, f"{short(path)} imports {eager} on import; extras belong into the function that needs them"
+
+
+def test_kernels__are_used_through_their_door():
+    for path in [*FILES, *(ROOT / "tests").glob("*.py")]:
+        if path.is_relative_to(ROOT / "kernels") or path.name.startswith("test_kernels"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = [node.module for node in ast.walk(tree) if _enters_kernels(node)]
+        assert not inside, f"{short(path)} imports from {inside}, expected `from kernels import name`"
+
+
+def _enters_kernels(node):
+    return isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("kernels.")
+
+
+def test_files__stay_short():
+    lengths = {short(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
+
+
+def test_recipes__load():
+    from knltrain.config import load_recipe
+
+    recipes = [*(ROOT / "jobs" / "recipes").glob("*.toml"), ROOT / "knltrain" / "demo.toml"]
+    for path in recipes:
+        load_recipe(path, [])
+
+
+def test_readme__names_its_two_commands():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make demo" in readme and "make test" in readme
+
+
+def test_setup__requires_exactly_five_packages():
+    text = (ROOT / "setup.py").read_text(encoding="utf-8")
+    keyword = next(
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.keyword) and node.arg == "install_requires"
+    )
+    names = {requirement.partition(";")[0] for requirement in ast.literal_eval(keyword.value)}
+    assert names == {"numpy", "mpi4py", "numba", "h5py", "intel-openmp"}

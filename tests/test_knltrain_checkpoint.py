@@ -1,0 +1,206 @@
+"""Checkpoints: to the bit, whole or absent, and never trusted when damaged."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from knltrain import checkpoint
+from knltrain.checkpoint import CheckpointError, best_checkpoint, checkpoints, load, load_latest, save
+
+META = {"previous_lr": 0.1 + 0.2, "recipe": "[run]\nseed = 3\n", "unicode": "è"}
+
+
+def arrays(seed=0):
+    rng = np.random.default_rng(seed)
+    special = np.array([np.nan, -0.0, np.inf, 1e-45, 3.4e38], np.float32)
+    special.view(np.uint32)[0] |= 0x1234  # a NaN with a payload
+    return {
+        "value/conv1.w": rng.standard_normal((3, 3, 5, 7)).astype(np.float32),
+        "value/conv1.b": special,
+        "order": rng.integers(0, 2**62, 11),
+        "pixels": rng.integers(0, 255, (2, 3), np.uint8),
+        "scalar": np.float64(rng.standard_normal()),
+        "nothing": np.empty((0, 4), np.float32),
+        "transposed": rng.standard_normal((4, 6)).T,
+        "flags": np.array([True, False]),
+    }
+
+
+def same(found, expected) -> bool:
+    return list(found) == list(expected) and all(
+        found[k].dtype == np.asarray(v).dtype and found[k].shape == v.shape and found[k].tobytes() == v.tobytes()
+        for k, v in expected.items()
+    )
+
+
+def steps(folder):
+    return [int(path.stem.split("-")[1]) for path in checkpoints(folder)]
+
+
+def test_checkpoint__round_trip_is_bitwise(tmp_path):
+    path = save(tmp_path / "run", 123, arrays(), META, keep=2)
+    assert path == tmp_path / "run" / "checkpoint-0000123.h5"
+    found, meta = load(path)
+    assert same(found, arrays())
+    assert meta == {**META, "step": 123}
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_checkpoint__keeps_the_last_and_the_best(tmp_path):
+    for step, metric in ((10, 0.5), (20, 0.9), (30, None), (40, 0.7), (50, float("nan"))):
+        save(tmp_path, step, arrays(), {}, keep=2, best_metric=metric)
+    assert steps(tmp_path) == [20, 40, 50]
+    assert best_checkpoint(tmp_path).name == "checkpoint-0000020.h5"
+    save(tmp_path, 60, arrays(), {}, keep=1, best_metric=0.95)
+    assert steps(tmp_path) == [60]
+    assert json.loads((tmp_path / "best.json").read_text()) == {
+        "name": "checkpoint-0000060.h5",
+        "step": 60,
+        "metric": 0.95,
+    }
+
+
+def test_checkpoint__a_file_of_a_later_step_does_not_crowd_out_the_new_one(tmp_path):
+    for step in (10, 90, 20):
+        save(tmp_path, step, arrays(), {}, keep=1)
+    assert steps(tmp_path) == [20, 90]
+
+
+def test_checkpoint__same_step_again_replaces(tmp_path):
+    save(tmp_path, 5, arrays(0), {}, keep=1)
+    found, _ = load(save(tmp_path, 5, arrays(1), {}, keep=1))
+    assert same(found, arrays(1))
+
+
+def test_best__a_damaged_note_is_no_best(tmp_path):
+    save(tmp_path, 1, arrays(), {}, keep=1, best_metric=0.9)
+    (tmp_path / "best.json").write_text('{"name": "../../etc/passwd", "metric": 2}')
+    assert best_checkpoint(tmp_path) is None
+    save(tmp_path, 2, arrays(), {}, keep=1, best_metric=0.1)
+    assert best_checkpoint(tmp_path).name == "checkpoint-0000002.h5"
+
+
+def test_load__no_flipped_byte_is_taken_for_truth(tmp_path):
+    path = save(tmp_path, 1, {"w": np.arange(40, dtype=np.float32)}, {"x": 1}, keep=1)
+    whole, expected = path.read_bytes(), load(path)
+    data = whole.index(np.arange(40, dtype=np.float32).tobytes())
+    refused = 0
+    for position in {*range(0, len(whole), 23), *range(data, data + 160, 3)}:
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            found, meta = load(path)
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:  # a byte that carries nothing
+            assert same(found, expected[0]) and meta == expected[1]
+            assert not data <= position < data + 160
+    assert refused >= 54
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_load__refuses_a_truncated_file(tmp_path, share):
+    path = save(tmp_path, 1, arrays(), META, keep=1)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(CheckpointError, match="truncated or damaged|more than the file|checksum"):
+        load(path)
+
+
+def test_load__refuses_what_is_not_ours(tmp_path):
+    path = tmp_path / "checkpoint-0000001.h5"
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load(path)
+    with h5py.File(path, "w") as file:
+        file["w"] = np.ones(3)
+    with pytest.raises(CheckpointError, match="format is None; expected 'knltrain-checkpoint'"):
+        load(path)
+    path.write_text("hello")
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        load(path)
+    save(tmp_path, 1, arrays(), {}, keep=1)
+    with h5py.File(path, "a") as file:
+        file.attrs["version"] = 2
+    with pytest.raises(CheckpointError, match="format version 2; this program reads 1"):
+        load(path)
+
+
+def test_load__notices_a_missing_array(tmp_path):
+    path = save(tmp_path, 1, arrays(), {}, keep=1)
+    with h5py.File(path, "a") as file:
+        del file["arrays/value/conv1.b"]
+    with pytest.raises(CheckpointError):
+        load(path)
+
+
+def test_latest__goes_back_past_a_damaged_one_and_says_so(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, arrays(step), {}, keep=3)
+    newest = tmp_path / "checkpoint-0000003.h5"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    warnings = []
+    found, meta = load_latest(tmp_path, warnings.append)
+    assert meta["step"] == 2 and same(found, arrays(2))
+    assert len(warnings) == 1 and str(newest) in warnings[0] and warnings[0].endswith("trying the one before")
+
+
+def test_latest__none_is_not_the_same_as_all_damaged(tmp_path):
+    assert load_latest(tmp_path / "absent", print) is None
+    assert load_latest(tmp_path, print) is None
+    (tmp_path / "checkpoint-0000001.h5").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
+        load_latest(tmp_path, lambda message: None)
+
+
+def test_save__killed_before_the_rename_leaves_the_last_good_one(tmp_path):
+    save(tmp_path, 1, arrays(), {}, keep=2)
+    script = (
+        "import os, sys; import numpy as np; from knltrain import checkpoint;"
+        "checkpoint.os.replace = lambda *names: os._exit(9);"
+        "checkpoint.save(sys.argv[1], 2, {'w': np.ones(1000)}, {}, keep=2)"
+    )
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=root).returncode == 9
+    assert (tmp_path / "checkpoint-0000002.h5.tmp").exists()
+    assert load_latest(tmp_path, pytest.fail)[1]["step"] == 1
+    save(tmp_path, 3, arrays(), {}, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-0000001.h5", "checkpoint-0000003.h5"]
+
+
+def test_save__a_failing_disk_changes_nothing(tmp_path, monkeypatch):
+    save(tmp_path, 1, arrays(), {}, keep=1)
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_sync", full)
+    with pytest.raises(CheckpointError, match="checkpoint-0000002.h5: cannot be written .*No space left") as error:
+        save(tmp_path, 2, arrays(), {}, keep=1)
+    assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0000001.h5"]
+
+
+@pytest.mark.parametrize("limit", [1000, 30_000])
+def test_save__a_disk_that_fills_while_hdf5_writes_changes_nothing(tmp_path, limit):
+    save(tmp_path, 1, arrays(), {}, keep=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # writes beyond fail, as on a full disk
+    try:
+        with pytest.raises(CheckpointError, match="File too large"):
+            save(tmp_path, 2, {f"w{i}": np.ones(5000) for i in range(4)}, {}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0000001.h5"]
+
+
+def test_save__refuses_objects_and_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError, match="array names has dtype object; expected numbers"):
+        save(tmp_path, 1, {"names": np.array(["a", None])}, {}, keep=1)
+    assert list(tmp_path.iterdir()) == []

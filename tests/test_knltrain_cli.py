@@ -1,0 +1,197 @@
+"""The command: one line for what a user can mend, a traceback for a defect, and no rank left behind."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from mpirun import run_mpi
+
+from knltrain import __version__, cli
+from knltrain.checkpoint import CheckpointError
+
+
+class FakeRank:
+    """A communicator that notes how it was aborted."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size, self.code = rank, size, None
+
+    def abort(self, code):
+        self.code = code
+
+
+def command(*arguments):
+    return subprocess.run([sys.executable, "-m", "knltrain", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def run_with(monkeypatch, function):
+    """Exit code of `knltrain describe x` when describing is `function`."""
+    monkeypatch.setattr(cli, "_describe", lambda args: function())
+    return cli.main(["describe", "x"])
+
+
+def raising(error):
+    def function():
+        raise error
+
+    return function
+
+
+our_check = raising(ValueError("found 3, expected 4: change it"))
+
+
+def test_version__is_printed():
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"knltrain {__version__}\n")
+
+
+def test_help__imports_nothing_heavy():
+    program = (
+        "import sys; from knltrain.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: sys.exit(str({'numpy', 'numba', 'mpi4py', 'h5py'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == "set()"
+
+
+def test_command__misspelt_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["trian"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "knltrain: error: no command 'trian'; did you mean 'train'; try knltrain --help\n"
+
+
+def test_command__missing_argument_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pack", "only-one"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "out" in error
+
+
+def test_error__of_our_check_is_one_line(monkeypatch, capsys):
+    assert run_with(monkeypatch, our_check) == 2
+    assert capsys.readouterr().err == "knltrain: error: found 3, expected 4: change it\n"
+
+
+def test_error__of_our_check_has_a_traceback_on_demand(monkeypatch, capsys):
+    monkeypatch.setenv("KNLTRAIN_DEBUG", "1")
+    assert run_with(monkeypatch, our_check) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_error__of_a_path_names_it(monkeypatch, capsys, tmp_path):
+    assert run_with(monkeypatch, lambda: open(tmp_path / "absent")) == 2
+    assert capsys.readouterr().err == f"knltrain: error: {tmp_path / 'absent'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("kind", [ImportError, MemoryError, FloatingPointError, CheckpointError, ChildProcessError])
+def test_error__that_the_user_can_mend_is_one_line(kind, monkeypatch, capsys):
+    assert run_with(monkeypatch, raising(kind("found this"))) == 2
+    assert capsys.readouterr().err == "knltrain: error: found this\n"
+
+
+@pytest.mark.parametrize("kind", [TypeError, RuntimeError, IndexError, AttributeError])
+def test_error__of_another_kind_is_a_defect_with_traceback(kind, monkeypatch, capsys):
+    assert run_with(monkeypatch, raising(kind("no such thing"))) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error and error.splitlines()[-1] == f"knltrain: error: {kind.__name__}: no such thing"
+
+
+def test_interrupt__is_one_line_and_130(monkeypatch, capsys):
+    assert run_with(monkeypatch, raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "knltrain: interrupted\n"
+
+
+def test_output__that_nobody_reads_ends_the_command_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        program = [sys.executable, "-m", "knltrain", "describe", "resnet_cifar20"]
+        done = subprocess.run(program, stdout=closed, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_launcher__of_another_mpi_is_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "4")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)  # importing it fails
+    assert cli.main(["train", "recipe.toml"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("knltrain: error: the launcher started 4 ranks and no MPI") and error.count("\n") == 1
+
+
+def test_command__returns_its_own_exit_code(monkeypatch):
+    assert run_with(monkeypatch, lambda: 143) == 143
+
+
+def test_setting__is_toml_or_plain_text():
+    assert cli._assignment("width=0.25") == ("width", 0.25)
+    assert cli._assignment("norm=jia") == ("norm", "jia")
+    assert cli._assignment("affine=true") == ("affine", True)
+    with pytest.raises(ValueError, match="expected key=value"):
+        cli._assignment("width")
+
+
+def test_describe__prints_the_table(capsys):
+    assert cli.main(["describe", "resnet_cifar20", "--set", "classes=7"]) == 0
+    assert "total" in capsys.readouterr().out
+
+
+def test_pack__of_an_absent_folder_is_one_line(capsys, tmp_path):
+    assert cli.main(["pack", str(tmp_path / "absent"), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["foo", "inf", "nan", "-1", "1.5", "²"])
+def test_max_bad__explains_a_wrong_value(value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pack", "src", "out", "--max-bad", value])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"argument --max-bad: found '{value}', expected a count such as 5, or a share" in error
+
+
+def test_max_bad__tells_counts_from_shares():
+    values = [cli._count_or_share(text) for text in ("1", "1.0", "0", "0.05")]
+    assert values == [1, 1.0, 0, 0.05] and [type(value) for value in values] == [int, float, int, float]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks__abort_with_rank_and_traceback(rank, capsys):
+    comm = FakeRank(rank, 2)
+    with cli.all_ranks(comm):
+        _ = {}["absent"]
+    lines = capsys.readouterr().err.splitlines()
+    assert comm.code == 1
+    assert lines[0] == f"knltrain: rank {rank}: Traceback (most recent call last):"
+    assert all(line.startswith(f"knltrain: rank {rank}: ") for line in lines)
+
+
+def test_all_ranks__leave_the_error_alone_on_one_rank():
+    with pytest.raises(KeyError), cli.all_ranks(FakeRank(0, 1)):
+        _ = {}["absent"]
+
+
+FAIL_ON_RANK_1 = """
+from knltrain.cli import all_ranks
+from knltrain.comm import world
+with all_ranks(world()) as comm:
+    if comm.rank == 1:
+        {}["absent"]
+    comm.barrier()
+"""
+
+
+def test_all_ranks__end_when_one_fails():
+    done = run_mpi(2, "-c", FAIL_ON_RANK_1, timeout=30)
+    assert done.returncode != 0
+    assert "knltrain: rank 1: error: KeyError: 'absent'" in done.stderr
+    assert "rank 0: error" not in done.stderr
+
+
+def test_train__of_an_absent_recipe_is_said_once(tmp_path):
+    done = run_mpi(2, "-m", "knltrain", "train", str(tmp_path / "absent.toml"), timeout=30)
+    assert done.returncode == 2
+    assert done.stderr.count("knltrain: ") == 1

@@ -1,0 +1,60 @@
+"""Start-up of many ranks: kernels compiled once, handed on over MPI, and the phases in the log."""
+
+import re
+import shutil
+import subprocess
+
+from tinyrun import train, write_recipe
+
+from kernels import CACHE_DIR
+from knltrain import startup
+from knltrain.comm.communicator import Serial
+
+
+def compiled(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.nbc")}
+
+
+def test_start__hands_the_kernels_to_the_node_and_tells_the_phases(tmp_path):
+    write_recipe(tmp_path)
+    assert train(tmp_path, "first", "--set", "run.max_steps=1").returncode == 0  # compiled now, if not before
+    shutil.copytree(CACHE_DIR, tmp_path / "shared" / CACHE_DIR.name)
+    places = {"NUMBA_CACHE_DIR": str(tmp_path / "shared"), "KNLTRAIN_NODE_CACHE": str(tmp_path / "node")}
+    result = train(tmp_path, "warm", "--set", "run.max_steps=2", ranks=2, **places)
+    assert result.returncode == 0 and "functions compiled" not in result.stderr, result.stderr
+    assert compiled(tmp_path / "shared") <= compiled(tmp_path / "node")
+    line = re.search(r"start-up (\d+\.\d) s: (.*)", result.stderr)
+    phases = [phase.rpartition(" ")[0] for phase in line.group(2).split(", ")]
+    assert phases == ["mpi", "kernels", "imports", "shards", "model", "checkpoint", "first step"]
+
+
+def test_start__fills_a_cold_cache_by_one_process_that_knows_no_mpi(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def run(command, env, **more):
+        calls.append((command, env))
+        place = tmp_path / "shared" / CACHE_DIR.name
+        place.mkdir(parents=True)
+        (place / "one.nbi").write_text("index")
+        return subprocess.CompletedProcess(command, 0, "1 functions compiled", "")
+
+    monkeypatch.setattr(startup.subprocess, "run", run)
+    monkeypatch.setattr("kernels.CACHE_DIR", tmp_path / "node" / CACHE_DIR.name)
+    for key, value in {"PMI_RANK": "3", "SLURM_JOB_ID": "1", "KNLTRAIN_NODE_CACHE": str(tmp_path / "node")}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "shared"))
+    usual = startup.use_node_cache()
+    for _ in range(2):  # the second finds it warm
+        startup.share_kernels(Serial(), usual, "r.toml", ["a.b=1"])
+    ((command, env),) = calls
+    assert command[-4:] == ["warmup", "r.toml", "--set", "a.b=1"]
+    assert "PMI_RANK" not in env and "SLURM_JOB_ID" not in env and env["NUMBA_CACHE_DIR"] == str(tmp_path / "shared")
+    assert (tmp_path / "node" / CACHE_DIR.name / "one.nbi").read_text() == "index"
+    assert "1 functions compiled" in capsys.readouterr().err
+
+
+def test_start__without_a_place_on_the_node_changes_nothing(monkeypatch):
+    monkeypatch.delenv("KNLTRAIN_NODE_CACHE", raising=False)
+    before = dict(startup.os.environ)
+    startup.share_kernels(Serial(), startup.use_node_cache(), "r.toml")
+    assert dict(startup.os.environ) == before
