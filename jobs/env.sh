@@ -1,0 +1,106 @@
+# shellcheck shell=bash
+# What a job needs from its machine: sourced by every job script, the one place for threads, affinity, memory, MPI and
+# compiled kernels. Set a variable before `sbatch` and it wins: every line here is a default.
+# A site's own lines (modules, another venv, srun's --mpi) go into a file named by KNLTRAIN_SITE.
+
+# shellcheck source=/dev/null
+[ -z "${KNLTRAIN_SITE:-}" ] || . "$KNLTRAIN_SITE"
+
+# ---- the program: a venv beside jobs/, unless one is active -------------------------------------------------------
+KNLTRAIN_ROOT=${KNLTRAIN_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+KNLTRAIN_VENV=${KNLTRAIN_VENV:-${VIRTUAL_ENV:-$KNLTRAIN_ROOT/.venv}}
+[ ! -d "$KNLTRAIN_VENV/bin" ] || export PATH="$KNLTRAIN_VENV/bin:$PATH"
+export PYTHONPATH="$KNLTRAIN_ROOT${PYTHONPATH:+:$PYTHONPATH}"
+
+# ---- what srun does with it (its options as variables, so that the srun line is the laptop's) ----------------------
+export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK:-1}} # SLURM 22.05 to 23.02 do not hand -c on: all threads on one core
+export SLURM_KILL_BAD_EXIT=${SLURM_KILL_BAD_EXIT:-1} # a dead rank ends the step; without it 511 others wait for it
+export SLURM_WAIT=${SLURM_WAIT:-60}                  # a rank that left with 0 while others hang: they end after 60 s
+export SLURM_CPU_BIND=${SLURM_CPU_BIND:-cores}       # ranks of a node on cores of their own
+if [ -n "${SLURM_NNODES:-}" ] && [ -n "${SLURM_NTASKS_PER_NODE:-}" ]; then # a job requeued on fewer nodes keeps its old count
+  export SLURM_NTASKS=$((SLURM_NNODES * SLURM_NTASKS_PER_NODE)) SLURM_NPROCS=$((SLURM_NNODES * SLURM_NTASKS_PER_NODE))
+fi
+# srun's --mpi is left to the site's default; where that is none: export SLURM_MPI_TYPE=pmi2 (MPICH) or pmix (Open MPI)
+
+# ---- threads ----------------------------------------------------------------------------------------------------
+# A rank takes the cores of its mask, one thread a core, less one for communication and one for reading where it has
+# eight or more; `knltrain doctor` prints the table. KNLTRAIN_THREADS=60 overrides.
+export KNLTRAIN_BIND=${KNLTRAIN_BIND:-1}       # exclusive nodes: pin compute, communication and readers to their cores
+export KMP_BLOCKTIME=${KMP_BLOCKTIME:-1}       # ms that idle threads spin: short, since other threads share the node
+export KMP_HW_SUBSET=${KMP_HW_SUBSET:-1t}      # one thread a core: the FMA units are full with one
+export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1} MKL_NUM_THREADS=${MKL_NUM_THREADS:-1} # NumPy's own pools stay out
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+# KNL or Xeon Max in cache mode: nothing to do. In flat mode their fast memory is a NUMA node without CPUs; a rank prefers
+# it by itself, without binding, so that what does not fit goes to DDR instead of ending the run. KNLTRAIN_MEMORY=8-15
+# names the nodes by hand, KNLTRAIN_MEMORY= (empty) leaves memory alone; the same as numactl --preferred-many=8-15.
+ulimit -c 0 # 512 core files of 16 GB each fill a file system
+
+# ---- MPI ----------------------------------------------------------------------------------------------------------
+export MPICH_MAX_THREAD_SAFETY=${MPICH_MAX_THREAD_SAFETY:-multiple} # Cray MPICH: gives less unless asked
+export HFI_NO_CPUAFFINITY=${HFI_NO_CPUAFFINITY:-1}                  # Omni-Path would bind the whole process to one core
+export OMPI_MCA_btl=${OMPI_MCA_btl:-^ofi} OMPI_MCA_mtl=${OMPI_MCA_mtl:-} # Open MPI: probing OFI twice costs 1 s
+[ -n "$OMPI_MCA_mtl" ] || unset OMPI_MCA_mtl
+export HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING:-FALSE} # Lustre without flock: errno 37; shards are only read
+
+# ---- start without storms ------------------------------------------------------------------------------------------
+# Compiled kernels: `knltrain warmup RECIPE` on one node fills KERNELS once; a run reads it on rank 0 and broadcasts it
+# to LOCAL_DIR of every node. 512 nodes that compile alike, or read one folder at once, are minutes.
+export LOCAL_DIR=${LOCAL_DIR:-${TMPDIR:-/tmp}/knltrain-$(id -u)}
+export KNLTRAIN_NODE_CACHE=${KNLTRAIN_NODE_CACHE:-$LOCAL_DIR/kernels}
+# Packages: importing opens some thousand files per rank. BUNDLE, a tar of the venv's site-packages, is sent to every
+# node's LOCAL_DIR instead:  tar -C .venv/lib/python3.*/site-packages -cf site-packages.tar .
+if [ -n "${BUNDLE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+  packages=$LOCAL_DIR/packages-$SLURM_JOB_ID
+  srun --ntasks-per-node=1 -n "$SLURM_NNODES" mkdir -p "$packages"
+  sbcast --force "$BUNDLE" "$packages.tar"
+  srun --ntasks-per-node=1 -n "$SLURM_NNODES" sh -c "tar -C '$packages' -xf '$packages.tar' && rm '$packages.tar'"
+  export PYTHONPATH="$KNLTRAIN_ROOT:$packages"
+fi
+
+# ---- survival ------------------------------------------------------------------------------------------------------
+say() { echo "$(date +%T) [job ${SLURM_JOB_ID:-local}.${SLURM_RESTART_COUNT:-0}] $*"; }
+
+# survive RUN COMMAND...: run a training so that it outlives its time limit and its nodes.
+#   SIGUSR1 (before the time limit, --signal=B:USR1@...) and SIGTERM (preemption) only make RUN/stop: signals sent to
+#   512 ranks kill those that are not listening yet. How it went is what RUN/status says, not the exit code:
+#   of 512 exit codes the first one counts, and srun turns it into something else.
+survive() {
+  local run=$1 step rc=0 state rest newest
+  shift
+  mkdir -p "$run"
+  rm -f "$run/stop"
+  newest=$(newest_checkpoint "$run")
+  say "${SLURM_JOB_NODELIST:-$(hostname)}: $*"
+  "$@" &
+  step=$!
+  trap 'say "asked to stop: the ranks save and leave"; touch "$run/stop"' USR1 TERM
+  trap 'touch "$run/stop"' INT
+  wait "$step" || rc=$?
+  while kill -0 "$step" 2>/dev/null; do # a trapped signal ends a wait early
+    rc=0
+    wait "$step" || rc=$?
+  done
+  state=none rest=
+  [ ! -r "$run/status" ] || read -r state rest <"$run/status"
+  say "the ranks ended with $rc, status: $state $rest"
+  case $state in
+  "done") return 0 ;;
+  stopped) ;;
+  running) # died without a word: a node, the network, memory; twice at the same place is no accident
+    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ "$newest" = "$(newest_checkpoint "$run")" ]; then
+      say "no checkpoint was gained since the last start: not trying again"
+      return 1
+    fi ;;
+  *) return $((rc ? rc : 1)) ;; # failed: the next attempt would end alike
+  esac
+  [ -n "${SLURM_JOB_ID:-}" ] || return $((rc ? rc : 75))
+  if [ "${SLURM_RESTART_COUNT:-0}" -ge "${KNLTRAIN_RESTARTS:-20}" ]; then
+    say "${SLURM_RESTART_COUNT:-0} restarts are enough (KNLTRAIN_RESTARTS): submit again to go on"
+    return 75
+  fi
+  say "back into the queue"
+  scontrol requeue "$SLURM_JOB_ID"
+}
+
+newest_checkpoint() { find "$1/checkpoints" -name 'checkpoint-*.h5' 2>/dev/null | sort | tail -n 1; }

@@ -1,0 +1,164 @@
+"""The job scripts on a real SLURM of four emulated nodes: to the end, through time limits, crashes and arrays."""
+
+import os
+import sys
+import time
+
+import pytest
+from mpirun import ROOT, mpiexec
+from slurm import Cluster, missing
+from tinyrun import STEPS, newest_state, same, train, write_recipe
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+OPTIONS = ["--cpus-per-task=4", "--time=10"]  # numbers only: everything else is the script's own
+JOB = "jobs/alexnet_512knl.sh"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jobs")
+    write_recipe(folder)
+    (folder / "train").symlink_to("shards")
+    (folder / "val").symlink_to("shards")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    mpiexec()  # skips where there is no MPI
+    with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    result = train(folder, "whole")
+    assert result.returncode == 0, result.stderr
+    return newest_state(folder, "whole")
+
+
+class Submitted:
+    """A training job in the run folder `run`."""
+
+    def __init__(self, cluster, folder, run, *arguments, nodes=4, options=(), **environment):
+        self.cluster, self.run, self.out = cluster, folder / run, folder / f"{run}.out"
+        env = {"DATA": str(folder), "RUN": str(self.run), "RECIPE": str(folder / "tiny.toml")}
+        env |= {"KNLTRAIN_VENV": "none", "PATH": os.path.dirname(sys.executable) + os.pathsep + cluster.env["PATH"]}
+        env |= {"NUMBA_NUM_THREADS": "1", "KNLTRAIN_BIND": "0"} | environment
+        command = ["-N", str(nodes), *OPTIONS, "-o", str(self.out), *options, JOB, *arguments]
+        self.id = cluster.submit(*command, env=env, cwd=ROOT)
+
+    def text(self):
+        return self.out.read_text(errors="replace") if self.out.exists() else ""
+
+    def wait(self, *states, timeout=180):
+        try:
+            return self.cluster.wait(self.id, *([states] if states else []), timeout=timeout)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{self.text()}") from None
+
+    def until_step(self, step, timeout=180):
+        limit, log = time.monotonic() + timeout, self.run / "log.jsonl"
+        while not (log.exists() and f'"step": {step},' in log.read_text()):
+            assert time.monotonic() < limit, self.text()
+            time.sleep(0.1)
+
+    def warn(self):
+        """What SLURM does before the time limit: USR1 to the batch script (it looks at limits only twice a minute)."""
+        self.cluster.run("scancel", "--signal=USR1", "--batch", self.id)
+
+
+SLOW = ("--inject", "slow:ms=300")
+
+
+def test_job__runs_to_the_end_on_four_nodes_and_says_so_when_submitted_again(cluster, folder, whole):
+    job = Submitted(cluster, folder, "plain")
+    assert job.wait() == "COMPLETED", job.text()
+    assert "on 4 ranks" in job.text() and f"status: done step {STEPS}" in job.text()
+    same(newest_state(folder, "plain"), whole)
+    again = Submitted(cluster, folder, "plain")
+    assert again.wait() == "COMPLETED" and "nothing is left to train" in again.text()
+
+
+def test_job__before_its_time_limit_saves_requeues_and_goes_on_with_two_nodes_for_four(cluster, folder, whole):
+    job = Submitted(cluster, folder, "limit", *SLOW)
+    job.until_step(3)
+    begin = time.monotonic()
+    job.warn()
+    cluster.start_now(job.id, "NumNodes=2-2", "NumTasks=2")
+    assert time.monotonic() - begin < 15
+    assert job.wait() == "COMPLETED", job.text()
+    text = job.text()
+    assert "asked to stop" in text and "back into the queue" in text, text
+    assert "on 4 ranks" in text and "on 2 ranks" in text and "continuing after step" in text, text
+    same(newest_state(folder, "limit"), whole)
+
+
+def test_job__whose_node_dies_is_requeued_and_goes_on_on_the_others(cluster, folder, whole):
+    settings = ["--set", "run.checkpoint_every_steps=1"]
+    job = Submitted(cluster, folder, "node", *SLOW, *settings, nodes=2, options=["-w", "knl002,knl003"])
+    job.until_step(4)
+    cluster.kill_node("knl003")
+    try:
+        cluster.run("scontrol", "update", f"JobId={job.id}", "ReqNodeList=", check=False)
+        cluster.start_now(job.id, "ReqNodeList=")
+        assert job.wait() == "COMPLETED", job.text()
+        assert "continuing after step" in job.text()
+        same(newest_state(folder, "node"), whole)
+    finally:
+        cluster.start_node("knl003")
+        cluster.run("scontrol", "update", "NodeName=knl003", "State=RESUME", check=False)
+
+
+def test_job__whose_rank_dies_ends_soon_requeues_once_and_gives_up_where_nothing_is_gained(cluster, folder):
+    job = Submitted(cluster, folder, "rank", "--inject", "kill:rank=1@step=2", nodes=2)
+    cluster.start_now(job.id)
+    assert job.wait() == "FAILED", job.text()
+    assert "no checkpoint was gained" in job.text() and job.text().count("back into the queue") == 1
+
+
+def test_job__is_not_tried_again_where_it_would_fail_again(cluster, folder):
+    job = Submitted(cluster, folder, "nan", "--inject", "nan:rank=1@step=2", nodes=2)
+    assert job.wait() == "FAILED"
+    assert "status: failed FloatingPointError" in job.text() and "back into the queue" not in job.text()
+
+
+def test_job__stops_requeueing_after_the_cap(cluster, folder):
+    job = Submitted(cluster, folder, "cap", *SLOW, nodes=1, KNLTRAIN_RESTARTS="0")
+    job.until_step(2)
+    job.warn()
+    assert job.wait() == "FAILED"
+    assert "restarts are enough" in job.text() and "status: stopped step" in job.text()
+
+
+def test_job__array_of_seeds(cluster, folder):
+    """Two tasks of one array, one node each: RUN follows from the task's number in a line of the user's."""
+    script = folder / "seeds.sh"
+    task = "$SLURM_ARRAY_TASK_ID"
+    script.write_text(f'#!/bin/bash\nRUN="$RUN-{task}" exec bash {JOB} --set "run.seed={task}"\n')
+    env = {"DATA": str(folder), "RUN": str(folder / "seed"), "RECIPE": str(folder / "tiny.toml")}
+    env |= {"KNLTRAIN_VENV": "none", "PATH": os.path.dirname(sys.executable) + os.pathsep + cluster.env["PATH"]}
+    env |= {"NUMBA_NUM_THREADS": "1"}
+    options = ["--array=1-2", "-N", "1", "-n", "1", *OPTIONS, "-o", str(folder / "seed-%a.out")]
+    cluster.submit(*options, str(script), env=env, cwd=ROOT)
+    limit = time.monotonic() + 60
+    while not all((folder / f"seed-{i}" / "DONE").exists() for i in (1, 2)):
+        assert time.monotonic() < limit, (folder / "seed-1.out").read_text()
+        time.sleep(0.2)
+    one, two = (newest_state(folder, f"seed-{i}") for i in (1, 2))
+    assert (one["value/conv1.w"] != two["value/conv1.w"]).any()
+
+
+def test_launch__as_worlds_of_one_is_refused(cluster, folder):
+    """srun --mpi=none starts ranks that do not know of each other: each would train alone, with exit code 0."""
+    job = Submitted(cluster, folder, "alone", nodes=2, SLURM_MPI_TYPE="none")
+    assert job.wait() == "FAILED"
+    assert "the launcher started 2 ranks and MPI sees 1" in job.text() and not (folder / "alone" / "DONE").exists()
+
+
+def test_templates__are_accepted_unmodified_by_a_cluster_of_512_nodes(tmp_path):
+    with Cluster(tmp_path, nodes=1, declared=512) as cluster:
+        job = cluster.submit("--hold", JOB, cwd=ROOT)
+        facts = cluster.job(job)
+        assert facts["JobState"] == "PENDING" and facts["NumNodes"] in ("512", "512-512") and facts["NumTasks"] == "512"

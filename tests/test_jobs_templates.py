@@ -1,0 +1,80 @@
+"""The job scripts without a cluster: shell syntax, the recipes they name, and the same line under mpiexec."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from mpirun import ROOT, mpiexec
+from tinyrun import STEPS, newest_state, write_recipe
+
+from knltrain.config import derive, load_recipe
+from knltrain.optim import learning_rate
+
+JOBS = sorted((ROOT / "jobs").glob("*.sh"))
+TEMPLATES = [path for path in JOBS if path.name not in ("env.sh", "local.sh")]
+IMAGENET = 1_281_167  # training images
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_job__is_valid_shell(path):
+    assert subprocess.run(["bash", "-n", str(path)], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck (Debian: apt-get install shellcheck)")
+def test_jobs__satisfy_shellcheck():
+    command = ["shellcheck", "-x", *map(str, JOBS)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_job__names_what_exists_and_has_few_lines_to_edit(path):
+    text = path.read_text()
+    for recipe in re.findall(r"jobs/recipes/\S+?\.toml", text):
+        load_recipe(ROOT / recipe)
+    assert 1 <= len(re.findall(r"# *edit \d|  # edit \d", text)) <= 3
+    commands = re.findall(r"^(?:survive \S+ |  )?srun python -m knltrain (\w+)", text, re.MULTILINE)
+    assert commands and 'jobs/env.sh"' in text and f"--job-name={path.stem}" in text
+    if commands == ["train"]:
+        nodes, tasks = (int(re.search(rf"--{key}=(\d+)", text).group(1)) for key in ("nodes", "ntasks-per-node"))
+        settings = re.findall(r"--set (batch\.\S+)", text)
+        recipe = load_recipe(ROOT / re.search(r"jobs/recipes/\S+?\.toml", text).group(), settings)
+        derived = derive(recipe, IMAGENET)
+        assert derived.slots % (nodes * tasks) == 0 and f"{derived.total_steps:,} steps" in text
+        assert "B:USR1@300" in text and "--requeue" in text and "--open-mode=append" in text
+
+
+def test_jobs_readme__lists_every_job():
+    text = (ROOT / "jobs" / "README.md").read_text()
+    assert not [path.name for path in JOBS if path.name not in text]
+
+
+def test_recipe__alexnet_has_the_published_schedule():
+    derived = derive(load_recipe(ROOT / "jobs/recipes/alexnet_bn_32k_lars.toml"), IMAGENET)
+    assert derived.total_steps == 4000 and derived.schedule["warmup_steps"] == 400
+    rates = [learning_rate(step, **derived.schedule) for step in (0, 399, 400, 3999)]
+    assert rates[0] == 1 and 31.9 < rates[1] < 32 and rates[2] == pytest.approx(25.92) and 0 < rates[3] < 1e-5
+
+
+def test_recipe__sgd_has_the_published_schedule():
+    derived = derive(load_recipe(ROOT / "jobs/recipes/resnet50_8k_sgd.toml"), IMAGENET)
+    rates = [learning_rate(156 * epoch, **derived.schedule) for epoch in (0, 5, 29, 30, 60, 80)]
+    assert rates == pytest.approx([0.1, 3.2, 3.2, 0.32, 0.032, 0.0032])
+
+
+def test_local__runs_a_job_under_mpiexec(tmp_path):
+    write_recipe(tmp_path)
+    os.symlink("shards", tmp_path / "train")
+    os.symlink("shards", tmp_path / "val")
+    names = {"DATA": str(tmp_path), "RUN": str(tmp_path / "run"), "RECIPE": str(tmp_path / "tiny.toml")}
+    path = {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"], "MPIEXEC": mpiexec()}
+    env = os.environ | names | path | {"KNLTRAIN_VENV": "none", "NUMBA_NUM_THREADS": "1"}
+    job = str(ROOT / "jobs" / "alexnet_512knl.sh")
+    command = ["bash", str(ROOT / "jobs" / "local.sh"), "-n", "2", job, "--set", "run.checkpoint_every_steps=5"]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"status: done step {STEPS}" in result.stdout
+    newest_state(tmp_path, "run")
