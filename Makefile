@@ -1,0 +1,36 @@
+# Each target makes .venv itself, once, and again when setup.py changes. Needs python3 (>= 3.11), python3-venv, make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint sz clean
+
+help:  ## say what there is
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): setup.py
+	@echo "make: installing knltrain and what it needs into $(VENV)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"make: found Python {v[0]}.{v[1]}, expected at least 3.11; try make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: no virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[jpeg,mpi,plots,dev]"
+	@touch $@
+
+demo: $(STAMP)  ## render, pack, train on two ranks, evaluate, draw: all in demo/
+	@$(BIN)/knltrain demo
+
+test: $(STAMP)  ## run all tests
+	@echo "make: running the tests"
+	@$(BIN)/python -m pytest -q
+
+lint: $(STAMP)  ## check the style of the code
+	@echo "make: checking the style"
+	@$(BIN)/ruff check .
+
+sz:  ## count lines per file and in sum
+	@find kernels knltrain tests -name '*.py' | sort | xargs wc -l
+
+clean:  ## remove .venv, the demo's output and caches
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
