@@ -12,6 +12,9 @@ class Writer:
 
     A job that failed is tried again every PAUSE_S, until it succeeds or a newer one takes its place. warn: told, on the
     writer's thread, when attempts begin to fail and when one succeeds again.
+
+    The interpreter does not end before the attempt under way: a thread that Python freezes inside HDF5 keeps HDF5's
+    lock, and whoever frees an HDF5 object after that hangs or crashes.
     """
 
     def __init__(self, write: Callable, warn: Callable[[str], None]):
@@ -20,6 +23,7 @@ class Writer:
         self._job = None  # what is to be written, until it is
         self._writing = False  # the thread is reading the job: nobody may change it
         self._begun = 0.0
+        self._closed = False
         self._error = None
         self._thread = None
 
@@ -37,7 +41,7 @@ class Writer:
             self._job = make_job()
             self._change.notify_all()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="checkpoint")
             self._thread.start()
 
     def finish(self, limit_s: float):
@@ -46,10 +50,19 @@ class Writer:
             if not self._change.wait_for(lambda: self._job is None, limit_s):
                 raise self._error or TimeoutError(f"a write has not ended after {limit_s:.0f} s: the file system hangs")
 
+    def close(self, limit_s: float):
+        """Begin no further attempt, and wait up to limit_s for the one under way; harmless when repeated."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+            self._change.wait_for(lambda: not self._writing, limit_s)
+
     def _run(self):
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._job is not None)
+                self._change.wait_for(lambda: self._closed or self._job is not None)
+                if self._closed:
+                    return
                 job, self._writing, self._begun = self._job, True, time.monotonic()
             try:
                 self._write(job)
@@ -66,4 +79,4 @@ class Writer:
                     self._job = None
                 self._change.notify_all()
                 if error is not None:
-                    self._change.wait_for(lambda failed=job: self._job is not failed, PAUSE_S)
+                    self._change.wait_for(lambda failed=job: self._closed or self._job is not failed, PAUSE_S)

@@ -15,6 +15,7 @@ from .checkpoint import CheckpointError, checkpoints, load_latest, save
 FOLDER = "checkpoints"  # in the run folder
 PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
 LAST_LIMIT_S = 120.0  # a run that leaves tries so long to write its last checkpoint
+FAILING_LIMIT_S = 5.0  # a run that fails waits so long for the one under way: the other ranks hang as long
 
 
 class Restart:
@@ -103,6 +104,10 @@ class Restart:
             self.writer.busy(LAST_LIMIT_S)
             self.save(step)
             self.writer.finish(LAST_LIMIT_S)
+
+    def close(self):
+        """Write nothing more; a checkpoint under way may still become whole."""
+        self.writer.close(FAILING_LIMIT_S)
 
     def _copy(self) -> dict[str, np.ndarray]:
         state = self.parameters.state()

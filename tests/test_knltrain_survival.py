@@ -1,6 +1,5 @@
 """A run is asked to stop, its disk refuses, its ranks die: what it says, what stays, and that it goes on to the bit."""
 
-import os
 import re
 import threading
 import time
@@ -141,6 +140,7 @@ def test_writer__retries_the_newest_job_and_reports_both_ends(monkeypatch):
     full.clear()
     writer.finish(5)
     assert written == [2] and len(said) == 2 and "written again" in said[1]
+    writer.close(5)
 
 
 def test_writer__a_slow_write_is_seen_and_not_disturbed():
@@ -155,4 +155,31 @@ def test_writer__a_slow_write_is_seen_and_not_disturbed():
         writer.finish(0.05)
     go.set()
     writer.finish(5)
-    assert os.getpid() and writer.busy(0) == 0
+    assert writer.busy(0) == 0
+    writer.close(5)
+
+
+def test_writer__a_process_that_fails_during_a_write_ends_and_the_write_too(tmp_path):
+    """The lock is HDF5's: a thread that Python had frozen with it would keep the file below from being closed."""
+    script = """
+import sys, threading, time
+import h5py
+from h5py._objects import phil
+from pathlib import Path
+from knltrain.background import Writer
+begun, file = threading.Event(), h5py.File(sys.argv[1] + "/open.h5", "w")
+def write(job):
+    with phil:
+        begun.set()
+        time.sleep(1)
+        Path(sys.argv[1], "whole").touch()
+writer = Writer(write, print)
+writer.submit(lambda: 1)
+begun.wait()
+try:
+    raise SystemExit(3)
+finally:
+    writer.close(0.1)
+"""
+    assert run_mpi(1, "-c", script, str(tmp_path), timeout=30).returncode == 3
+    assert (tmp_path / "whole").exists()
