@@ -96,7 +96,7 @@ def _nan(fault, model, run_dir):
 
 
 def _flip(fault, model, run_dir):
-    model.parameters.value[:1].view(np.uint32)[0] ^= 1
+    model.parameters.value[:1].view(np.uint32)[0] ^= 1 << 16  # a low bit might vanish in the rounding of the update
 
 
 def _corrupt_shard(fault, model, run_dir):

@@ -11,13 +11,13 @@ from knltrain.config import RecipeError, load_recipe
 from knltrain.drill import drill
 
 
-def test_drill__four_kinds_on_two_ranks(tmp_path, capsys, monkeypatch):
+def test_drill__six_kinds_on_two_ranks(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
-    kinds = ["kill", "stop", "corrupt-shard", "truncate-checkpoint"]
-    code = drill(tmp_path / "out", ranks=2, count=4, seed=3, launcher=f"{mpiexec()} -n {{ranks}}", kinds=kinds)
+    kinds = ["kill", "stop", "corrupt-shard", "truncate-checkpoint", "flip", "freeze"]
+    code = drill(tmp_path / "out", ranks=2, count=6, seed=3, launcher=f"{mpiexec()} -n {{ranks}}", kinds=kinds)
     text = capsys.readouterr().out
     assert code == 0, text
-    assert "4 as expected, 0 wrong" in text and text.count("as expected") == 5
+    assert "6 as expected, 0 wrong" in text and text.count("as expected") == 7
 
 
 def test_drill__notices_what_is_not_as_expected(tmp_path, capsys, monkeypatch):
@@ -35,6 +35,8 @@ def test_drill__refuses_what_cannot_be(tmp_path):
         drill(tmp_path, ranks=3, count=1, seed=0, launcher=None)
     with pytest.raises(ValueError, match="expected one of kill"):
         drill(tmp_path, ranks=2, count=1, seed=0, launcher=None, kinds=["earthquake"])
+    with pytest.raises(ValueError, match="found --kind freeze, .* on 1 ranks"):  # nobody else is there to notice
+        drill(tmp_path, ranks=1, count=1, seed=0, launcher=None, kinds=["freeze"])
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
