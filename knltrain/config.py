@@ -34,6 +34,7 @@ class Data:
     crop: int = 224  # pixels, side of the network's input
     short_side: int = 0  # pixels of the short side before a crop (not of scale_aspect); 0: as stored, 256 if unscaled
     pad: int = 0  # pixels of zeros around a stored image before a random crop
+    cutout: int = 0  # pixels, side of a square of mean colour laid over each training picture; 0: none
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # 0..255, red green blue, subtracted
     mean_image: str = ""  # instead of mean: .npy file of a mean picture, as Caffe's; raw shards of its size only
     std: tuple[float, ...] = (58.395, 57.12, 57.375)  # 0..255, red green blue, divided by; 256 for Caffe's scale

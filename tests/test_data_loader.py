@@ -75,10 +75,27 @@ def test_augment__enlarges_small_pictures(level):
     np.testing.assert_allclose(out, np.broadcast_to((200 - np.array(MEAN)) / STD, out.shape), atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"level": "wild"}, {"crop": 0}, {"pad": -1}, {"min_area": 0}])
+@pytest.mark.parametrize("options", [{"level": "wild"}, {"crop": 0}, {"pad": -1}, {"min_area": 0}, {"cutout": -1}])
 def test_augment__rejects_wrong_numbers(options):
     with pytest.raises(ValueError, match="expected"):
         augment(**options)
+
+
+def test_augment__cutout_lays_one_square_and_changes_nothing_else():
+    image = np.full((16, 16, 3), 255, np.uint8)
+    whole, cut, blanks = np.empty((16, 16, 3), np.float32), np.empty((16, 16, 3), np.float32), []
+    for row in range(200):
+        augment("crop_flip").apply(image, 0, row, whole)
+        augment("crop_flip", cutout=5).apply(image, 0, row, cut)
+        blank = (cut == 0).all(-1)
+        assert whole.all() and np.array_equal(cut[~blank], whole[~blank])
+        rows, columns = blank.any(1), blank.any(0)
+        assert np.array_equal(blank, rows[:, None] & columns[None]) and 3 <= rows.sum() <= 5 and 3 <= columns.sum() <= 5
+        blanks.append(blank)
+    often = np.mean(blanks, 0)
+    assert 0.01 < often.min() and often.max() < 0.2  # anywhere, and not always at one place
+    augment("none", cutout=5).apply(image, 0, 0, cut)
+    assert cut.all()
 
 
 def test_augment__color_changes_colours_around_the_same_window():

@@ -25,6 +25,7 @@ from .decode import decode_part, jpeg_header
 
 LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")
 PURPOSE = 1  # of the random numbers; dropout's differ
+_CUTOUT_COUNTER = 2000  # draws of the blank square, behind those of window and colours
 SHRINKS = (8, 4, 2)  # by which a JPEG can be shrunk while it is decoded, fast
 
 
@@ -52,6 +53,8 @@ class Augment:
     seed : of the whole run
     pad : pixels of mean colour around a picture, into which crop_flip may reach
     min_area : see level
+    cutout : side of a square of mean colour laid over each sample, its centre anywhere in it; 0: none (DeVries and
+        Taylor 2017, arXiv:1708.04552). Not at level none
     short_side : pixels to which the short side of a picture is scaled before none, crop_flip and scale cut out their
         crop (in one go with it); 0: it is cut out of the picture as it is stored
 
@@ -60,16 +63,17 @@ class Augment:
     """
 
     def __init__(
-        self, level: str, crop: int, mean, std, *, seed=0, pad: int = 0, min_area: float = 0.25, short_side: int = 0
+        self, level: str, crop: int, mean, std, *, seed=0, pad=0, min_area: float = 0.25, short_side=0, cutout=0
     ):
         if level not in LEVELS:
             raise ValueError(f"augmentation {level!r}: expected one of {', '.join(LEVELS)}")
         self.mean = np.ascontiguousarray(mean, np.float32)
         self.inverse_std = (1 / np.asarray(std, np.float64)).astype(np.float32)
-        if not (crop > 0 and pad >= 0 and 0 < min_area <= 1 and short_side >= 0 and self.inverse_std.shape == (3,)):
+        sizes = (pad, short_side, cutout)
+        if not (crop > 0 and min(sizes) >= 0 and 0 < min_area <= 1 and self.inverse_std.shape == (3,)):
             raise ValueError(
-                f"crop {crop}, pad {pad}, min_area {min_area}, short_side {short_side}, std {std}: expected crop > 0, "
-                "pad and short_side >= 0, min_area in (0, 1], three numbers"
+                f"crop {crop}, pad, short_side, cutout {sizes}, min_area {min_area}, std {std}: expected crop > 0, "
+                "pad, short_side and cutout >= 0, min_area in (0, 1], three numbers"
             )
         if self.mean.shape != (3,) and not (self.mean.ndim == 3 and level in ("none", "crop_flip")):
             raise ValueError(
@@ -78,6 +82,7 @@ class Augment:
             )
         self.level, self.crop, self.seed, self.pad, self.min_area = level, crop, seed, pad, min_area
         self.short_side = short_side
+        self.cutout = 0 if level == "none" else cutout
 
     def window(self, height: int, width: int, epoch: int, row: int) -> Window:
         """The part of a picture of this size that is the sample of (seed, epoch, row)."""
@@ -123,6 +128,10 @@ class Augment:
             crop_normalize(image, top, left, mirror, self.mean, self.inverse_std, out)
         else:
             resample_normalize(image, window[:4], mirror, self.mean, self.inverse_std, out)
+        if self.cutout:
+            top, left = (int(uniform(self._key(epoch, row), _CUTOUT_COUNTER + i) * self.crop) for i in (0, 1))
+            top, left = top - self.cutout // 2, left - self.cutout // 2
+            out[max(0, top) : max(0, top + self.cutout), max(0, left) : max(0, left + self.cutout)] = 0
 
     def _key(self, epoch, row):
         # back from Python the key is an int, and one above 2**63 would not be taken for a uint64
