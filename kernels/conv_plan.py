@@ -18,12 +18,12 @@ BLOCK = ARCH.block  # output channels of one tile
 PIXELS = 126  # pixels of a forward block: a multiple of 6 and 14, its input stays in L2
 CHUNK = 192  # pixels of a backward-weight chunk: a BLOCK-wide panel of dy stays in L1
 PANEL_BYTES = 49152  # weights of one inner nest: stay in L1, or next to it where that is smaller
-RANGE = 4  # blocks of output channels of a backward-weight task: its panels of dy share L1 and L2
+RANGE = 8  # blocks of output channels of a backward-weight task: its panels of dy share L2 with
+STRIP = 40  # this many lines of channels of x
 TASKS = 64  # tasks to aim at when a dimension is split; a constant, so that no result depends on the machine
 MERGE_BELOW = 8  # input channels under which the taps of a filter row are merged
 AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time: fits into L2 beside this one's
 LINE = 64  # bytes of a cache line
-ALIAS_BYTES = 4096  # rows this far apart (or a multiple) fall into one set of L1
 
 # fields of the geometry vector handed to the compiled nest
 GRID_I, GRID_J, STEP, IN_H, IN_W, IN_PITCH, OUT_H, OUT_W, OUT_PITCH = range(9)

@@ -155,22 +155,26 @@ def tile_rows(
 
 
 @intrinsic
-def tile_outer(typing, mr, nv, width, rows, count, a_offset, b, out, out_pitch, fresh, ahead, stride):
+def tile_outer(typing, mr, nv, width, rows, count, a_offset, b, out, out_pitch, skip, nowhere, fresh, ahead, stride):
     """C[i, :] = (0 if fresh else C[i, :]) + (sum over t < count of A[t][i] * B[t][:]).
 
     rows: address of int64[count], the addresses of the A columns; a_offset is added to each. b: address of B,
-    [count][NV * V]. out: address of C, rows out_pitch apart. C is asked for at the start and added at the end: it
-    often comes from far away, and the sum need not wait for it. ahead, stride: as in tile_rows.
+    [count][NV * V]. out: address of C, rows out_pitch apart; the first `skip` of them are left as they are (nowhere:
+    address of NV * V floats that nobody reads), so that a last tile may reach back over its neighbour. C is asked for
+    at the start and added at the end: it often comes from far away, and the sum need not wait for it. ahead, stride:
+    as in tile_rows.
     """
     if not _literals(mr, nv, width):
         return None
     m, n, v = mr.literal_value, nv.literal_value, width.literal_value
-    signature = types.void(mr, nv, width, *([types.int64] * 9))
+    signature = types.void(mr, nv, width, *([types.int64] * 11))
 
     def codegen(context, builder, sig, args):
-        rows_, count_, a_off, b_, out_, pitch, fresh_, ahead_, stride_ = args[3:]
+        rows_, count_, a_off, b_, out_, pitch, skip_, nowhere_, fresh_, ahead_, stride_ = args[3:]
         tile = _Tile(builder, m, n, v)
         out_rows = [builder.add(out_, builder.mul(pitch, ir.Constant(_I64, i))) for i in range(m)]
+        left_out = [builder.icmp_signed("<", ir.Constant(_I64, i), skip_) for i in range(m)]
+        out_rows = [builder.select(no, nowhere_, row) for no, row in zip(left_out, out_rows, strict=True)]
         tile.clear()
         for row in out_rows:
             for line in range(0, 4 * n * v, 64):

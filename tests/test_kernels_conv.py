@@ -32,6 +32,9 @@ SHAPES = [
     (4, 20, 20, 16, 16, 3, 3, 1, 1, 1),  # several shares of the pixels
     (1, 6, 6, 64, 512, 3, 3, 1, 0, 1),
     (2, 5, 4, 700, 20, 1, 1, 1, 0, 1),  # depth in several panels
+    (2, 7, 7, 14, 40, 3, 3, 1, 1, 1),  # more channels than a tile has columns, fewer than a cache line holds
+    (1, 6, 5, 540, 20, 3, 3, 1, 1, 1),  # columns of x in two strips, shared by nine taps
+    (3, 15, 15, 20, 36, 3, 3, 2, 1, 1),  # chunks that begin and end in the middle of an image, at stride 2
 ]
 
 # at least two shares of 768 output pixels, so several tasks in every direction
