@@ -39,6 +39,8 @@ def _counts(name, **options):
         ("resnet_cifar20", {}, 272_474, 40_813_184),
         ("resnet_cifar32", {}, 466_906, 69_124_736),
         ("resnet_cifar56", {}, 855_770, 125_747_840),
+        ("davidnet", {}, 6_573_130, 379_261_952),
+        ("davidnet", {"early_block": False}, 6_277_706, 303_764_480),
     ],
     ids=str,
 )

@@ -7,9 +7,15 @@ from ..arena import Arena, Parameters
 from ..layers import Sequential
 from .alexnet import alexnet, alexnet_bn
 from .model import Model
-from .resnet import resnet, resnet_cifar
+from .resnet import davidnet, resnet, resnet_cifar
 
-FAMILIES = {"alexnet": alexnet, "alexnet_bn": alexnet_bn, "resnet": resnet, "resnet_cifar": resnet_cifar}
+FAMILIES = {
+    "alexnet": alexnet,
+    "alexnet_bn": alexnet_bn,
+    "davidnet": davidnet,
+    "resnet": resnet,
+    "resnet_cifar": resnet_cifar,
+}
 
 LARGEST = 2**20  # of any numeric option: far beyond use, yet no size overflows
 
@@ -26,7 +32,7 @@ def build(name: str, **options) -> tuple[Sequential, tuple]:
         options = {"depth": int(name[len(family) :])} | options
         name = family
     if name not in FAMILIES:
-        known = ["alexnet", "alexnet_bn", "resnet50", "resnet_cifar20"]
+        known = ["alexnet", "alexnet_bn", "davidnet", "resnet50", "resnet_cifar20"]
         near = _nearest(name, [*FAMILIES, *known])
         raise ValueError(f"model {name!r} is unknown{near}: expected e.g. {', '.join(known)}")
     allowed = _options(name)
