@@ -22,8 +22,8 @@ import numba
 
 from kernels import set_threads
 
+from .hardware import Topology, format_list, parse_list, read_topology
 from .report import machine_facts
-from .topology import Topology, format_list, parse_list, read_topology
 
 RESERVE_FROM, RESERVE_TWO_FROM = 8, 64  # cores of a rank
 FAST_MEMORY = ("Xeon Phi", "CPU Max")  # processors whose memory without CPUs is the fast one

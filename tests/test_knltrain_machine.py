@@ -6,8 +6,8 @@ import os
 import pytest
 from mpirun import run_mpi
 
+from knltrain.hardware import format_list, parse_list, read_topology
 from knltrain.machine import plan
-from knltrain.topology import format_list, parse_list, read_topology
 
 
 def sysfs(folder, cores, threads, nodes, memory_only=0):

@@ -65,7 +65,7 @@ def cpu_flags(proc: Path = PROC) -> list[str]:
 
 def memory_only(system: Path = SYS) -> list[int]:
     """NUMA nodes with memory and no CPUs."""
-    from ..topology import read_topology
+    from ..hardware import read_topology
 
     return read_topology(os.sched_getaffinity(0), system / "devices/system").memory_only
 
