@@ -39,11 +39,19 @@ SPAN = LINE_FLOATS // MC * MC  # channels of a packed line: whole tiles
 
 @kernel
 def _pixel(geometry, taps, tap, m):
-    """Number of the input pixel that a tap of output pixel m reads, counted over all images; it may lie outside."""
+    """Number of the input pixel that a tap of output pixel m reads, counted over all images.
+
+    Outside an image it is that of the next pixel inside, or behind the last: so no pixel that a later output reads
+    comes before that of tap 0, and none that an earlier one reads behind that of the last tap, however wide the
+    padding is.
+    """
     image, rest = divmod(m, geometry[GRID_I] * geometry[GRID_J])
     i, j = divmod(rest, geometry[GRID_J])
+    height, width = geometry[IN_H], geometry[IN_W]
     h, w = i * geometry[STEP] + taps[tap, 0], j * geometry[STEP] + taps[tap, 1]
-    return (image * geometry[IN_H] + h) * geometry[IN_W] + w
+    if h < 0 or h >= height:
+        return (image + (h >= height)) * height * width
+    return (image * height + h) * width + min(max(w, 0), width)
 
 
 @kernel
@@ -111,9 +119,8 @@ def _weight_task(task, x, zeros, geometry, taps, dy, dw, partial, images, splits
             first = chunk * CHUNK
             begin, end = _pixel_range(geometry, taps, first, min(CHUNK, pixels - first), images)
             size = max(size, end - begin)
-    size = (
-        size + 1
-    ) | 1  # one more for the pixel outside; odd, so that the lines of a pixel lie in different sets of L1
+    # one more for the pixel outside; odd, so that the lines of a pixel lie in different sets of L1
+    size = (size + 1) | 1
     lines = -(-depth // SPAN)
     at_once = -(-lines // -(-lines // STRIP))
     columns = np.empty((0 if merged else at_once, size, LINE_FLOATS), np.float32)

@@ -1,5 +1,7 @@
 """Convolution kernels against their twins, at friendly, odd and tiny shapes."""
 
+import itertools
+
 import numba
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from kernels import (
     conv2d_plan,
     reference,
 )
+from kernels.conv_weight import _pixel_range
 
 RELATIVE = 5e-6  # of the largest element: float32 sums of up to 4,608 products of standard normals
 
@@ -34,6 +37,7 @@ SHAPES = [
     (2, 5, 4, 700, 20, 1, 1, 1, 0, 1),  # depth in several panels
     (2, 7, 7, 14, 40, 3, 3, 1, 1, 1),  # more channels than a tile has columns, fewer than a cache line holds
     (1, 6, 5, 540, 20, 3, 3, 1, 1, 1),  # columns of x in two strips, shared by nine taps
+    (2, 5, 6, 20, 20, 2, 2, 1, 5, 1),  # padding wider than the filter: outputs that read nothing
     (3, 15, 15, 20, 36, 3, 3, 2, 1, 1),  # chunks that begin and end in the middle of an image, at stride 2
 ]
 
@@ -110,6 +114,23 @@ def test_conv2d__same_bits_with_one_and_two_threads(shape):
     numba.set_num_threads(before)
     for one, two in zip(*results, strict=True):
         assert np.array_equal(one, two)
+
+
+def test_pixel_range__holds_every_pixel_that_is_read():
+    """Filters, strides and paddings against each other, also padding wider than the filter; three images."""
+    for h, w, r, s, stride, pad in itertools.product((3, 8), (2, 7), (1, 3), (2, 3), (1, 2, 3), (0, 1, 2, 5)):
+        if h + 2 * pad < r or w + 2 * pad < s:
+            continue
+        plan = conv2d_plan((3, h, w, 8), (r, s, 8, 8), stride, pad)
+        geometry, taps = plan.forward
+        _, rows, columns, _ = plan.y_shape
+        image, i, j = np.unravel_index(np.arange(3 * rows * columns), (3, rows, columns))
+        for first, count in itertools.product(range(0, len(image), 5), (1, 2, 11)):
+            m = slice(first, first + min(count, len(image) - first))
+            y, x = i[m, None] * stride + taps[:, 0], j[m, None] * stride + taps[:, 1]
+            read = ((image[m, None] * h + y) * w + x)[(y >= 0) & (y < h) & (x >= 0) & (x < w)]
+            begin, end = _pixel_range(geometry, taps, first, m.stop - first, 3)
+            assert 0 <= begin and end <= 3 * h * w and ((begin <= read) & (read < end)).all()
 
 
 def test_conv2d_plan__rejects_shapes_that_do_not_fit():
