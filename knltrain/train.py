@@ -60,8 +60,10 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
     trace = Trace(run_dir / f"trace-{comm.rank:05}.json", comm.rank, recipe.comm.trace_steps)
     keys, scalars = np.zeros(recipe.batch.slot_batch, np.uint64), model.parameters.scalars
 
-    loader = make_loader(recipe, derived, data, slots)
-    with closing(report), life, closing(restart), closing(reducer), closing(loader):
+    with (
+        closing(report), life, closing(restart), closing(reducer),
+        closing(make_loader(recipe, derived, data, slots)) as loader,
+    ):  # fmt: skip
         clock.mark("model")
         step = restart.restore(resume)
         if comm.gather(life.finished(derived.total_steps))[0]:
