@@ -183,82 +183,121 @@ def _resample_normalize(image, top, left, height, width, mirror, mean, inverse_s
     rows, columns, _ = out.shape
     limit_y, limit_x = image.shape[0], image.shape[1] // 3
     scale_y, scale_x = height / rows, width / columns
-    down, across = np.empty(_taps(scale_y), np.float32), np.empty((columns, _taps(scale_x)), np.float32)
-    starts = np.empty(columns, np.int64)  # in `line`
-    taps, begin, end = across.shape[1], int(math.floor(left)), 0
+    down, weights = np.empty(_taps(scale_y), np.float32), np.empty(_taps(scale_x), np.float32)
+    taps, begin, end = len(weights), int(math.floor(left)), 0
+    groups = (columns + 3) // 4
+    starts = np.zeros(4 * groups, np.int64)  # of an output pixel, in `line`
+    across = np.zeros((groups, taps, 16), np.float32)  # each weight four times: of four pixels, for one tap
     for q in range(columns):
-        first = _weights(q, left, width, scale_x, limit_x, across[q])
-        starts[q], end = 3 * (first - begin), first + taps
+        first = _weights(q, left, width, scale_x, limit_x, weights)
+        t = columns - 1 - q if mirror else q
+        starts[t], end = 3 * (first - begin), first + taps
+        for k in range(taps):
+            across[t // 4, k, 4 * (t % 4) : 4 * (t % 4) + 4] = weights[k]
     count = min(limit_x, end) - begin  # columns that are needed
-    line = np.zeros(3 * (count + taps), np.float32)  # taps of weight 0 may reach behind the last column
+    line = np.zeros(3 * (count + taps) + 1, np.float32)  # taps of weight 0 may reach behind the last column
+    pixels = np.empty(12 * groups + 4, np.float32)  # one row of the output, and what its last vector writes behind
+    means, scales = np.zeros(16, np.float32), np.zeros(16, np.float32)
+    for i in range(16):
+        if i % 4 < 3:
+            means[i], scales[i] = mean[i % 4], inverse_std[i % 4]
     for p in range(rows):
         y = _weights(p, top, height, scale_y, limit_y, down)
         _weigh_rows(image, y, 3 * begin, 3 * count, down, line)
-        _weigh_columns(line, starts, across, mirror, mean, inverse_std, out[p])
+        for group in range(groups):
+            _weigh_pixels(line, starts, across, means, scales, taps, group, pixels)
+        out[p].reshape(-1)[:] = pixels[: 3 * columns]
 
 
 @intrinsic
-def _weigh_pixels(typingctx, line, at, weights, first, taps):
-    """Sum over k of weights[first + k] * line[at + 3 k : at + 3 k + 3], as three floats.
+def _weigh_pixels(typingctx, line, starts, across, means, scales, taps, group, pixels):
+    """Four pixels of an output row: pixels[12 group + 3 i + c] = (sum over k of across[group, k, i] * line[starts[4
+    group + i] + 3 k + c] - means[c]) * scales[c].
 
-    One vector of four lanes holds a pixel, and one value of the next pixel that is dropped at the end: a load and a
-    multiply-add a tap in place of three. `line` must go on for one value behind the last pixel.
+    One vector holds the four, each in four lanes: a load a pixel and one multiply-add a tap. The fourth lane is the
+    next pixel's first value, and dropped at the end; so `line` must go on for one value behind the last pixel, and
+    four values behind the group are overwritten.
     """
-    four = ir.VectorType(ir.FloatType(), 4)
+    lanes = [ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(n))) for n in (8, 16)]
+    packed = ir.Constant(ir.VectorType(ir.IntType(32), 16), [4 * (i // 3) + i % 3 if i < 12 else 15 for i in range(16)])
+    four, sixteen = ir.VectorType(ir.FloatType(), 4), ir.VectorType(ir.FloatType(), 16)
 
     def codegen(context, builder, signature, arguments):
-        line, at, weights, first, taps = arguments
-        line, weights = (
-            context.make_array(kind)(context, builder, value).data
-            for kind, value in zip((signature.args[0], signature.args[2]), (line, weights), strict=True)
+        line, starts, across, means, scales, pixels = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 1, 2, 3, 4, 7)
         )
-        total = cgutils.alloca_once_value(builder, ir.Constant(four, [0.0] * 4))
-        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(four, [four] * 3), "llvm.fma.v4f32")
+        taps, group = arguments[5:7]
+        index = group.type
+
+        def load(base, place, kind):
+            return builder.load(builder.bitcast(builder.gep(base, [place]), kind.as_pointer()), align=4)
+
+        quad = builder.mul(group, index(4))
+        first = [builder.load(builder.gep(starts, [builder.add(quad, index(i))])) for i in range(4)]
+        weights = builder.mul(builder.mul(group, taps), index(16))
+        total = cgutils.alloca_once_value(builder, ir.Constant(sixteen, [0.0] * 16))
+        kind = ir.FunctionType(sixteen, [sixteen] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32")
         with cgutils.for_range(builder, taps) as loop:
-            place = builder.add(at, builder.mul(loop.index, loop.index.type(3)))
-            pixel = builder.bitcast(builder.gep(line, [place]), four.as_pointer())
-            weight = builder.load(builder.gep(weights, [builder.add(first, loop.index)]))
-            undefined = ir.Constant(four, ir.Undefined)
-            splat = builder.insert_element(undefined, weight, ir.IntType(32)(0))
-            splat = builder.shuffle_vector(splat, undefined, ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4))
-            builder.store(builder.call(fma, [splat, builder.load(pixel, align=4), builder.load(total)]), total)
-        values = [builder.extract_element(builder.load(total), ir.IntType(32)(c)) for c in range(3)]
-        return context.make_tuple(builder, signature.return_type, values)
+            step = builder.mul(loop.index, index(3))
+            values = [load(line, builder.add(place, step), four) for place in first]
+            halves = [builder.shuffle_vector(values[i], values[i + 1], lanes[0]) for i in (0, 2)]
+            values = builder.shuffle_vector(*halves, lanes[1])
+            weight = load(across, builder.add(weights, builder.mul(loop.index, index(16))), sixteen)
+            builder.store(builder.call(fma, [weight, values, builder.load(total)]), total)
+        values = builder.fsub(builder.load(total), load(means, index(0), sixteen))
+        values = builder.fmul(values, load(scales, index(0), sixteen))
+        values = builder.shuffle_vector(values, values, packed)
+        place = builder.gep(pixels, [builder.mul(group, index(12))])
+        builder.store(values, builder.bitcast(place, sixteen.as_pointer()), align=4)
+        return context.get_dummy_value()
 
-    return types.UniTuple(types.float32, 3)(line, types.int64, weights, types.int64, types.int64), codegen
-
-
-@kernel
-def _weigh_columns(line, starts, across, mirror, mean, inverse_std, row):
-    """`line` (pixels, 3) flat to the pixels of one output row (Q, 3), normalized."""
-    columns, taps = across.shape
-    weights = across.reshape(-1)
-    m0, m1, m2 = mean[0], mean[1], mean[2]
-    s0, s1, s2 = inverse_std[0], inverse_std[1], inverse_std[2]
-    for q in range(columns):
-        r, g, b = _weigh_pixels(line, starts[q], weights, q * taps, taps)
-        t = columns - 1 - q if mirror else q
-        row[t, 0] = (r - m0) * s0
-        row[t, 1] = (g - m1) * s1
-        row[t, 2] = (b - m2) * s2
+    return types.void(line, starts, across, means, scales, types.int64, types.int64, pixels), codegen
 
 
 @kernel
 def _weigh_rows(image, y, begin, count, down, line):
-    """line = sum over k of down[k] * image[y + k], over `count` values from `begin`; two rows at a time."""
-    for k in range(0, down.shape[0], 2):
-        w0, w1 = down[k], np.float32(0)
-        if k > 0 and w0 == 0:
-            break
-        row0 = row1 = image[y + k, begin : begin + count]
-        if k + 1 < down.shape[0] and down[k + 1] != 0:
-            w1, row1 = down[k + 1], image[y + k + 1, begin : begin + count]
-        if k == 0:
-            for i in range(count):
-                line[i] = w0 * np.float32(row0[i]) + w1 * np.float32(row1[i])
-        else:
-            for i in range(count):
-                line[i] += w0 * np.float32(row0[i]) + w1 * np.float32(row1[i])
+    """line = sum over k of down[k] * image[y + k], over `count` values from `begin`."""
+    taps = len(down)
+    while taps > 1 and down[taps - 1] == 0:  # there may be no such row
+        taps -= 1
+    if count < 16:
+        for i in range(count):
+            line[i] = 0
+            for k in range(taps):
+                line[i] += down[k] * np.float32(image[y + k, begin + i])
+        return
+    for i in range(0, count - 15, 16):
+        _weigh_bytes(image, y, begin + i, down, taps, line, i)
+    _weigh_bytes(image, y, begin + count - 16, down, taps, line, count - 16)  # a last one may repeat a part
+
+
+@intrinsic
+def _weigh_bytes(typingctx, image, y, x, down, taps, line, at):
+    """line[at + i] = sum over k of down[k] * image[y + k, x + i], for i below 16, as one vector."""
+    sixteen = ir.VectorType(ir.FloatType(), 16)
+
+    def codegen(context, builder, signature, arguments):
+        image, down, line = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3, 5))
+        _, y, x, _, taps, _, at = arguments
+        width = cgutils.unpack_tuple(builder, image.strides)[0]
+        total = cgutils.alloca_once_value(builder, ir.Constant(sixteen, [0.0] * 16))
+        kind = ir.FunctionType(sixteen, [sixteen] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32")
+        with cgutils.for_range(builder, taps) as loop:
+            place = builder.gep(image.data, [builder.add(builder.mul(builder.add(y, loop.index), width), x)])
+            bytes_ = builder.load(builder.bitcast(place, ir.VectorType(ir.IntType(8), 16).as_pointer()), align=1)
+            weight = builder.load(builder.gep(down.data, [loop.index]))
+            weight = builder.insert_element(ir.Constant(sixteen, ir.Undefined), weight, ir.IntType(32)(0))
+            weight = builder.shuffle_vector(weight, weight, ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16))
+            values = builder.uitofp(bytes_, sixteen)
+            builder.store(builder.call(fma, [weight, values, builder.load(total)]), total)
+        place = builder.bitcast(builder.gep(line.data, [at]), sixteen.as_pointer())
+        builder.store(builder.load(total), place, align=4)
+        return context.get_dummy_value()
+
+    kinds = types.int64, types.int64
+    return types.void(image, *kinds, down, types.int64, line, types.int64), codegen
 
 
 # ---- colours -------------------------------------------------------------------------------------------------
