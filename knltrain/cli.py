@@ -154,6 +154,10 @@ def _bench(args):
         from .bench.kernels import run
 
         run(args.model, args.slot_batch, passes=args.passes, layers=args.layers, plot=args.plot, **common)
+    elif args.what == "checkpoint":
+        from .bench.checkpoint import run
+
+        run(args.model, args.slot_batch, folder=args.out, **common)
     else:
         from .bench.step import run
 
@@ -304,7 +308,12 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure the kernels or the whole step, beside what the machine can do")
     what = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
-    for name, text in (("kernels", "every distinct kernel call of a step"), ("step", "the whole step")):
+    texts = {
+        "kernels": "every distinct kernel call of a step",
+        "step": "the whole step",
+        "checkpoint": "what a checkpoint written beside training costs",
+    }
+    for name, text in texts.items():
         one = what.add_parser(name, help=text)
         one.add_argument("--model", default="resnet50", help="as in describe (default resnet50)")
         one.add_argument("--slot-batch", type=int, default=32, metavar="B", help="images (default 32)")
@@ -317,6 +326,8 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--pass", dest="passes", nargs="+", choices=kinds, default=(), help="only these")
             one.add_argument("--layer", dest="layers", nargs="+", default=(), metavar="NAME", help="only these")
             one.add_argument("--plot", type=Path, metavar="PNG", help="draw the roofline")
+        elif name == "checkpoint":
+            one.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="on whose disk (default: here)")
         else:
             kinds = [f"{a}-{b}" for b in ("eager", "compiled") for a in ("contiguous", "channels_last")]
             one.add_argument("--against", choices=["torch"], help="PyTorch, in turn with ours, in its own process")
