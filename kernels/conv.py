@@ -23,10 +23,13 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import NOTHING, check_array
+from .conv_pack import SIDE_BY_SIDE, copy_floats, pack_columns, pack_rows
 from .conv_plan import (
     AHEAD_BYTES,
     BLOCK,
+    COLUMNS,
     DEPTH,
+    FORM,
     GRID_I,
     GRID_J,
     GROUPS,
@@ -42,6 +45,7 @@ from .conv_plan import (
     OUT_PITCH,
     OUT_STEP,
     OUT_W,
+    PACKED,
     PANEL_BYTES,
     PIXELS,
     STEP,
@@ -49,8 +53,9 @@ from .conv_plan import (
     WIDTH,
     V,
     ceil,
+    pixel_blocks,
 )
-from .microkernel import peek, poke, tile_rows
+from .microkernel import poke, tile_rows
 
 
 @kernel
@@ -103,22 +108,21 @@ def _out_addresses(y, geometry, first, count, table):
 
 
 @kernel
-def _rows_task(task, x, zeros, geometry, taps, all_taps, packed, bias, y, images, accumulate):
-    """One task: PIXELS pixels of the grid times a range of output channels, for every group."""
+def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate):
+    """One task: PIXELS pixels of the grid times one of `ranges` ranges of output channels, for every group."""
     pixels = images * geometry[GRID_I] * geometry[GRID_J]
     depth, width, groups = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS]
     blocks = -(-width // BLOCK)
-    pixel_blocks = -(-pixels // PIXELS)
-    ranges = min(blocks, -(-TASKS // pixel_blocks))  # of output channels, where pixels alone give too few tasks
-    pixel_block, part = task // ranges, task % ranges
+    along = pixel_blocks(pixels)
+    pixel_block, part = divmod(task, ranges)
     first = pixel_block * PIXELS
-    count = min(PIXELS, pixels - first)
+    count = PIXELS if pixel_block < along - 1 else pixels - first
     padded = -(-count // MR) * MR  # the last tile repeats the last pixel: same values to the same place
 
-    rows = np.empty((taps.shape[0], PIXELS), np.int64)
-    out_rows = np.empty(PIXELS, np.int64)
-    tail_rows = np.empty(PIXELS, np.int64)
-    tail = np.empty((PIXELS, BLOCK), np.float32)  # the block that K does not fill is made here, then copied
+    rows = np.empty((taps.shape[0], padded), np.int64)
+    out_rows = np.empty(padded, np.int64)
+    tail_rows = np.empty(padded, np.int64)
+    tail = np.empty((padded, BLOCK), np.float32)  # the block that K does not fill is made here, then copied
     start = np.zeros(BLOCK, np.float32)
     row_addresses(x.ctypes.data, zeros.ctypes.data, geometry, taps, first, count, rows)
     _out_addresses(y.ctypes.data, geometry, first, count, out_rows)
@@ -127,14 +131,15 @@ def _rows_task(task, x, zeros, geometry, taps, all_taps, packed, bias, y, images
         for t in range(taps.shape[0]):
             rows[t, m] = rows[t, count - 1]
     for m in range(padded):
-        tail_rows[m] = tail.ctypes.data + m * BLOCK * 4
+        tail_rows[m] = m * BLOCK * 4  # from the start of tail: Numba frees an array after its name was last used
 
     # one inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth
     limit = PANEL_BYTES // (4 * BLOCK)
     taps_at_once = max(1, limit // depth)
     depth_at_once = depth if depth <= limit else -(-depth // -(-depth // limit))
     b_pitch = depth * BLOCK * 4
-    n_taps = taps.shape[0]
+    form, n_taps = geometry[FORM], taps.shape[0]
+    own = np.empty(0 if form == PACKED else (SIDE_BY_SIDE * depth_at_once + 1) * BLOCK, np.float32)  # that panel
     lo, hi = blocks * part // ranges, blocks * (part + 1) // ranges
     ahead = end = 0  # what the next block of pixels will read
     ahead_bytes = count * geometry[STEP] * geometry[STEP] * geometry[IN_PITCH] * 4
@@ -147,7 +152,7 @@ def _rows_task(task, x, zeros, geometry, taps, all_taps, packed, bias, y, images
         last = (group * width + (blocks - 1) * BLOCK) * 4
         if cut and accumulate:
             for m in range(count):
-                copy_floats(out_rows[m] + last, tail_rows[m], width % BLOCK)
+                copy_floats(out_rows[m] + last, tail.ctypes.data + tail_rows[m], width % BLOCK)
         t0 = 0
         while t0 < n_taps:
             # weights of consecutive taps are neighbours only where the tap list has no gap
@@ -165,14 +170,25 @@ def _rows_task(task, x, zeros, geometry, taps, all_taps, packed, bias, y, images
                         begin = start.ctypes.data
                         for j in range(BLOCK):
                             start[j] = bias[group * width + k0 + j] if bias.size > 0 and k0 + j < width else 0.0
-                    panel = ((group * blocks + block) * all_taps + taps[t0, 2]) * depth + c0
-                    b = packed.ctypes.data + panel * BLOCK * 4
+                    if form == PACKED:
+                        panel = ((group * blocks + block) * all_taps + taps[t0, 2]) * depth + c0
+                        b = weights.ctypes.data + panel * BLOCK * 4
+                    else:
+                        side, apart = (block - lo) % SIDE_BY_SIDE, 4 * BLOCK * depth_at_once
+                        b = own.ctypes.data + -own.ctypes.data % LINE + side * apart
+                        valid = min(width - k0, (hi - block) * BLOCK)
+                        if form == COLUMNS:
+                            source = weights.ctypes.data + 4 * (k0 * depth + c0)
+                            pack_columns(source, 4 * depth, c_count, min(BLOCK, valid), b)
+                        elif side == 0:
+                            source = weights.ctypes.data + 4 * (c0 * width + k0)
+                            pack_rows(source, 4 * width, c_count, min(SIDE_BY_SIDE * BLOCK, valid), b, apart)
                     targets = out_rows.ctypes.data if whole else tail_rows.ctypes.data
-                    offset = (group * width + k0) * 4 if whole else 0
+                    offset = (group * width + k0) * 4 if whole else tail.ctypes.data
                     for m in range(0, padded, MR):
                         stride = LINE if ahead < end else 0
                         tile_rows(
-                            MR, NV, V, rows.ctypes.data + (t0 * PIXELS + m) * 8, PIXELS * 8, t1 - t0, c_count,
+                            MR, NV, V, rows.ctypes.data + (t0 * padded + m) * 8, padded * 8, t1 - t0, c_count,
                             in_offset + c0 * 4, b, b_pitch, targets + m * 8, offset, begin, ahead, stride,
                         )  # fmt: skip
                         ahead += stride * c_count * (t1 - t0)
@@ -183,28 +199,25 @@ def _rows_task(task, x, zeros, geometry, taps, all_taps, packed, bias, y, images
                     poke(out_rows[m] + (group * width + j) * 4, np.float32(0.0))
         elif cut and n_taps > 0:
             for m in range(count):
-                copy_floats(tail_rows[m], out_rows[m] + last, width % BLOCK)
-
-
-@kernel
-def copy_floats(source, target, count):
-    for j in range(count):
-        poke(target + 4 * j, peek(source + 4 * j))
+                copy_floats(tail.ctypes.data + tail_rows[m], out_rows[m] + last, width % BLOCK)
 
 
 @kernel(parallel=True)
-def _rows_nest(tasks, x, zeros, geometry, taps, all_taps, packed, bias, y, images, accumulate):
+def _rows_nest(tasks, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate):
     for task in numba.prange(tasks):
-        _rows_task(np.int64(task), x, zeros, geometry, taps, all_taps, packed, bias, y, images, accumulate)
+        _rows_task(np.int64(task), ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate)
 
 
-def _run_rows(grid, all_taps, x, zeros, packed, bias, y, accumulate=False):
+def _run_rows(grid, all_taps, x, zeros, weights, bias, y, accumulate=False):
     geometry, taps = grid
     blocks = ceil(int(geometry[WIDTH]), BLOCK)
-    pixel_blocks = ceil(x.shape[0] * int(geometry[GRID_I] * geometry[GRID_J]), PIXELS)
-    tasks = pixel_blocks * min(blocks, ceil(TASKS, pixel_blocks))
+    along = pixel_blocks(x.shape[0] * int(geometry[GRID_I] * geometry[GRID_J]))
+    # where pixels alone give too few tasks channels are cut too; but each range reads all of the input
+    wanted = TASKS if geometry[FORM] == PACKED else 4 * numba.get_num_threads()
+    ranges = min(blocks, ceil(wanted, along))
     _rows_nest(
-        tasks, x.reshape(-1), zeros, geometry, taps, all_taps, packed, bias, y.reshape(-1), x.shape[0], accumulate
+        along * ranges, ranges, x.reshape(-1), zeros, geometry, taps, all_taps, weights.reshape(-1), bias,
+        y.reshape(-1), x.shape[0], accumulate,
     )  # fmt: skip
 
 
@@ -237,14 +250,15 @@ def _pad_images(x, pad, pad_floats, out):
 
 
 def conv2d_forward(plan, x, packed, bias, y, workspace):
-    """y = convolution of x with the weights packed by `conv2d_pack`, plus bias (K,) unless it is None.
+    """y = convolution of x with packed weights, plus bias (K,) unless it is None.
 
-    x, y: float32 of the plan's shapes; y is overwritten. workspace: (plan.workspace_size,) float32, undefined after.
+    x, y: float32 of the plan's shapes; y is overwritten. packed: by `conv2d_pack`, or w itself where plan.direct.
+    workspace: (plan.workspace_size,) float32, undefined after.
     Twin: reference.conv2d_forward.
     """
     check_array("conv2d: x", x, plan.x_shape)
     check_array("conv2d: y", y, plan.y_shape)
-    check_array("conv2d: packed", packed, (plan.packed_size,))
+    check_array("conv2d: packed", packed, plan.w_shape if plan.direct else (plan.packed_size,))
     check_array("conv2d: workspace", workspace, (plan.workspace_size,))
     if bias is not None:
         check_array("conv2d: bias", bias, (plan.w_shape[3],))
@@ -257,12 +271,12 @@ def conv2d_forward(plan, x, packed, bias, y, workspace):
 def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False):
     """dx[n,h,w,c] = sum over r,s,k of dy[n,(h+pad-r)/stride,(w+pad-s)/stride,k] * w[r,s,c,k], where these are whole.
 
-    packed_t: the weights packed by `conv2d_pack_transposed`; dx is overwritten, or added to with `accumulate`.
+    packed_t: by `conv2d_pack_transposed`, or w itself where plan.direct. dx is overwritten, with `accumulate` added to.
     Twin: reference.conv2d_backward_input.
     """
     check_array("conv2d: dy", dy, plan.y_shape)
     check_array("conv2d: dx", dx, plan.x_shape)
-    check_array("conv2d: packed_t", packed_t, (plan.packed_t_size,))
+    check_array("conv2d: packed_t", packed_t, plan.w_shape if plan.direct else (plan.packed_t_size,))
     r, s = plan.w_shape[:2]
     for grid in plan.backward:
         _run_rows(grid, r * s, dy, plan.zeros, packed_t, NOTHING, dx, accumulate)

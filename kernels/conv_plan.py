@@ -1,4 +1,4 @@
-"""What one convolution needs to know before it runs: shapes, taps, sizes of buffers, and the packing of its weights.
+"""What one convolution needs to know before it runs: shapes, taps, sizes of buffers.
 
 Nothing here depends on the number of threads: pixels and channels are cut by constants, so every result is the same
 everywhere.
@@ -6,11 +6,10 @@ everywhere.
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from ._jit import kernel
-from ._shapes import check_array, output_size
+from ._shapes import output_size
 from .arch import ARCH
 
 MR, MC, NV, V = ARCH.rows, ARCH.columns, ARCH.vectors, ARCH.width
@@ -27,7 +26,8 @@ LINE = 64  # bytes of a cache line
 
 # fields of the geometry vector handed to the compiled nest
 GRID_I, GRID_J, STEP, IN_H, IN_W, IN_PITCH, OUT_H, OUT_W, OUT_PITCH = range(9)
-OUT_STEP, OUT_I, OUT_J, DEPTH, WIDTH, GROUPS = range(9, 15)
+OUT_STEP, OUT_I, OUT_J, DEPTH, WIDTH, GROUPS, FORM = range(9, 16)
+PACKED, ROWS, COLUMNS = range(3)  # forms of the weights: packed; w (DEPTH, WIDTH) itself; w (WIDTH, DEPTH) itself
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Conv2dPlan:
     pad: int
     groups: int
     merged: bool
+    direct: bool  # fully connected: the weights are read as they are, packed panel by panel where they are used
     forward: tuple  # (geometry, taps)
     backward: tuple  # of (geometry, taps), one per residue class
     packed_size: int  # floats of the weights packed for forward
@@ -67,6 +68,12 @@ def ceil(a, b):
     return -(-a // b)
 
 
+@kernel
+def pixel_blocks(pixels):
+    """Blocks of PIXELS; less than half a block left over goes to the last: alone it would read all weights."""
+    return max(1, (pixels + PIXELS // 2) // PIXELS)
+
+
 def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1) -> Conv2dPlan:
     """Plan y[n,p,q,k] = sum over r,s,c of x[n, p*stride+r-pad, q*stride+s-pad, g*C/groups+c] * w[r,s,c,k].
 
@@ -83,12 +90,13 @@ def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1) -> Conv2dPlan:
     p, q = output_size(h, r, stride, pad), output_size(w, s, stride, pad)
     k_group = k // groups
     merged = groups == 1 and c < MERGE_BELOW
+    direct = h == w == r == s == groups == 1 and not merged
     if merged:
         wide = w + 2 * pad
-        geometry = [p, q, stride, h + 2 * pad, wide, c, p, q, k, 1, 0, 0, s * c, k, 1]
+        geometry = [p, q, stride, h + 2 * pad, wide, c, p, q, k, 1, 0, 0, s * c, k, 1, PACKED]
         taps = [(i, 0, i) for i in range(r)]
     else:
-        geometry = [p, q, stride, h, w, c, p, q, k, 1, 0, 0, depth, k_group, groups]
+        geometry = [p, q, stride, h, w, c, p, q, k, 1, 0, 0, depth, k_group, groups, ROWS if direct else PACKED]
         taps = [(i - pad, j - pad, i * s + j) for i in range(r) for j in range(s)]
     backward = []
     for a in range(min(stride, h)):
@@ -100,7 +108,8 @@ def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1) -> Conv2dPlan:
                 if (a + pad - i) % stride == 0 and (b + pad - j) % stride == 0
             ]
             grid = [ceil(h - a, stride), ceil(w - b, stride), 1, p, q, k, h, w, c, stride, a, b]
-            backward.append(_frozen([*grid, k_group, depth, groups], reach))
+            form = COLUMNS if direct else PACKED
+            backward.append(_frozen([*grid, k_group, depth, groups, form], reach))
     blocks = groups * ceil(k_group, BLOCK)
     weights = r * s * depth * k
     splits = max(1, min(ceil(TASKS, groups * ceil(ceil(k_group, BLOCK), RANGE)), n * p * q // (4 * CHUNK)))
@@ -113,10 +122,11 @@ def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1) -> Conv2dPlan:
         pad=pad,
         groups=groups,
         merged=merged,
+        direct=direct,
         forward=_frozen(geometry, taps),
         backward=tuple(backward),
-        packed_size=blocks * r * s * depth * BLOCK,
-        packed_t_size=groups * ceil(depth, BLOCK) * r * s * k_group * BLOCK,
+        packed_size=0 if direct else blocks * r * s * depth * BLOCK,
+        packed_t_size=0 if direct else groups * ceil(depth, BLOCK) * r * s * k_group * BLOCK,
         splits=splits,
         workspace_size=padded + (splits - 1) * weights,
         zeros=np.zeros(max(c, k), np.float32),
@@ -125,70 +135,3 @@ def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1) -> Conv2dPlan:
 
 def _frozen(geometry, taps):
     return np.array(geometry, np.int64), np.array(taps, np.int64).reshape(-1, 3)
-
-
-# ---- weights: packed once per step -----------------------------------------------------------------------------
-
-
-@kernel
-def _pack_block(index, w, k_group, out):
-    # w (taps, depth, K) -> out[index] (taps, depth, BLOCK); index runs over groups x blocks of k
-    taps, depth, _ = w.shape
-    per_group = -(-k_group // BLOCK)
-    group, block = index // per_group, index % per_group
-    first = group * k_group + block * BLOCK
-    valid = min(BLOCK, k_group - block * BLOCK)
-    for t in range(taps):
-        for c in range(depth):
-            for j in range(valid):
-                out[index, t, c, j] = w[t, c, first + j]
-            for j in range(valid, BLOCK):
-                out[index, t, c, j] = 0.0
-
-
-@kernel(parallel=True)
-def _pack(w, k_group, out):
-    for index in numba.prange(out.shape[0]):
-        _pack_block(np.int64(index), w, k_group, out)
-
-
-@kernel
-def _pack_transposed_block(index, w, k_group, out):
-    # w (taps, depth, K) -> out[index] (taps, k_group, BLOCK); index runs over groups x blocks of c
-    taps, depth, _ = w.shape
-    per_group = -(-depth // BLOCK)
-    group, block = index // per_group, index % per_group
-    first = block * BLOCK
-    valid = min(BLOCK, depth - first)
-    for t in range(taps):
-        for k0 in range(0, k_group, BLOCK):  # square tiles: both sides stay in L1
-            k1 = min(k0 + BLOCK, k_group)
-            for j in range(valid):
-                for k in range(k0, k1):
-                    out[index, t, k, j] = w[t, first + j, group * k_group + k]
-            for j in range(valid, BLOCK):
-                for k in range(k0, k1):
-                    out[index, t, k, j] = 0.0
-
-
-@kernel(parallel=True)
-def _pack_transposed(w, k_group, out):
-    for index in numba.prange(out.shape[0]):
-        _pack_transposed_block(np.int64(index), w, k_group, out)
-
-
-def conv2d_pack(plan, w, packed):
-    """Reorder w (R, S, C/groups, K) into packed, flat: [K block][R*S][C/groups][BLOCK], zeros beyond K."""
-    check_array("conv2d: w", w, plan.w_shape)
-    check_array("conv2d: packed", packed, (plan.packed_size,))
-    r, s, depth, k = plan.w_shape
-    _pack(w.reshape(r * s, depth, k), k // plan.groups, packed.reshape(-1, r * s, depth, BLOCK))
-
-
-def conv2d_pack_transposed(plan, w, packed_t):
-    """Reorder w into packed_t (plan.packed_t_size,): [C block][R*S][K/groups][BLOCK], for backward-input."""
-    check_array("conv2d: w", w, plan.w_shape)
-    check_array("conv2d: packed_t", packed_t, (plan.packed_t_size,))
-    r, s, depth, k = plan.w_shape
-    k_group = k // plan.groups
-    _pack_transposed(w.reshape(r * s, depth, k), k_group, packed_t.reshape(-1, r * s, k_group, BLOCK))

@@ -10,7 +10,8 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import check_array
-from .conv import copy_floats, next_input, padded, row_addresses
+from .conv import next_input, padded, row_addresses
+from .conv_pack import copy_floats, pack_rows
 from .conv_plan import (
     BLOCK,
     CHUNK,
@@ -85,18 +86,6 @@ def _pack_columns(sources, count, depth, first, columns):
 
 
 @kernel
-def _pack_panel(source, pitch, count, valid, panel):
-    # panel[m] (BLOCK) = `valid` floats at source + m * pitch, zeros behind them
-    for m in range(count):
-        if valid == BLOCK:
-            copy_block(NV, V, source + m * pitch, panel.ctypes.data + m * BLOCK * 4)
-        else:
-            copy_floats(source + m * pitch, panel.ctypes.data + m * BLOCK * 4, valid)
-            for j in range(valid, BLOCK):
-                panel[m, j] = 0.0
-
-
-@kernel
 def _weight_task(task, x, zeros, geometry, taps, dy, dw, partial, images, splits):
     """One task: up to RANGE blocks of output channels of one group, over one share of the pixels."""
     pixels = images * geometry[GRID_I] * geometry[GRID_J]
@@ -157,7 +146,7 @@ def _weight_task(task, x, zeros, geometry, taps, dy, dw, partial, images, splits
                 rows[0, m] = columns.ctypes.data + m * LINE
         for block in range(lo, hi):
             source = dy.ctypes.data + first * pitch + (group * width + block * BLOCK) * 4
-            _pack_panel(source, pitch, count, min(BLOCK, width - block * BLOCK), panel[block - lo])
+            pack_rows(source, pitch, count, min(BLOCK, width - block * BLOCK), panel[block - lo].ctypes.data, 0)
         # while this chunk is summed the next one is asked for: its x, then its dy where one task takes all of it
         ahead = next_input(x.ctypes.data, geometry, taps, first + count)
         ahead_end = ahead + count * geometry[STEP] * geometry[STEP] * in_pitch

@@ -212,6 +212,38 @@ def copy_block(typing, nv, width, source, target):
 
 
 @intrinsic
+def transpose_square(typing, width, source, pitch, target, target_pitch):
+    """target[i, j] = source[j, i], V x V floats: log2 V times, pairs of rows exchange the halves of their blocks."""
+    if not _literals(width):
+        return None
+    v = width.literal_value
+    vector = ir.VectorType(_F32, v)
+
+    def codegen(context, builder, sig, args):
+        def row(address, pitch, i):
+            place = builder.add(address, builder.mul(pitch, ir.Constant(_I64, i)))
+            return builder.inttoptr(place, vector.as_pointer())
+
+        def mixed(a, b, lanes):
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), v), lanes))
+
+        rows = [builder.load(row(args[1], args[2], i), align=4) for i in range(v)]
+        step = 1
+        while step < v:
+            upper = [lane if lane & step == 0 else v + lane - step for lane in range(v)]
+            lower = [lane + step if lane & step == 0 else v + lane for lane in range(v)]
+            for i in (i for i in range(v) if i & step == 0):
+                a, b = rows[i], rows[i + step]
+                rows[i], rows[i + step] = mixed(a, b, upper), mixed(a, b, lower)
+            step *= 2
+        for i, value in enumerate(rows):
+            builder.store(value, row(args[3], args[4], i), align=4)
+        return context.get_dummy_value()
+
+    return types.void(width, *([types.int64] * 4)), codegen
+
+
+@intrinsic
 def peek(typing, address):
     """The float32 at an address."""
 

@@ -29,6 +29,8 @@ SHAPES = [
     (2, 8, 8, 12, 12, 3, 3, 3, 1, 4),  # stride 3: residue classes of unequal size
     (1, 5, 5, 33, 40, 1, 1, 2, 0, 1),  # classes that no tap reaches
     (3, 1, 1, 37, 50, 1, 1, 1, 0, 1),  # fully connected
+    (188, 1, 1, 420, 70, 1, 1, 1, 0, 1),  # the most pixels of one block; weights packed in parts of their depth
+    (190, 1, 1, 35, 500, 1, 1, 1, 0, 1),  # two blocks, squares of weights and what they leave
     (1, 1, 1, 1, 1, 1, 1, 1, 0, 1),
     (1, 14, 14, 1024, 32, 1, 1, 1, 0, 1),  # rows of x in one set of L1
     (2, 9, 9, 96, 64, 5, 5, 1, 2, 2),  # AlexNet conv2
@@ -68,6 +70,8 @@ def _scratch(plan):
 
 
 def _packed(plan, w):
+    if plan.direct:
+        return w, w
     packed, packed_t = np.full(plan.packed_size, np.nan, np.float32), np.full(plan.packed_t_size, np.nan, np.float32)
     conv2d_pack(plan, w, packed)
     conv2d_pack_transposed(plan, w, packed_t)

@@ -64,14 +64,19 @@ class Conv2d(Layer):
         return self.dx
 
     def prepare(self, train):
-        conv2d_pack(self.kernel, self.w.w, self.packed.array)
+        self.weights = self.weights_t = self.w.w
+        if self.kernel.direct:  # read as they are
+            return
+        self.weights = self.packed.array
+        conv2d_pack(self.kernel, self.w.w, self.weights)
         if train and self.packed_t is not None:
-            conv2d_pack_transposed(self.kernel, self.w.w, self.packed_t.array)
+            self.weights_t = self.packed_t.array
+            conv2d_pack_transposed(self.kernel, self.w.w, self.weights_t)
 
     def forward(self, run):
         bias = None if self.b is None else self.b.w
         scratch = self.arena.workspace[: self.kernel.workspace_size]
-        conv2d_forward(self.kernel, self.x.array, self.packed.array, bias, self.y.array, scratch)
+        conv2d_forward(self.kernel, self.x.array, self.weights, bias, self.y.array, scratch)
 
     def backward(self, ready):
         scratch = self.arena.workspace[: self.kernel.workspace_size]
@@ -82,7 +87,7 @@ class Conv2d(Layer):
             ready(self.b)
         ready(self.w)
         if self.dx is not None:
-            conv2d_backward_input(self.kernel, self.dy.array, self.packed_t.array, self.dx.array, self.accumulate)
+            conv2d_backward_input(self.kernel, self.dy.array, self.weights_t, self.dx.array, self.accumulate)
 
     def own_parameters(self):
         return [self.w] if self.b is None else [self.w, self.b]

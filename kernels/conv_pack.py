@@ -1,0 +1,111 @@
+"""Weights of a convolution in panels, as the micro-kernel reads them: (depth, BLOCK) each, zeros beyond the channels.
+
+A convolution packs all its weights once a step: every block of pixels reads them again. A fully connected layer has
+hardly more pixels than a block: its tasks pack a panel where they need it, and no second copy of the weights exists.
+
+Addresses and pitches are in bytes.
+"""
+
+import numba
+import numpy as np
+
+from ._jit import kernel
+from ._shapes import check_array
+from .conv_plan import BLOCK, NV, V, ceil
+from .microkernel import copy_block, peek, poke, transpose_square
+
+SIDE_BY_SIDE = 4  # panels that are packed together: whole pages of w are read in longer runs
+
+
+@kernel
+def copy_floats(source, target, count):
+    for j in range(count):
+        poke(target + 4 * j, peek(source + 4 * j))
+
+
+@kernel
+def pack_rows(source, pitch, depth, valid, panels, apart):
+    # panels[j // BLOCK][c, j % BLOCK] = source[c, j] for j < valid, panels `apart` from each other
+    for c in range(depth):
+        for j in range(0, valid, BLOCK):
+            here, there = source + c * pitch + 4 * j, panels + j // BLOCK * apart + 4 * c * BLOCK
+            if j + BLOCK <= valid:
+                copy_block(NV, V, here, there)
+            else:
+                copy_floats(here, there, valid - j)
+                for i in range(valid - j, BLOCK):
+                    poke(there + 4 * i, 0.0)
+
+
+@kernel
+def pack_columns(source, pitch, depth, valid, panel):
+    # panel[c, j] = source[j, c] for j < valid: in squares of V x V, and one by one what they leave
+    squares, whole = valid // V * V, depth // V * V
+    for j in range(0, squares, V):
+        for c in range(0, whole, V):
+            transpose_square(V, source + j * pitch + 4 * c, pitch, panel + 4 * (c * BLOCK + j), 4 * BLOCK)
+    for j in range(BLOCK):
+        for c in range(whole if j < squares else 0, depth):
+            poke(panel + 4 * (c * BLOCK + j), peek(source + j * pitch + 4 * c) if j < valid else 0.0)
+
+
+@kernel
+def _pack_task(task, w, k_group, out):
+    # w (taps, depth, K) -> out (groups, blocks of k, taps, depth, BLOCK): SIDE_BY_SIDE blocks of a group
+    taps, depth, width = w.shape
+    blocks = -(-k_group // BLOCK)
+    group, part = divmod(task, -(-blocks // SIDE_BY_SIDE))
+    first = part * SIDE_BY_SIDE * BLOCK
+    apart = taps * depth * BLOCK * 4
+    for t in range(taps):
+        panels = out.ctypes.data + (group * blocks + part * SIDE_BY_SIDE) * apart + t * depth * BLOCK * 4
+        source = w.ctypes.data + (t * depth * width + group * k_group + first) * 4
+        pack_rows(source, width * 4, depth, min(SIDE_BY_SIDE * BLOCK, k_group - first), panels, apart)
+
+
+@kernel(parallel=True)
+def _pack(tasks, w, k_group, out):
+    for task in numba.prange(tasks):
+        _pack_task(np.int64(task), w, k_group, out)
+
+
+@kernel
+def _pack_transposed_block(index, w, k_group, out):
+    # w (taps, depth, K) -> out[index] (taps, k_group, BLOCK); index runs over groups x blocks of c
+    taps, depth, width = w.shape
+    group, block = divmod(index, -(-depth // BLOCK))
+    first = block * BLOCK
+    for t in range(taps):
+        panel = out.ctypes.data + (index * taps + t) * k_group * BLOCK * 4
+        source = w.ctypes.data + ((t * depth + first) * width + group * k_group) * 4
+        pack_columns(source, width * 4, k_group, min(BLOCK, depth - first), panel)
+
+
+@kernel(parallel=True)
+def _pack_transposed(w, k_group, out):
+    for index in numba.prange(out.shape[0]):
+        _pack_transposed_block(np.int64(index), w, k_group, out)
+
+
+def conv2d_pack(plan, w, packed):
+    """Reorder w (R, S, C/groups, K) into packed, flat: [K block][R*S][C/groups][BLOCK], zeros beyond K.
+
+    Not needed where plan.direct: `conv2d_forward` then reads w itself.
+    """
+    check_array("conv2d: w", w, plan.w_shape)
+    check_array("conv2d: packed", packed, (plan.packed_size,))
+    r, s, depth, k = plan.w_shape
+    tasks = plan.groups * ceil(k // plan.groups, SIDE_BY_SIDE * BLOCK)
+    _pack(tasks, w.reshape(r * s, depth, k), k // plan.groups, packed)
+
+
+def conv2d_pack_transposed(plan, w, packed_t):
+    """Reorder w into packed_t (plan.packed_t_size,): [C block][R*S][K/groups][BLOCK], for backward-input.
+
+    Not needed where plan.direct.
+    """
+    check_array("conv2d: w", w, plan.w_shape)
+    check_array("conv2d: packed_t", packed_t, (plan.packed_t_size,))
+    r, s, depth, k = plan.w_shape
+    k_group = k // plan.groups
+    _pack_transposed(w.reshape(r * s, depth, k), k_group, packed_t.reshape(-1, r * s, k_group, BLOCK))
