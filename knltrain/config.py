@@ -30,6 +30,7 @@ class Model:
 class Data:
     train: str  # folder of shards; relative to the recipe (in --set: to the current folder)
     val: str = ""  # folder of shards to evaluate on; "": none
+    val_mirror: bool = False  # evaluate a picture by the sum of its logits and those of its mirror image
     augmentation: str = "crop_flip"  # none | crop_flip | scale | scale_aspect | color
     crop: int = 224  # pixels, side of the network's input
     short_side: int = 0  # pixels of the short side before a crop (not of scale_aspect); 0: as stored, 256 if unscaled

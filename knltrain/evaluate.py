@@ -33,9 +33,10 @@ class Accuracy:
         return self.correct_of_five / self.images
 
 
-def evaluate(model: Model, data: DataSet, augment: Augment, comm, threads: int = 1) -> Accuracy:
+def evaluate(model: Model, data: DataSet, augment: Augment, comm, threads: int = 1, mirror: bool = False) -> Accuracy:
     """Top-1 and top-5 of `model` with its running statistics, the rows of `data` divided over the ranks of `comm`.
 
+    mirror: an image counts by the sum of its logits and those of its mirror image.
     Labels that tie for a place are counted by the lower class first, so the result is the same on every machine.
     """
     batch = model.slot_batch
@@ -48,6 +49,11 @@ def evaluate(model: Model, data: DataSet, augment: Augment, comm, threads: int =
             count = len(part.labels)
             model.images[:count], labels[:count] = part.images, part.labels
             model.forward(False, keys)
+            if mirror:
+                logits = model.loss.logits.array.copy()
+                model.images[:count] = part.images[:, :, ::-1]
+                model.forward(False, keys)
+                model.loss.logits.array[...] += logits
             model.loss.run(labels, 0.0)
             ranks = model.loss.ranks[:count]
             sums = count, int((ranks < 1).sum()), int((ranks < 5).sum())
@@ -73,7 +79,8 @@ def evaluate_run(path: Path, data: Path | None, comm) -> None:
         raise ValueError(f"{dataset.folder} has other classes than {folder}; expected the same: pack both alike")
     model = make_model(recipe, len(dataset.class_names), ranks_on_node=share.ranks_on_node)
     apply_state(model.parameters, arrays, path)
-    result = evaluate(model, dataset, center_crop(recipe, dataset), comm, recipe.data.reader_threads)
+    crop, threads, mirror = center_crop(recipe, dataset), recipe.data.reader_threads, recipe.data.val_mirror
+    result = evaluate(model, dataset, crop, comm, threads, mirror)
     if comm.rank == 0:
         print(f"{path} (step {meta['step']}) on {dataset.folder}: {result.images} images, each counted once")
         print(f"top-1 {result.top1:.2%} ({result.correct})  top-5 {result.top5:.2%} ({result.correct_of_five})")

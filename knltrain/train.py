@@ -110,7 +110,8 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
                 restart.fail("a weight", step, lr, finite)
             top1 = None
             if evaluating:
-                result = evaluate(model, val, center_crop(recipe, val), comm, recipe.data.reader_threads)
+                crop, threads, mirror = center_crop(recipe, val), recipe.data.reader_threads, recipe.data.val_mirror
+                result = evaluate(model, val, crop, comm, threads, mirror)
                 report.evaluation(step, epoch, result.top1, result.top5, result.images)
                 top1 = result.top1
             checking = _due(step, recipe.comm.check_every_steps, derived.total_steps) and comm.size > 1
