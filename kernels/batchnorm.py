@@ -4,9 +4,8 @@ x, y, dy are read as (pixels, C). Few channels are folded: (pixels, C) is the sa
 f*C column statistics are f more partial results to merge. Each pass is bound by memory: forward reads x twice (the
 second reading of a chunk for its M2 comes from cache), backward reads x and dy twice.
 
-Statistics: two passes over each chunk in float32 (mean, then M2 = sum of squared deviations), chunks merged in float64
-in fixed order with the formula of Chan, Golub, LeVeque 1979. So they depend neither on the thread count nor on a
-large mean (no E[x^2] - E[x]^2).
+Statistics: see `moments`. A convolution hands over those of its blocks of pixels, taken while they lay in cache; then
+forward reads x only once.
 
 Inner loops index whole arrays, x[r, c]: a row view in each iteration would count references, atomically, in a cache
 line that all threads share.
@@ -17,6 +16,7 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import NOTHING, check_array, check_input, check_workspace, chunk_count, chunk_rows, fold, optional
+from .moments import merge_moments, part_moments
 
 # ---- workspace: two partial results per chunk, and the rows of coefficients ------------------------------------
 
@@ -56,41 +56,8 @@ def _fill_row(row, values):
 
 @kernel
 def _moments_body(i, rows, x, partial):
-    mean, m2 = partial[i, 0], partial[i, 1]
-    start, stop = i * rows, min((i + 1) * rows, x.shape[0])
-    mean[:] = 0
-    for r in range(start, stop):
-        for c in range(mean.size):
-            mean[c] += x[r, c]
-    count = np.float32(stop - start)
-    m2[:] = 0
-    for c in range(mean.size):
-        mean[c] /= count
-    for r in range(start, stop):
-        for c in range(mean.size):
-            deviation = x[r, c] - mean[c]
-            m2[c] += deviation * deviation
-
-
-@kernel
-def _merge_moments(rows, total_rows, partial, mean, var):
-    """Chan: delta = mean_b - mean_a; mean += delta * n_b / n; M2 += M2_b + delta^2 * n_a * n_b / n; n = n_a + n_b."""
-    channels = mean.size
-    mean64, m64 = np.zeros(channels), np.zeros(channels)
-    seen = 0
-    for i in range(partial.shape[0]):
-        count = min(rows, total_rows - i * rows)
-        for j in range(0, partial.shape[2], channels):
-            share = count / (seen + count)
-            weight = seen * share
-            for c in range(channels):
-                delta = np.float64(partial[i, 0, j + c]) - mean64[c]
-                mean64[c] += delta * share
-                m64[c] += partial[i, 1, j + c] + delta * delta * weight
-            seen += count
-    for c in range(channels):
-        mean[c] = mean64[c]
-        var[c] = m64[c] / seen
+    first, columns = i * rows, x.shape[1]
+    part_moments(x.reshape(-1), first * columns, columns, min(rows, x.shape[0] - first), partial[i, 0], partial[i, 1])
 
 
 @kernel
@@ -126,7 +93,7 @@ def _normalize(rows, x, gamma, beta, mean, var, eps, coefficients, residual, low
 def _moments(rows, x, partial, mean, var):
     for i in numba.prange(partial.shape[0]):
         _moments_body(np.int64(i), rows, x, partial)
-    _merge_moments(rows, x.shape[0], partial, mean, var)
+    merge_moments(rows, x.shape[0], partial, mean, var)
 
 
 def _check(x, gamma, beta, mean, var):
@@ -151,7 +118,9 @@ def _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residu
     _normalize(rows, x, gamma, beta, mean, var, float(eps), coefficients, residual, low, y)
 
 
-def batchnorm_forward(x, gamma, beta, eps, y, mean, var, workspace, residual=None, relu=False):
+def batchnorm_forward(
+    x, gamma, beta, eps, y, mean, var, workspace, residual=None, relu=False, moments=None, moments_rows=0
+):
     """y = gamma * (x - mean) / sqrt(var + eps) + beta (+ residual), then max(y, 0) if relu; statistics of this x.
 
     Parameters
@@ -160,12 +129,20 @@ def batchnorm_forward(x, gamma, beta, eps, y, mean, var, workspace, residual=Non
     gamma, beta : (C,) float32, or both None for 1 and 0
     mean, var : (C,) float32, written: mean and biased variance over all pixels
     workspace : flat float32, at least `batchnorm_workspace(pixels, C)`
+    moments, moments_rows : (parts, 2, C) float32, mean and M2 of each part of moments_rows pixels, the last of the
+        rest; as `conv2d_forward` writes them of its y. None: x is read for them
 
     Raises: TypeError, ValueError. Twin: reference.batchnorm_forward.
     """
     pixels, channels = _check(x, gamma, beta, mean, var)
     rows, partial, coefficients = _carve(workspace, pixels, channels)
-    _moments(rows, x.reshape(-1, partial.shape[2]), partial, mean, var)
+    if moments is None:
+        _moments(rows, x.reshape(-1, partial.shape[2]), partial, mean, var)
+    else:
+        check_array("batchnorm: moments", moments, (len(moments), 2, channels))
+        if not 0 < (len(moments) - 1) * moments_rows + 1 <= pixels:
+            raise ValueError(f"batchnorm: found {len(moments)} moments of {moments_rows} rows, expected {pixels} rows")
+        merge_moments(moments_rows, pixels, moments, mean, var)
     _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residual, relu)
 
 

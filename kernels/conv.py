@@ -56,6 +56,9 @@ from .conv_plan import (
     pixel_blocks,
 )
 from .microkernel import poke, tile_rows
+from .moments import part_moments
+
+NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
 
 
 @kernel
@@ -108,7 +111,7 @@ def _out_addresses(y, geometry, first, count, table):
 
 
 @kernel
-def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate):
+def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments):
     """One task: PIXELS pixels of the grid times one of `ranges` ranges of output channels, for every group."""
     pixels = images * geometry[GRID_I] * geometry[GRID_J]
     depth, width, groups = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS]
@@ -200,15 +203,21 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
         elif cut and n_taps > 0:
             for m in range(count):
                 copy_floats(tail.ctypes.data + tail_rows[m], out_rows[m] + last, width % BLOCK)
+        if moments.size > 0:  # of the block that lies in cache now; rows of y follow each other here
+            k0, k1, pitch = group * width + lo * BLOCK, group * width + min(hi * BLOCK, width), geometry[OUT_PITCH]
+            mean, m2 = moments[pixel_block, 0, k0:k1], moments[pixel_block, 1, k0:k1]
+            part_moments(y, first * pitch + k0, pitch, count, mean, m2)
 
 
 @kernel(parallel=True)
-def _rows_nest(tasks, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate):
+def _rows_nest(tasks, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments):
     for task in numba.prange(tasks):
-        _rows_task(np.int64(task), ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate)
+        _rows_task(
+            np.int64(task), ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments
+        )
 
 
-def _run_rows(grid, all_taps, x, zeros, weights, bias, y, accumulate=False):
+def _run_rows(grid, all_taps, x, zeros, weights, bias, y, accumulate=False, moments=NO_MOMENTS):
     geometry, taps = grid
     blocks = ceil(int(geometry[WIDTH]), BLOCK)
     along = pixel_blocks(x.shape[0] * int(geometry[GRID_I] * geometry[GRID_J]))
@@ -217,7 +226,7 @@ def _run_rows(grid, all_taps, x, zeros, weights, bias, y, accumulate=False):
     ranges = min(blocks, ceil(wanted, along))
     _rows_nest(
         along * ranges, ranges, x.reshape(-1), zeros, geometry, taps, all_taps, weights.reshape(-1), bias,
-        y.reshape(-1), x.shape[0], accumulate,
+        y.reshape(-1), x.shape[0], accumulate, moments,
     )  # fmt: skip
 
 
@@ -249,11 +258,12 @@ def _pad_images(x, pad, pad_floats, out):
         _pad_image(x[n], pad, pad_floats, out[n])
 
 
-def conv2d_forward(plan, x, packed, bias, y, workspace):
+def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None):
     """y = convolution of x with packed weights, plus bias (K,) unless it is None.
 
     x, y: float32 of the plan's shapes; y is overwritten. packed: by `conv2d_pack`, or w itself where plan.direct.
-    workspace: (plan.workspace_size,) float32, undefined after.
+    workspace: (plan.workspace_size,) float32, undefined after. moments: None, or float32 of plan.moments_shape, written:
+    mean and M2 of every channel over each block of pixels, with which a batch norm can begin.
     Twin: reference.conv2d_forward.
     """
     check_array("conv2d: x", x, plan.x_shape)
@@ -265,7 +275,12 @@ def conv2d_forward(plan, x, packed, bias, y, workspace):
     r, s = plan.w_shape[:2]
     source = padded(plan, x, workspace) if plan.merged else x
     taps = r if plan.merged else r * s
-    _run_rows(plan.forward, taps, source, plan.zeros, packed, NOTHING if bias is None else bias, y)
+    if moments is None:
+        moments = NO_MOMENTS
+    else:
+        check_array("conv2d: moments", moments, plan.moments_shape)
+    bias = NOTHING if bias is None else bias
+    _run_rows(plan.forward, taps, source, plan.zeros, packed, bias, y, moments=moments)
 
 
 def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False):

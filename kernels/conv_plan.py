@@ -58,6 +58,17 @@ class Conv2dPlan:
         return n * p * q * k * r * s * c
 
     @property
+    def moments_shape(self) -> tuple:
+        """Shape of what forward tells of each block of `moments_rows` output pixels: mean and M2 of every channel."""
+        n, p, q, k = self.y_shape
+        return (pixel_blocks(n * p * q), 2, k)
+
+    @property
+    def moments_rows(self) -> int:
+        """Output pixels of a block; the last has what is left."""
+        return PIXELS
+
+    @property
     def padded_shape(self) -> tuple:
         """Shape of the zero-padded copy of x that a merged convolution reads."""
         n, h, w, c = self.x_shape

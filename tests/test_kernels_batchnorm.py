@@ -47,6 +47,20 @@ def test_batchnorm__equals_twin(shape, relu, affine, with_residual):
             assert_close(have, want, factor=4)
 
 
+@pytest.mark.parametrize("rows, parts", [(100, 8), (100, 7), (360, 3)])
+def test_batchnorm__begins_with_the_moments_it_is_told(rows, parts):
+    x = randn(721, 5, offset=3)  # the last part has more rows than the others, or fewer
+    pieces = [x[i * rows : (i + 1) * rows if i + 1 < parts else len(x)].astype(np.float64) for i in range(parts)]
+    moments = np.array([[piece.mean(0), piece.var(0) * len(piece)] for piece in pieces], np.float32)
+    y, mean, var, _, _, workspace = empty(x)
+    batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, moments_rows=rows)
+    expected = reference.batchnorm_forward(x.astype(np.float64), None, None, EPS, None, False)
+    for have, want in zip((y, mean, var), expected, strict=True):
+        assert_close(have, want, factor=4)
+    with pytest.raises(ValueError, match="expected 721 rows"):
+        batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, moments_rows=rows + 721)
+
+
 def test_batchnorm__survives_a_large_mean():
     x = randn(4, 9, 9, 17, offset=1000)
     y, mean, var, *_ = empty(x)

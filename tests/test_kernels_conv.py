@@ -95,8 +95,14 @@ def test_conv2d__equals_its_twin(shape):
     expected_dx = reference.conv2d_backward_input(dy64, w64, x.shape, *options)
     _close(dx, expected_dx)
     _close(dw, reference.conv2d_backward_weight(x64, dy64, w.shape[:2], *options))
-    conv2d_forward(plan, x, packed, None, y, _scratch(plan))
+    moments = np.full(plan.moments_shape, np.nan, np.float32)
+    conv2d_forward(plan, x, packed, None, y, _scratch(plan), moments)
     _close(y, reference.conv2d_forward(x64, w64, None, *options))
+    rows = y.reshape(-1, y.shape[-1]).astype(np.float64)
+    ends = [*range(plan.moments_rows, plan.moments_rows * len(moments), plan.moments_rows), len(rows)]
+    for start, end, found in zip([0, *ends], ends, moments, strict=False):
+        _close(found[0], rows[start:end].mean(0))
+        _close(found[1], rows[start:end].var(0) * (end - start))
     conv2d_backward_input(plan, dy, packed_t, dx, accumulate=True)
     _close(dx, 2 * expected_dx)
 

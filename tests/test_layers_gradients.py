@@ -26,8 +26,13 @@ from knltrain.models import Model
 CLASSES = 5
 
 
+def _told(conv, **options):
+    """A convolution, and the batch norm that it tells the moments of what it made."""
+    return [conv, BatchNorm(f"{conv.name}.bn", after=conv, **options)]
+
+
 def _residual(name, stride):
-    first = [Conv2d(f"{name}.1", 12, 3, stride, pad=1), BatchNorm(f"{name}.1.bn", relu=True)]
+    first = _told(Conv2d(f"{name}.1", 12, 3, stride, pad=1), relu=True)
     convs = [*first, Conv2d(f"{name}.2", 12, 1)]
     projection = Sequential(f"{name}.s", Conv2d(f"{name}.s", 12, 1, stride), BatchNorm(f"{name}.s.bn"))
     shortcut = projection if stride > 1 else None
@@ -39,6 +44,7 @@ NETWORKS = {
     "plain": [Conv2d("c", 7, 3, pad=1, bias=0.1), ReLU("r"), FC],
     "stride and groups": [Conv2d("a", 6, 3, 2, 1), Conv2d("b", 8, 3, 2, 1, groups=2, bias=0.1), FC],
     "batch norm": [Conv2d("c", 17, 3), BatchNorm("n", relu=True), Conv2d("d", 5, 1), BatchNorm("m"), FC],
+    "batch norm, told the moments": [*_told(Conv2d("c", 17, 3), relu=True), *_told(Conv2d("d", 5, 1)), FC],
     "non-affine": [Conv2d("c", 7, 3), BatchNorm("n", affine=False, eps=1e-4), FC],
     "max pool": [Conv2d("c", 9, 3, bias=0.0), MaxPool("p", 3, 2, 1), FC],
     "average pool": [Conv2d("c", 9, 3, bias=0.0), AvgPool("p", 2, 2), FC],

@@ -80,6 +80,8 @@ def cost(call: Call) -> Cost:
     kind, passes = _TABLE[call.kernel]
     if call.kernel == "batchnorm_backward" and call.arguments["dresidual"] is not None:
         passes = _BATCHNORM_BACKWARD_JOIN
+    if call.kernel == "batchnorm_forward" and call.arguments["moments"] is not None:  # told by the convolution
+        passes = passes[1:]
     flops = 2 * call.arguments["plan"].multiply_adds if kind in CONVOLUTION else 0
     passes = [_pass(call.arguments, read.split(), written.split()) for read, written in passes]
     if call.arguments.get("accumulate"):  # dx is read as well

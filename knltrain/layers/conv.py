@@ -29,6 +29,7 @@ class Conv2d(Layer):
     def __init__(self, name, channels, size, stride=1, pad=0, groups=1, bias=None, init=initialisers.he):
         super().__init__(name)
         self.channels, self.size, self.stride, self.pad, self.groups = channels, size, stride, pad, groups
+        self.gives_moments = False  # set by the batch norm behind it
         self.bias_value, self.init = bias, init
 
     def plan(self, x, parameters, arena):
@@ -49,7 +50,7 @@ class Conv2d(Layer):
         self.multiply_adds = self.kernel.multiply_adds // n
         self.arena = arena
         self.bias_floats = bias_gradient_workspace(math.prod(self.kernel.y_shape[:3]), self.channels) if self.b else 0
-        arena.need_scratch(max(self.kernel.workspace_size, self.bias_floats))
+        arena.need_scratch(max(self.kernel.workspace_size + self.moments_floats, self.bias_floats))
         self.packed = arena.keep(self.kernel.packed_size)
         self.packed_t = None
         return self.y
@@ -73,10 +74,21 @@ class Conv2d(Layer):
             self.weights_t = self.packed_t.array
             conv2d_pack_transposed(self.kernel, self.w.w, self.weights_t)
 
+    @property
+    def moments_floats(self) -> int:
+        return math.prod(self.kernel.moments_shape) if self.gives_moments else 0
+
+    @property
+    def moments(self):
+        """What forward tells the batch norm that runs next: the end of the workspace, which that leaves alone."""
+        shape = self.kernel.moments_shape
+        return self.arena.workspace[-math.prod(shape) :].reshape(shape)
+
     def forward(self, run):
         bias = None if self.b is None else self.b.w
         scratch = self.arena.workspace[: self.kernel.workspace_size]
-        conv2d_forward(self.kernel, self.x.array, self.weights, bias, self.y.array, scratch)
+        moments = self.moments if self.gives_moments and run.train else None
+        conv2d_forward(self.kernel, self.x.array, self.weights, bias, self.y.array, scratch, moments)
 
     def backward(self, ready):
         scratch = self.arena.workspace[: self.kernel.workspace_size]

@@ -20,11 +20,15 @@ class BatchNorm(Layer):
     """Batch normalization over the images of one slot (Ioffe and Szegedy 2015; ghost batch of Goyal et al. 2017).
 
     y = relu(gamma * (x - mean) / sqrt(var + eps) + beta + residual), each of affine, relu and residual optional.
-    running: weight of the old value in the running statistics that inference uses.
+    running: weight of the old value in the running statistics that inference uses. after: the Conv2d that makes x and
+    runs immediately before: it tells the moments of x, so that x is not read for them.
     """
 
-    def __init__(self, name, affine=True, eps=1e-5, running=0.9, relu=False, gamma=1.0):
+    def __init__(self, name, affine=True, eps=1e-5, running=0.9, relu=False, gamma=1.0, after=None):
         super().__init__(name)
+        self.after = after
+        if after:
+            after.gives_moments = True
         self.affine, self.eps, self.running, self.relu, self.gamma_value = affine, eps, running, relu, gamma
 
     def plan(self, x, parameters, arena, residual=None):
@@ -40,7 +44,7 @@ class BatchNorm(Layer):
         self.x, self.residual, self.y, self.arena = x, residual, arena.take(x.shape), arena
         self.rows = (math.prod(x.shape[:-1]), channels)
         self.scratch = batchnorm_workspace(*self.rows)
-        arena.need_scratch(self.scratch)
+        arena.need_scratch(self.scratch + (self.after.moments_floats if self.after else 0))
         return self.y
 
     def plan_backward(self, dy, arena, need_dx=True, onto=None):
@@ -62,7 +66,8 @@ class BatchNorm(Layer):
         if run.train:
             scratch = self.arena.workspace[: self.scratch]
             mean, var = self.mean.batch, self.var.batch
-            batchnorm_forward(x, gamma, beta, self.eps, y, mean, var, scratch, residual=residual, relu=self.relu)
+            told = (self.after.moments, self.after.kernel.moments_rows) if self.after else (None, 0)
+            batchnorm_forward(x, gamma, beta, self.eps, y, mean, var, scratch, residual, self.relu, *told)
         else:
             mean, var = self.mean.running, self.var.running
             batchnorm_inference(x, gamma, beta, mean, var, self.eps, y, residual=residual, relu=self.relu)
