@@ -23,7 +23,7 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import NOTHING, check_array
-from .conv_pack import SIDE_BY_SIDE, copy_floats, pack_columns, pack_rows
+from .conv_pack import SIDE_BY_SIDE, pack_columns, pack_rows
 from .conv_plan import (
     AHEAD_BYTES,
     BLOCK,
@@ -37,6 +37,7 @@ from .conv_plan import (
     IN_PITCH,
     IN_W,
     LINE,
+    MOST_WIDTH,
     MR,
     NV,
     OUT_H,
@@ -47,6 +48,7 @@ from .conv_plan import (
     OUT_W,
     PACKED,
     PANEL_BYTES,
+    PAST_BYTES,
     PIXELS,
     STEP,
     TASKS,
@@ -55,7 +57,7 @@ from .conv_plan import (
     ceil,
     pixel_blocks,
 )
-from .microkernel import poke, tile_rows
+from .microkernel import peek, poke, store_vectors, tile_rows
 from .moments import part_moments
 
 NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
@@ -111,8 +113,11 @@ def _out_addresses(y, geometry, first, count, table):
 
 
 @kernel
-def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments):
-    """One task: PIXELS pixels of the grid times one of `ranges` ranges of output channels, for every group."""
+def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments, past):
+    """One task: PIXELS pixels of the grid times one of `ranges` ranges of output channels, for every group.
+
+    C is summed in an array of the task's own, which stays in L2, and stored when it is whole.
+    """
     pixels = images * geometry[GRID_I] * geometry[GRID_J]
     depth, width, groups = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS]
     blocks = -(-width // BLOCK)
@@ -120,30 +125,29 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
     pixel_block, part = divmod(task, ranges)
     first = pixel_block * PIXELS
     count = PIXELS if pixel_block < along - 1 else pixels - first
-    padded = -(-count // MR) * MR  # the last tile repeats the last pixel: same values to the same place
+    padded = -(-count // MR) * MR  # the last tile reads the last pixel again: to rows of C that nobody reads
+    lo, hi = blocks * part // ranges, blocks * (part + 1) // ranges
+    valid = min(hi * BLOCK, width) - lo * BLOCK
 
-    rows = np.empty((taps.shape[0], padded), np.int64)
-    out_rows = np.empty(padded, np.int64)
-    tail_rows = np.empty(padded, np.int64)
-    tail = np.empty((padded, BLOCK), np.float32)  # the block that K does not fill is made here, then copied
+    n_taps, form = taps.shape[0], geometry[FORM]
+    rows = np.empty((n_taps, padded), np.int64)
+    out_rows = np.empty(count, np.int64)
+    pitch = (hi - lo) * BLOCK
+    c = np.empty(padded * pitch + LINE // 4, np.float32)
+    c_rows = np.arange(padded) * pitch * 4  # from the start of C: an array lives as long as its own name is used
     start = np.zeros(BLOCK, np.float32)
     row_addresses(x.ctypes.data, zeros.ctypes.data, geometry, taps, first, count, rows)
     _out_addresses(y.ctypes.data, geometry, first, count, out_rows)
     for m in range(count, padded):
-        out_rows[m] = out_rows[count - 1]
-        for t in range(taps.shape[0]):
+        for t in range(n_taps):
             rows[t, m] = rows[t, count - 1]
-    for m in range(padded):
-        tail_rows[m] = m * BLOCK * 4  # from the start of tail: Numba frees an array after its name was last used
 
     # one inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth
     limit = PANEL_BYTES // (4 * BLOCK)
     taps_at_once = max(1, limit // depth)
     depth_at_once = depth if depth <= limit else -(-depth // -(-depth // limit))
     b_pitch = depth * BLOCK * 4
-    form, n_taps = geometry[FORM], taps.shape[0]
-    own = np.empty(0 if form == PACKED else (SIDE_BY_SIDE * depth_at_once + 1) * BLOCK, np.float32)  # that panel
-    lo, hi = blocks * part // ranges, blocks * (part + 1) // ranges
+    own = np.empty(0 if form == PACKED else (SIDE_BY_SIDE * depth_at_once + 1) * BLOCK, np.float32)  # panels
     ahead = end = 0  # what the next block of pixels will read
     ahead_bytes = count * geometry[STEP] * geometry[STEP] * geometry[IN_PITCH] * 4
     if n_taps > 0 and part == ranges - 1 and ahead_bytes <= AHEAD_BYTES:
@@ -151,11 +155,6 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
         end = ahead + ahead_bytes
     for group in range(groups):
         in_offset = group * depth * 4
-        cut = hi == blocks and width % BLOCK > 0  # this task has the block that K does not fill
-        last = (group * width + (blocks - 1) * BLOCK) * 4
-        if cut and accumulate:
-            for m in range(count):
-                copy_floats(out_rows[m] + last, tail.ctypes.data + tail_rows[m], width % BLOCK)
         t0 = 0
         while t0 < n_taps:
             # weights of consecutive taps are neighbours only where the tap list has no gap
@@ -164,12 +163,10 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
                 t1 += 1
             for c0 in range(0, depth, depth_at_once):
                 c_count = min(depth_at_once, depth - c0)
-                fresh = t0 == 0 and c0 == 0 and not accumulate
                 for block in range(lo, hi):
                     k0 = block * BLOCK
-                    whole = k0 + BLOCK <= width
                     begin = 0
-                    if fresh:
+                    if t0 == 0 and c0 == 0:
                         begin = start.ctypes.data
                         for j in range(BLOCK):
                             start[j] = bias[group * width + k0 + j] if bias.size > 0 and k0 + j < width else 0.0
@@ -179,54 +176,68 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
                     else:
                         side, apart = (block - lo) % SIDE_BY_SIDE, 4 * BLOCK * depth_at_once
                         b = own.ctypes.data + -own.ctypes.data % LINE + side * apart
-                        valid = min(width - k0, (hi - block) * BLOCK)
+                        rest = min(width - k0, (hi - block) * BLOCK)
                         if form == COLUMNS:
                             source = weights.ctypes.data + 4 * (k0 * depth + c0)
-                            pack_columns(source, 4 * depth, c_count, min(BLOCK, valid), b)
+                            pack_columns(source, 4 * depth, c_count, min(BLOCK, rest), b)
                         elif side == 0:
                             source = weights.ctypes.data + 4 * (c0 * width + k0)
-                            pack_rows(source, 4 * width, c_count, min(SIDE_BY_SIDE * BLOCK, valid), b, apart)
-                    targets = out_rows.ctypes.data if whole else tail_rows.ctypes.data
-                    offset = (group * width + k0) * 4 if whole else tail.ctypes.data
+                            pack_rows(source, 4 * width, c_count, min(SIDE_BY_SIDE * BLOCK, rest), b, apart)
+                    here = c.ctypes.data + -c.ctypes.data % LINE + (block - lo) * BLOCK * 4
                     for m in range(0, padded, MR):
                         stride = LINE if ahead < end else 0
                         tile_rows(
                             MR, NV, V, rows.ctypes.data + (t0 * padded + m) * 8, padded * 8, t1 - t0, c_count,
-                            in_offset + c0 * 4, b, b_pitch, targets + m * 8, offset, begin, ahead, stride,
+                            in_offset + c0 * 4, b, b_pitch, c_rows.ctypes.data + m * 8, here, begin, ahead, stride,
                         )  # fmt: skip
                         ahead += stride * c_count * (t1 - t0)
             t0 = t1
-        if n_taps == 0 and not accumulate:  # a residue class that no tap reaches
-            for m in range(count):
-                for j in range(lo * BLOCK, min(hi * BLOCK, width)):
-                    poke(out_rows[m] + (group * width + j) * 4, np.float32(0.0))
-        elif cut and n_taps > 0:
-            for m in range(count):
-                copy_floats(tail.ctypes.data + tail_rows[m], out_rows[m] + last, width % BLOCK)
-        if moments.size > 0:  # of the block that lies in cache now; rows of y follow each other here
-            k0, k1, pitch = group * width + lo * BLOCK, group * width + min(hi * BLOCK, width), geometry[OUT_PITCH]
-            mean, m2 = moments[pixel_block, 0, k0:k1], moments[pixel_block, 1, k0:k1]
-            part_moments(y, first * pitch + k0, pitch, count, mean, m2)
+        if n_taps == 0:  # a residue class that no tap reaches
+            c[:] = 0
+        first_channel = group * width + lo * BLOCK
+        skip = (-c.ctypes.data % LINE) // 4
+        if moments.size > 0:
+            mean = moments[pixel_block, 0, first_channel : first_channel + valid]
+            part_moments(c, skip, pitch, count, mean, moments[pixel_block, 1, first_channel : first_channel + valid])
+        for m in range(count):
+            _store(c.ctypes.data + 4 * (skip + m * pitch), out_rows[m] + 4 * first_channel, valid, accumulate, past)
+
+
+@kernel
+def _store(source, target, floats, accumulate, past):
+    # one row of C to y
+    vectors = floats // V
+    if accumulate:
+        store_vectors(V, 1, 0, vectors, source, target)
+    elif past:
+        store_vectors(V, 0, 1, vectors, source, target)
+    else:
+        store_vectors(V, 0, 0, vectors, source, target)
+    for at in range(4 * vectors * V, 4 * floats, 4):
+        poke(target + at, peek(source + at) + (peek(target + at) if accumulate else np.float32(0)))
 
 
 @kernel(parallel=True)
-def _rows_nest(tasks, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments):
+def _rows_nest(tasks, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments, past):
     for task in numba.prange(tasks):
         _rows_task(
-            np.int64(task), ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments
-        )
+            np.int64(task), ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments,
+            past,
+        )  # fmt: skip
 
 
 def _run_rows(grid, all_taps, x, zeros, weights, bias, y, accumulate=False, moments=NO_MOMENTS):
     geometry, taps = grid
-    blocks = ceil(int(geometry[WIDTH]), BLOCK)
+    width = int(geometry[WIDTH])
+    blocks = ceil(width, BLOCK)
     along = pixel_blocks(x.shape[0] * int(geometry[GRID_I] * geometry[GRID_J]))
     # where pixels alone give too few tasks channels are cut too; but each range reads all of the input
     wanted = TASKS if geometry[FORM] == PACKED else 4 * numba.get_num_threads()
-    ranges = min(blocks, ceil(wanted, along))
+    ranges = min(blocks, max(ceil(wanted, along), ceil(width, MOST_WIDTH)))
+    past = y.nbytes >= PAST_BYTES and y.ctypes.data % LINE == 0 and width * 4 % LINE == 0
     _rows_nest(
         along * ranges, ranges, x.reshape(-1), zeros, geometry, taps, all_taps, weights.reshape(-1), bias,
-        y.reshape(-1), x.shape[0], accumulate, moments,
+        y.reshape(-1), x.shape[0], accumulate, moments, past,
     )  # fmt: skip
 
 
@@ -262,8 +273,8 @@ def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None):
     """y = convolution of x with packed weights, plus bias (K,) unless it is None.
 
     x, y: float32 of the plan's shapes; y is overwritten. packed: by `conv2d_pack`, or w itself where plan.direct.
-    workspace: (plan.workspace_size,) float32, undefined after. moments: None, or float32 of plan.moments_shape, written:
-    mean and M2 of every channel over each block of pixels, with which a batch norm can begin.
+    workspace: (plan.workspace_size,) float32, undefined after. moments: None, or float32 of plan.moments_shape, to be
+    overwritten: mean and M2 of every channel over each block of pixels, with which a batch norm can begin.
     Twin: reference.conv2d_forward.
     """
     check_array("conv2d: x", x, plan.x_shape)
