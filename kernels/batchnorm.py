@@ -17,6 +17,7 @@ import numpy as np
 from ._jit import kernel
 from ._shapes import NOTHING, check_array, check_input, check_workspace, chunk_count, chunk_rows, fold, optional
 from .moments import merge_moments, part_moments
+from .store import goes_past, store_row
 
 # ---- workspace: two partial results per chunk, and the rows of coefficients ------------------------------------
 
@@ -61,21 +62,23 @@ def _moments_body(i, rows, x, partial):
 
 
 @kernel
-def _normalize_body(i, rows, x, coefficients, residual, low, y):
+def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
     mean, scale, shift = coefficients[0], coefficients[1], coefficients[2]
+    row = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
         if residual.size:
             for c in range(mean.size):
                 value = (x[r, c] - mean[c]) * scale[c] + shift[c] + residual[r, c]
-                y[r, c] = low if value < low else value
+                row[c] = low if value < low else value
         else:
             for c in range(mean.size):
                 value = (x[r, c] - mean[c]) * scale[c] + shift[c]
-                y[r, c] = low if value < low else value
+                row[c] = low if value < low else value
+        store_row(row.ctypes.data, y.ctypes.data + 4 * r * mean.size, mean.size, False, past)
 
 
 @kernel(parallel=True)
-def _normalize(rows, x, gamma, beta, mean, var, eps, coefficients, residual, low, y):
+def _normalize(rows, x, gamma, beta, mean, var, eps, coefficients, residual, low, y, past):
     channels = mean.size
     scale, shift = np.empty(channels, np.float32), np.zeros(channels, np.float32)
     for c in range(channels):
@@ -86,7 +89,7 @@ def _normalize(rows, x, gamma, beta, mean, var, eps, coefficients, residual, low
     _fill_row(coefficients[1], scale)
     _fill_row(coefficients[2], shift)
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
-        _normalize_body(np.int64(i), rows, x, coefficients, residual, low, y)
+        _normalize_body(np.int64(i), rows, x, coefficients, residual, low, y, past)
 
 
 @kernel(parallel=True)
@@ -115,7 +118,8 @@ def _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residu
     residual = optional("batchnorm: residual", residual, x.shape)
     low = np.float32(0 if relu else -np.inf)
     x, y, residual = x.reshape(-1, columns), y.reshape(-1, columns), residual.reshape(-1, columns)
-    _normalize(rows, x, gamma, beta, mean, var, float(eps), coefficients, residual, low, y)
+    past = goes_past(y, columns, x, residual)
+    _normalize(rows, x, gamma, beta, mean, var, float(eps), coefficients, residual, low, y, past)
 
 
 def batchnorm_forward(
@@ -192,9 +196,9 @@ def _merge_sums(partial, sum_g, sum_gx):
 
 
 @kernel
-def _input_gradient_body(i, rows, x, y, dy, coefficients, dx):
+def _input_gradient_body(i, rows, x, y, dy, coefficients, dx, past):
     mean, along_g, along_x, shift = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
-    g = np.empty(mean.size, np.float32)  # a row apart, or the last loop is not vectorized where dx is dy
+    g = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
         if y.size:
             for c in range(mean.size):
@@ -204,7 +208,8 @@ def _input_gradient_body(i, rows, x, y, dy, coefficients, dx):
             for c in range(mean.size):
                 g[c] = dy[r, c]
         for c in range(mean.size):
-            dx[r, c] = g[c] * along_g[c] + (x[r, c] - mean[c]) * along_x[c] + shift[c]
+            g[c] = g[c] * along_g[c] + (x[r, c] - mean[c]) * along_x[c] + shift[c]
+        store_row(g.ctypes.data, dx.ctypes.data + 4 * r * mean.size, mean.size, False, past)
 
 
 @kernel(parallel=True)
@@ -231,9 +236,9 @@ def _sums(rows, x, y, dy, gamma, mean, var, eps, dresidual, partial, coefficient
 
 
 @kernel(parallel=True)
-def _input_gradient(rows, x, y, dy, coefficients, dx):
+def _input_gradient(rows, x, y, dy, coefficients, dx, past):
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
-        _input_gradient_body(np.int64(i), rows, x, y, dy, coefficients, dx)
+        _input_gradient_body(np.int64(i), rows, x, y, dy, coefficients, dx, past)
 
 
 def batchnorm_backward(x, y, dy, gamma, mean, var, eps, dx, dgamma, dbeta, workspace, relu=False, dresidual=None):
@@ -272,6 +277,5 @@ def batchnorm_backward(x, y, dy, gamma, mean, var, eps, dx, dgamma, dbeta, works
     y = y.reshape(shape) if relu else nothing
     _sums(rows, x, y, dy, gamma, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
     if dresidual.size:  # holds g already, masked
-        _input_gradient(rows, x, nothing, dresidual, coefficients, dx)
-    else:
-        _input_gradient(rows, x, y, dy, coefficients, dx)
+        y, dy = nothing, dresidual
+    _input_gradient(rows, x, y, dy, coefficients, dx, goes_past(dx, dx.shape[1], x, dy))

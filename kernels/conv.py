@@ -48,7 +48,6 @@ from .conv_plan import (
     OUT_W,
     PACKED,
     PANEL_BYTES,
-    PAST_BYTES,
     PIXELS,
     STEP,
     TASKS,
@@ -57,8 +56,9 @@ from .conv_plan import (
     ceil,
     pixel_blocks,
 )
-from .microkernel import peek, poke, store_vectors, tile_rows
+from .microkernel import tile_rows
 from .moments import part_moments
+from .store import goes_past, store_row
 
 NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
 
@@ -200,21 +200,8 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
             mean = moments[pixel_block, 0, first_channel : first_channel + valid]
             part_moments(c, skip, pitch, count, mean, moments[pixel_block, 1, first_channel : first_channel + valid])
         for m in range(count):
-            _store(c.ctypes.data + 4 * (skip + m * pitch), out_rows[m] + 4 * first_channel, valid, accumulate, past)
-
-
-@kernel
-def _store(source, target, floats, accumulate, past):
-    # one row of C to y
-    vectors = floats // V
-    if accumulate:
-        store_vectors(V, 1, 0, vectors, source, target)
-    elif past:
-        store_vectors(V, 0, 1, vectors, source, target)
-    else:
-        store_vectors(V, 0, 0, vectors, source, target)
-    for at in range(4 * vectors * V, 4 * floats, 4):
-        poke(target + at, peek(source + at) + (peek(target + at) if accumulate else np.float32(0)))
+            source = c.ctypes.data + 4 * (skip + m * pitch)
+            store_row(source, out_rows[m] + 4 * first_channel, valid, accumulate, past)
 
 
 @kernel(parallel=True)
@@ -234,7 +221,7 @@ def _run_rows(grid, all_taps, x, zeros, weights, bias, y, accumulate=False, mome
     # where pixels alone give too few tasks channels are cut too; but each range reads all of the input
     wanted = TASKS if geometry[FORM] == PACKED else 4 * numba.get_num_threads()
     ranges = min(blocks, max(ceil(wanted, along), ceil(width, MOST_WIDTH)))
-    past = y.nbytes >= PAST_BYTES and y.ctypes.data % LINE == 0 and width * 4 % LINE == 0
+    past = goes_past(y, width)
     _rows_nest(
         along * ranges, ranges, x.reshape(-1), zeros, geometry, taps, all_taps, weights.reshape(-1), bias,
         y.reshape(-1), x.shape[0], accumulate, moments, past,

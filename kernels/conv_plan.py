@@ -24,7 +24,6 @@ MERGE_BELOW = 8  # input channels under which the taps of a filter row are merge
 AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time: fits into L2 beside this one's
 LINE = 64  # bytes of a cache line
 MOST_WIDTH = 512  # output channels of a task of forward: with PIXELS it is 258 KB of C, which stay in L2
-PAST_BYTES = 8 << 20  # from this size on an output is stored past the caches
 
 # fields of the geometry vector handed to the compiled nest
 GRID_I, GRID_J, STEP, IN_H, IN_W, IN_PITCH, OUT_H, OUT_W, OUT_PITCH = range(9)

@@ -212,33 +212,6 @@ def copy_block(typing, nv, width, source, target):
 
 
 @intrinsic
-def store_vectors(typing, width, add, past, count, source, target):
-    """target[i] = source[i], or with `add` +=, for `count` vectors of V floats; `past` the caches if aligned.
-
-    A store past the caches does not read its line from memory first, which for a tensor larger than the caches is half
-    of what it costs. add, past: literal 0 or 1.
-    """
-    if not _literals(width, add, past):
-        return None
-    v, adds, goes_past = width.literal_value, add.literal_value, past.literal_value
-    vector = ir.VectorType(_F32, v)
-
-    def codegen(context, builder, sig, args):
-        with cgutils.for_range(builder, args[3]) as loop:
-            shift = builder.mul(loop.index, ir.Constant(_I64, 4 * v))
-            here, there = (builder.inttoptr(builder.add(a, shift), vector.as_pointer()) for a in args[4:])
-            value = builder.load(here, align=4)
-            if adds:
-                value = builder.fadd(builder.load(there, align=4), value)
-            stored = builder.store(value, there, align=4 * v if goes_past else 4)
-            if goes_past:
-                stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return types.void(width, add, past, types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
 def transpose_square(typing, width, source, pitch, target, target_pitch):
     """target[i, j] = source[j, i], V x V floats: log2 V times, pairs of rows exchange the halves of their blocks."""
     if not _literals(width):

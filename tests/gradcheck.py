@@ -50,3 +50,12 @@ def assert_same_bits_with_threads(run):
 def randn(*shape, seed=0, offset=0.0):
     """float32 normal numbers around `offset`."""
     return np.random.default_rng((seed, *shape)).standard_normal(shape, dtype=np.float32) + np.float32(offset)
+
+
+def aligned(array):
+    """A copy that begins at a cache line."""
+    raw = np.empty(array.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from gradcheck import assert_close, assert_same_bits_with_threads, check_gradient, randn
+from gradcheck import aligned, assert_close, assert_same_bits_with_threads, check_gradient, randn
 
 from kernels import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace, reference
+from kernels.store import goes_past
 
 EPS = 1e-5
 SHAPES = [(1, 7, 103, 3), (2, 7, 103, 5), (3, 9, 11, 17), (1, 7, 103, 33), (32, 14, 14, 16), (64, 130)]
@@ -59,6 +60,25 @@ def test_batchnorm__begins_with_the_moments_it_is_told(rows, parts):
         assert_close(have, want, factor=4)
     with pytest.raises(ValueError, match="expected 721 rows"):
         batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, moments_rows=rows + 721)
+
+
+def test_batchnorm__stores_past_the_caches_what_it_stores_otherwise(monkeypatch):
+    def results():
+        x, dy, residual = (aligned(randn(50, 3, 32, seed=seed)) for seed in range(3))
+        y, mean, var, dgamma, dbeta, workspace = empty(x)
+        y, dx = aligned(y), aligned(y)
+        for r in (None, residual):
+            batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, r, True)
+            yield y.copy()
+            g = None if r is None else dy
+            batchnorm_backward(x, y, dy, None, mean, var, EPS, dx, None, None, workspace, True, g)
+            yield dx.copy()
+
+    ordinary = list(results())
+    monkeypatch.setattr("kernels.store.PAST_BYTES", 0)
+    assert goes_past(aligned(np.zeros((4, 32), np.float32)), 32)
+    for have, want in zip(results(), ordinary, strict=True):
+        np.testing.assert_array_equal(have, want)
 
 
 def test_batchnorm__survives_a_large_mean():

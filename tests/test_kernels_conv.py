@@ -5,6 +5,7 @@ import itertools
 import numba
 import numpy as np
 import pytest
+from gradcheck import aligned
 
 from kernels import (
     conv2d_backward_input,
@@ -105,6 +106,22 @@ def test_conv2d__equals_its_twin(shape):
         _close(found[1], rows[start:end].var(0) * (end - start))
     conv2d_backward_input(plan, dy, packed_t, dx, accumulate=True)
     _close(dx, 2 * expected_dx)
+
+
+def test_conv2d__stores_past_the_caches_what_it_stores_otherwise(monkeypatch):
+    plan, (x, w, b, dy), _ = _case((2, 12, 13, 64, 96, 3, 3, 2, 1, 2))
+    packed, packed_t = _packed(plan, w)
+
+    def results():
+        y, dx = (aligned(np.full(shape, np.nan, np.float32)) for shape in (plan.y_shape, plan.x_shape))
+        conv2d_forward(plan, x, packed, b, y, _scratch(plan))
+        conv2d_backward_input(plan, dy, packed_t, dx)
+        return y, dx
+
+    ordinary = results()
+    monkeypatch.setattr("kernels.store.PAST_BYTES", 0)
+    for have, want in zip(results(), ordinary, strict=True):
+        np.testing.assert_array_equal(have, want)
 
 
 @pytest.mark.parametrize("shape", THREADED, ids=str)
