@@ -39,6 +39,7 @@ from .pool import (
 from .random import sample_key, uniform
 from .shared import meet_arrive, meet_wait, node_allreduce, sum_blocks, sum_scratch
 from .softmax import rank_of_label, softmax_cross_entropy
+from .store import aligned_zeros
 from .update import CHUNK as NORM_CHUNK
 from .update import combine_norms, momentum_update, squared_norm_chunks, squared_norms
 from .window import center_window, random_box, random_colors, random_window
@@ -64,6 +65,7 @@ __all__ = [
     "accumulate_fp16",
     "accumulate_serial",
     "add_forward",
+    "aligned_zeros",
     "avgpool_backward",
     "avgpool_forward",
     "batchnorm_backward",

@@ -14,6 +14,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ._jit import kernel
+from .store import goes_past, store_row
+
+SAMPLE_BYTES = 256 << 10  # of a sample so large that a batch of them does not stay in the caches
 
 _U8, _F32 = np.dtype(np.uint8), np.dtype(np.float32)
 
@@ -65,7 +68,8 @@ def resample_normalize(image, box, mirror, mean, inverse_std, out):
     if mean.ndim != 1:
         raise ValueError(f"mean has shape {mean.shape}, expected (3,): a mean picture cannot be resampled")
     flat = image.reshape(len(image), -1)
-    _resample_normalize(flat, top, left, height, width, bool(mirror), mean, inverse_std, out)
+    past = goes_past(out, 3 * out.shape[1], least=SAMPLE_BYTES)
+    _resample_normalize(flat, top, left, height, width, bool(mirror), mean, inverse_std, out, past)
     return out
 
 
@@ -178,7 +182,7 @@ def _weights(i, begin, extent, scale, limit, weights):
 
 
 @kernel
-def _resample_normalize(image, top, left, height, width, mirror, mean, inverse_std, out):
+def _resample_normalize(image, top, left, height, width, mirror, mean, inverse_std, out, past):
     """image (H, 3 W): the vertical pass is one loop over neighbours in memory."""
     rows, columns, _ = out.shape
     limit_y, limit_x = image.shape[0], image.shape[1] // 3
@@ -206,7 +210,7 @@ def _resample_normalize(image, top, left, height, width, mirror, mean, inverse_s
         _weigh_rows(image, y, 3 * begin, 3 * count, down, line)
         for group in range(groups):
             _weigh_pixels(line, starts, across, means, scales, taps, group, pixels)
-        out[p].reshape(-1)[:] = pixels[: 3 * columns]
+        store_row(pixels.ctypes.data, out.ctypes.data + 12 * p * columns, 3 * columns, False, past)
 
 
 @intrinsic

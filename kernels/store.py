@@ -4,6 +4,7 @@ An ordinary store reads its cache line from memory first. For a tensor larger th
 costs; a store past the caches writes whole lines without it. Who reads the tensor next finds it in memory.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -18,13 +19,22 @@ PAST_BYTES = 8 << 20  # from this size on a tensor is stored past the caches
 LINE = 64  # bytes of a cache line
 
 
-def goes_past(out, row_floats: int, *sources) -> bool:
+def aligned_zeros(count: int) -> np.ndarray:
+    """`count` float32 zeros beginning at a cache line, the whole array owned by the result's base."""
+    raw = np.zeros(count + LINE // 4, np.float32)
+    start = -raw.ctypes.data % LINE // 4
+    return raw[start : start + count]
+
+
+def goes_past(out, row_floats: int, *sources, least: int | None = None) -> bool:
     """Whether rows of `row_floats` floats of the array `out` are to be stored past the caches.
 
-    Not where `out` is also one of the sources: then its lines were just read.
+    Not where it has fewer bytes than `least` (default: PAST_BYTES), nor where it is also one of the sources: then its
+    lines were just read.
     """
-    large = out.nbytes >= PAST_BYTES and out.ctypes.data % LINE == 0 and 4 * row_floats % LINE == 0
-    return large and all(out.ctypes.data != source.ctypes.data for source in sources)
+    large = out.nbytes >= (PAST_BYTES if least is None else least)
+    whole_lines = out.ctypes.data % LINE == 0 and 4 * row_floats % LINE == 0
+    return large and whole_lines and all(out.ctypes.data != source.ctypes.data for source in sources)
 
 
 @kernel

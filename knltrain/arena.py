@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kernels import aligned_zeros
+
 ALIGN = 64  # bytes: a cache line, and one AVX-512 vector
 FLOAT = 4
 
@@ -160,13 +162,6 @@ def name_key(name: str) -> int:
 
 def _padded(count: int) -> int:
     return -(-count * FLOAT // ALIGN) * ALIGN // FLOAT
-
-
-def aligned_zeros(count: int) -> np.ndarray:
-    """`count` float32 zeros beginning at a cache line, the whole array owned by the result's base."""
-    raw = np.zeros(count + ALIGN // FLOAT, np.float32)
-    start = -raw.ctypes.data % ALIGN // FLOAT
-    return raw[start : start + count]
 
 
 # ---- what comes and goes ---------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import numba
 import numpy as np
 
+from kernels import aligned_zeros
+
 TOLERANCE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-6}  # of the largest magnitude; float64: differences
 
 
@@ -54,8 +56,6 @@ def randn(*shape, seed=0, offset=0.0):
 
 def aligned(array):
     """A copy that begins at a cache line."""
-    raw = np.empty(array.nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = aligned_zeros(array.size).reshape(array.shape)
     copy[...] = array
     return copy

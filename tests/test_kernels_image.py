@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kernels import crop_normalize, mean_color, resample_normalize, transform_colors
+from kernels import aligned_zeros, crop_normalize, mean_color, resample_normalize, transform_colors
 
 TOLERANCE = {"float32": 1e-4}  # in units of one standard deviation
 
@@ -76,6 +76,16 @@ def test_resample__equals_dense_weights(height, width, box, size, mirror):
     image, out = picture(height, width), np.full((size, size, 3), np.nan, np.float32)
     resample_normalize(image, box, mirror, MEAN, INVERSE_STD, out)
     np.testing.assert_allclose(out, resample_twin(image, box, mirror, size), atol=TOLERANCE["float32"])
+
+
+def test_resample__stores_past_the_caches_what_it_stores_otherwise():
+    image, box = picture(300, 401), (3.5, 20, 250, 300.25)
+    floats = 224 * 224 * 3
+    past, ordinary = (aligned_zeros(floats + 1)[start : start + floats].reshape(224, 224, 3) for start in (0, 1))
+    for out in (past, ordinary):
+        resample_normalize(image, box, True, MEAN, INVERSE_STD, out)
+    np.testing.assert_array_equal(past, ordinary)
+    np.testing.assert_allclose(past, resample_twin(image, box, True, 224), atol=TOLERANCE["float32"])
 
 
 def test_resample__agrees_with_pillow_bilinear():

@@ -15,9 +15,17 @@ import time
 
 import numpy as np
 
-from kernels import digest, meet_arrive, meet_wait, node_allreduce, squared_norm_chunks, sum_blocks, sum_scratch
+from kernels import (
+    aligned_zeros,
+    digest,
+    meet_arrive,
+    meet_wait,
+    node_allreduce,
+    squared_norm_chunks,
+    sum_blocks,
+    sum_scratch,
+)
 
-from ..arena import aligned_zeros
 from .algorithms import BY_NAME, Algorithm, cut_evenly
 from .topology import Group, Topology
 from .wire import WIRES, Wire

@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from kernels import NORM_CHUNK, accumulate
+from kernels import NORM_CHUNK, accumulate, aligned_zeros
 
-from ..arena import Parameter, Parameters, aligned_zeros
+from ..arena import Parameter, Parameters
 from .algorithms import cut_at
 from .buckets import Bucket, cut
 from .curve import LARGEST_TRIED, Curve, fit, measure

@@ -4,6 +4,7 @@ Each thread fills one whole slot at a time: HDF5 is not called, and reading, dec
 interpreter's lock, so threads do overlap. What a batch holds does not depend on their number.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -11,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+
+from kernels import aligned_zeros
 
 from .augment import Augment
 from .decode import DecodeError
@@ -42,7 +45,8 @@ class _Reader:
         self._local = threading.local()
         self.prefetch = prefetch = max(prefetch, threads)
         # one buffer more than are being filled: the one the caller holds
-        self._images = [np.empty((batch, augment.crop, augment.crop, 3), np.float32) for _ in range(prefetch + 1)]
+        shape = (batch, augment.crop, augment.crop, 3)
+        self._images = [aligned_zeros(math.prod(shape)).reshape(shape) for _ in range(prefetch + 1)]
         self._pool = ThreadPoolExecutor(threads, "reader")
         self._pending = deque()
         self._next = 0  # index of the next batch to begin

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels import STREAM_UNIT, fma_peak, stream
+from kernels import STREAM_UNIT, aligned_zeros, fma_peak, stream
 
-from ..arena import aligned_zeros
 from ..data import DataSet
 from .facts import locking
 
