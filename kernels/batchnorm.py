@@ -15,13 +15,13 @@ import numba
 import numpy as np
 
 from ._jit import kernel
-from ._shapes import NOTHING, check_array, check_input, check_workspace, chunk_count, chunk_rows, fold, optional
+from ._shapes import check_array, check_input, check_workspace, chunk_count, chunk_rows, fold, optional
 from .moments import merge_moments, part_moments
 from .store import goes_past, store_row
 
 # ---- workspace: two partial results per chunk, and the rows of coefficients ------------------------------------
 
-COEFFICIENTS = 4  # rows (fold * C) of per-column factors
+COEFFICIENTS = 6  # rows (fold * C) of per-column factors
 
 
 def _partition(pixels, channels):
@@ -37,7 +37,7 @@ def batchnorm_workspace(pixels: int, channels: int) -> int:
 
 
 def _carve(workspace, pixels, channels):
-    """Rows per chunk, partial (chunks, 2, columns) and coefficients (4, columns), views of the workspace."""
+    """Rows per chunk, partial (chunks, 2, columns) and coefficients (6, columns), views of the workspace."""
     columns, rows, chunks = _partition(pixels, channels)
     check_workspace("batchnorm: workspace", workspace, batchnorm_workspace(pixels, channels))
     used = workspace[: (2 * chunks + COEFFICIENTS) * columns].reshape(-1, columns)
@@ -77,17 +77,23 @@ def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
         store_row(row.ctypes.data, y.ctypes.data + 4 * r * mean.size, mean.size, False, past)
 
 
-@kernel(parallel=True)
-def _normalize(rows, x, gamma, beta, mean, var, eps, coefficients, residual, low, y, past):
-    channels = mean.size
+@kernel
+def _affine_rows(gamma, beta, var, eps, scale_row, shift_row):
+    """scale = gamma / std and shift = beta, of y = (x - mean) * scale + shift."""
+    channels = var.size
     scale, shift = np.empty(channels, np.float32), np.zeros(channels, np.float32)
     for c in range(channels):
         scale[c] = (gamma[c] if gamma.size else 1.0) / np.sqrt(var[c] + eps)
         if beta.size:
             shift[c] = beta[c]
+    _fill_row(scale_row, scale)
+    _fill_row(shift_row, shift)
+
+
+@kernel(parallel=True)
+def _normalize(rows, x, gamma, beta, mean, var, eps, coefficients, residual, low, y, past):
     _fill_row(coefficients[0], mean)
-    _fill_row(coefficients[1], scale)
-    _fill_row(coefficients[2], shift)
+    _affine_rows(gamma, beta, var, eps, coefficients[1], coefficients[2])
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
         _normalize_body(np.int64(i), rows, x, coefficients, residual, low, y, past)
 
@@ -162,8 +168,9 @@ def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=F
 
 
 @kernel
-def _sums_body(i, rows, x, y, dy, mean, dresidual, partial):
-    # sums of g and of g * (x - mean); y is given where a ReLU masks dy
+def _sums_body(i, rows, x, y, dy, relu, coefficients, dresidual, partial):
+    # sums of g and of g * (x - mean)
+    mean, scale, shift = coefficients[0], coefficients[4], coefficients[5]
     sum_g, sum_gx = partial[i, 0], partial[i, 1]
     sum_g[:] = 0
     sum_gx[:] = 0
@@ -173,6 +180,10 @@ def _sums_body(i, rows, x, y, dy, mean, dresidual, partial):
             for c in range(mean.size):
                 gradient = dy[r, c]
                 g[c] = gradient if y[r, c] > 0 else np.float32(0)
+        elif relu:  # y follows from x as in the forward pass
+            for c in range(mean.size):
+                gradient = dy[r, c]
+                g[c] = gradient if (x[r, c] - mean[c]) * scale[c] + shift[c] > 0 else np.float32(0)
         else:
             for c in range(mean.size):
                 g[c] = dy[r, c]
@@ -196,27 +207,33 @@ def _merge_sums(partial, sum_g, sum_gx):
 
 
 @kernel
-def _input_gradient_body(i, rows, x, y, dy, coefficients, dx, past):
-    mean, along_g, along_x, shift = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
+def _input_gradient_body(i, rows, x, y, dy, relu, coefficients, dx, past):
+    mean, along_g, along_x, along_1 = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
+    scale, shift = coefficients[4], coefficients[5]
     g = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
         if y.size:
             for c in range(mean.size):
                 gradient = dy[r, c]
                 g[c] = gradient if y[r, c] > 0 else np.float32(0)
+        elif relu:  # y follows from x as in the forward pass
+            for c in range(mean.size):
+                gradient = dy[r, c]
+                g[c] = gradient if (x[r, c] - mean[c]) * scale[c] + shift[c] > 0 else np.float32(0)
         else:
             for c in range(mean.size):
                 g[c] = dy[r, c]
         for c in range(mean.size):
-            g[c] = g[c] * along_g[c] + (x[r, c] - mean[c]) * along_x[c] + shift[c]
+            g[c] = g[c] * along_g[c] + (x[r, c] - mean[c]) * along_x[c] + along_1[c]
         store_row(g.ctypes.data, dx.ctypes.data + 4 * r * mean.size, mean.size, False, past)
 
 
 @kernel(parallel=True)
-def _sums(rows, x, y, dy, gamma, mean, var, eps, dresidual, partial, coefficients, dgamma, dbeta):
+def _sums(rows, x, y, dy, relu, gamma, beta, mean, var, eps, dresidual, partial, coefficients, dgamma, dbeta):
     _fill_row(coefficients[0], mean)
+    _affine_rows(gamma, beta, var, eps, coefficients[4], coefficients[5])
     for i in numba.prange(partial.shape[0]):
-        _sums_body(np.int64(i), rows, x, y, dy, coefficients[0], dresidual, partial)
+        _sums_body(np.int64(i), rows, x, y, dy, relu, coefficients, dresidual, partial)
     channels = mean.size
     sum_g, sum_gx = np.zeros(channels), np.zeros(channels)
     _merge_sums(partial, sum_g, sum_gx)
@@ -236,12 +253,12 @@ def _sums(rows, x, y, dy, gamma, mean, var, eps, dresidual, partial, coefficient
 
 
 @kernel(parallel=True)
-def _input_gradient(rows, x, y, dy, coefficients, dx, past):
+def _input_gradient(rows, x, y, dy, relu, coefficients, dx, past):
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
-        _input_gradient_body(np.int64(i), rows, x, y, dy, coefficients, dx, past)
+        _input_gradient_body(np.int64(i), rows, x, y, dy, relu, coefficients, dx, past)
 
 
-def batchnorm_backward(x, y, dy, gamma, mean, var, eps, dx, dgamma, dbeta, workspace, relu=False, dresidual=None):
+def batchnorm_backward(x, y, dy, gamma, beta, mean, var, eps, dx, dgamma, dbeta, workspace, relu=False, dresidual=None):
     """Gradients of `batchnorm_forward`, from its x, its output y and the statistics it wrote.
 
     With g = dy * (y > 0) if relu else dy, xhat = (x - mean) / sqrt(var + eps), M pixels:
@@ -249,7 +266,8 @@ def batchnorm_backward(x, y, dy, gamma, mean, var, eps, dx, dgamma, dbeta, works
 
     Parameters
     ----------
-    x, y, dy : (..., C) float32; y is read only if relu
+    x, dy : (..., C) float32
+    y : like x, or None: of no use where there is no ReLU, or none behind a residual; a third less is then read
     dx : like x, overwritten; may be dy or x
     dgamma, dbeta : (C,) float32, overwritten; None where gamma is None
     dresidual : like x, overwritten; may be dy or y (then dx must be another array); None where nobody wants it
@@ -261,21 +279,22 @@ def batchnorm_backward(x, y, dy, gamma, mean, var, eps, dx, dgamma, dbeta, works
         raise ValueError("batchnorm: found some of gamma, dgamma, dbeta, expected all or none: pass all three")
     if dresidual is not None and dresidual is dx:
         raise ValueError("batchnorm: found one array for dx and dresidual, expected two: pass dy as one of them")
-    pixels, channels = _check(x, gamma, gamma, mean, var)
+    pixels, channels = _check(x, gamma, beta, mean, var)
     rows, partial, coefficients = _carve(workspace, pixels, channels)
-    if relu:
-        check_array("batchnorm: y", y, x.shape)
+    if relu and y is None and dresidual is not None:
+        raise ValueError("batchnorm: found a ReLU behind a residual and no y, expected its output: pass it")
+    y = optional("batchnorm: y", y if relu else None, x.shape)
     for name, array in (("dy", dy), ("dx", dx)):
         check_array(f"batchnorm: {name}", array, x.shape)
     dgamma = optional("batchnorm: dgamma", dgamma, (channels,))
     dbeta = optional("batchnorm: dbeta", dbeta, (channels,))
     gamma = optional("batchnorm: gamma", gamma, (channels,))
+    beta = optional("batchnorm: beta", beta, (channels,))
     dresidual = optional("batchnorm: dresidual", dresidual, x.shape)
 
     shape = (-1, partial.shape[2])
-    x, dy, dx, dresidual, nothing = (a.reshape(shape) for a in (x, dy, dx, dresidual, NOTHING))
-    y = y.reshape(shape) if relu else nothing
-    _sums(rows, x, y, dy, gamma, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
+    x, y, dy, dx, dresidual = (a.reshape(shape) for a in (x, y, dy, dx, dresidual))
+    _sums(rows, x, y, dy, relu, gamma, beta, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
     if dresidual.size:  # holds g already, masked
-        y, dy = nothing, dresidual
-    _input_gradient(rows, x, y, dy, coefficients, dx, goes_past(dx, dx.shape[1], x, dy))
+        relu, y, dy = False, y[:0], dresidual
+    _input_gradient(rows, x, y, dy, relu, coefficients, dx, goes_past(dx, dx.shape[1], x, dy))

@@ -73,8 +73,8 @@ def test_cost__of_a_batch_norm_reads_twice_and_knows_what_is_in_place():
     mean, var, gamma, vector = np.zeros(5, np.float32), np.ones(5, np.float32), floats(5), np.empty(5, np.float32)
     scratch = np.empty(kernels.batchnorm_workspace(6, 5), np.float32)
     call = call_of(
-        "batchnorm_backward", x=x, y=x, dy=dy, gamma=gamma, mean=mean, var=var, eps=1e-5, dx=dy, dgamma=vector,
-        dbeta=vector.copy(), workspace=scratch,
+        "batchnorm_backward", x=x, y=None, dy=dy, gamma=gamma, beta=gamma, mean=mean, var=var, eps=1e-5, dx=dy,
+        dgamma=vector, dbeta=vector.copy(), workspace=scratch,
     )  # fmt: skip
     first, second = cost(call).passes
     assert (first.read, first.written) == (2 * x.nbytes, 0)

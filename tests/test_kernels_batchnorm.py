@@ -25,7 +25,11 @@ def run(x, dy, gamma, beta, residual, relu):
     if gamma is None:
         dgamma = dbeta = None
     workspace[:] = np.nan
-    batchnorm_backward(x, y, dy, gamma, mean, var, EPS, dx, dgamma, dbeta, workspace, relu, dresidual)
+    batchnorm_backward(x, y, dy, gamma, beta, mean, var, EPS, dx, dgamma, dbeta, workspace, relu, dresidual)
+    if residual is None:  # nothing but the sign of y counts, and that follows from x
+        again = np.full_like(x, np.nan)
+        batchnorm_backward(x, None, dy, gamma, beta, mean, var, EPS, again, dgamma, dbeta, workspace, relu)
+        np.testing.assert_array_equal(again, dx)
     return y, mean, var, dx, dgamma, dbeta, dresidual
 
 
@@ -71,7 +75,7 @@ def test_batchnorm__stores_past_the_caches_what_it_stores_otherwise(monkeypatch)
             batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, r, True)
             yield y.copy()
             g = None if r is None else dy
-            batchnorm_backward(x, y, dy, None, mean, var, EPS, dx, None, None, workspace, True, g)
+            batchnorm_backward(x, y, dy, None, None, mean, var, EPS, dx, None, None, workspace, True, g)
             yield dx.copy()
 
     ordinary = list(results())
@@ -102,10 +106,10 @@ def test_batchnorm_backward__works_in_place():
     y, mean, var, dx, dgamma, dbeta, dresidual = run(x, dy, gamma, beta, randn(2, 7, 9, 17, seed=2), True)
     workspace = empty(x)[-1]
     g, other = dy.copy(), np.empty_like(x)
-    batchnorm_backward(x, y, g, gamma, mean, var, EPS, other, dgamma, dbeta, workspace, True, g)
+    batchnorm_backward(x, y, g, gamma, beta, mean, var, EPS, other, dgamma, dbeta, workspace, True, g)
     assert np.array_equal(g, dresidual) and np.array_equal(other, dx)
     g = dy.copy()
-    batchnorm_backward(x, y, g, gamma, mean, var, EPS, g, dgamma, dbeta, workspace, True)
+    batchnorm_backward(x, y, g, gamma, beta, mean, var, EPS, g, dgamma, dbeta, workspace, True)
     assert np.array_equal(g, dx)
 
 
@@ -142,4 +146,4 @@ def test_batchnorm__rejects_what_does_not_fit():
     with pytest.raises(TypeError, match="float64"):
         batchnorm_forward(x.astype(np.float64), gamma, beta, EPS, y, mean, var, workspace)
     with pytest.raises(ValueError, match="dx and dresidual"):
-        batchnorm_backward(x, y, x, None, mean, var, EPS, y, None, None, workspace, dresidual=y)
+        batchnorm_backward(x, y, x, None, None, mean, var, EPS, y, None, None, workspace, dresidual=y)

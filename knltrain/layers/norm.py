@@ -75,10 +75,10 @@ class BatchNorm(Layer):
     def backward(self, ready):
         dgamma, dbeta = (self.gamma.dw, self.beta.dw) if self.affine else (None, None)
         dy = self._flat(self.dy)
+        y, dresidual = (self._flat(self.y), dy) if self.residual else (None, None)
         batchnorm_backward(
-            self._flat(self.x), self._flat(self.y), dy, self._affine()[0], self.mean.batch, self.var.batch, self.eps,
-            self._flat(self.dx), dgamma, dbeta, self.arena.workspace[: self.scratch],
-            relu=self.relu, dresidual=dy if self.residual else None,
+            self._flat(self.x), y, dy, *self._affine(), self.mean.batch, self.var.batch, self.eps, self._flat(self.dx),
+            dgamma, dbeta, self.arena.workspace[: self.scratch], self.relu, dresidual,
         )  # fmt: skip
         for parameter in self.own_parameters():
             ready(parameter)
