@@ -35,10 +35,11 @@ SHAPES = [
     (1, 1, 1, 1, 1, 1, 1, 1, 0, 1),
     (1, 14, 14, 1024, 32, 1, 1, 1, 0, 1),  # rows of x in one set of L1
     (2, 9, 9, 96, 64, 5, 5, 1, 2, 2),  # AlexNet conv2
-    (4, 20, 20, 16, 16, 3, 3, 1, 1, 1),  # several shares of the pixels
+    (4, 20, 20, 17, 16, 3, 3, 1, 1, 1),  # several shares of the pixels
+    (2, 9, 10, 16, 20, 3, 3, 2, 1, 1),  # the most channels of which taps are merged, at stride 2
     (1, 6, 6, 64, 512, 3, 3, 1, 0, 1),
     (2, 5, 4, 700, 20, 1, 1, 1, 0, 1),  # depth in several panels
-    (2, 7, 7, 14, 40, 3, 3, 1, 1, 1),  # more channels than a tile has columns, fewer than a cache line holds
+    (2, 7, 7, 28, 40, 3, 3, 1, 1, 2),  # more channels than a tile has columns, fewer than a cache line holds
     (1, 6, 5, 540, 20, 3, 3, 1, 1, 1),  # columns of x in two strips, shared by nine taps
     (2, 5, 6, 20, 20, 2, 2, 1, 5, 1),  # padding wider than the filter: outputs that read nothing
     (3, 15, 15, 20, 36, 3, 3, 2, 1, 1),  # chunks that begin and end in the middle of an image, at stride 2
@@ -47,9 +48,9 @@ SHAPES = [
 # at least two shares of 768 output pixels, so several tasks in every direction
 THREADED = [
     (4, 40, 41, 3, 24, 7, 7, 2, 3, 1),  # merged taps
-    (4, 20, 20, 16, 16, 3, 3, 1, 1, 1),
+    (4, 20, 20, 18, 16, 3, 3, 1, 1, 1),
     (5, 21, 20, 24, 40, 3, 3, 1, 1, 2),  # groups
-    (4, 40, 40, 16, 20, 3, 3, 2, 1, 1),  # four residue classes of 1600 pixels
+    (4, 40, 40, 18, 20, 3, 3, 2, 1, 1),  # four residue classes of 1600 pixels
     (1, 40, 40, 700, 20, 1, 1, 1, 0, 1),  # depth in several panels
 ]
 
@@ -148,7 +149,7 @@ def test_pixel_range__holds_every_pixel_that_is_read():
     for h, w, r, s, stride, pad in itertools.product((3, 8), (2, 7), (1, 3), (2, 3), (1, 2, 3), (0, 1, 2, 5)):
         if h + 2 * pad < r or w + 2 * pad < s:
             continue
-        plan = conv2d_plan((3, h, w, 8), (r, s, 8, 8), stride, pad)
+        plan = conv2d_plan((3, h, w, 17), (r, s, 17, 8), stride, pad)
         geometry, taps = plan.forward
         _, rows, columns, _ = plan.y_shape
         image, i, j = np.unravel_index(np.arange(3 * rows * columns), (3, rows, columns))
