@@ -1,4 +1,5 @@
-"""Benchmarks as commands: `knltrain bench kernels`, `step`, `data`, `feed`, `allreduce`; see docs/benchmarks.md.
+"""Benchmarks as commands: `knltrain bench kernels`, `step`, `checkpoint`, `data`, `feed`,
+`allreduce`; see docs/benchmarks.md.
 
 probe.py      watches which kernels a training step calls, with what, and for how long
 costs.py      what a call must do: flops, and the passes over memory it cannot avoid
@@ -7,6 +8,7 @@ ceiling.py    what the machine can do at this moment, measured in turn with the 
 workload.py   the model, its synthetic batch and its step
 kernels.py    the table of kernels          step.py    the table of the whole step
 data.py       the loader beside the decoder alone      feed.py       packing, feeding, opening beside their limits
+checkpoint.py what writing one beside training costs
 allreduce.py  our sums over ranks beside MPI's own; docs/communication.md
 torch_process.py, torch_models.py           the same step in PyTorch, in a process of its own
 """
