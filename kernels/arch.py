@@ -63,4 +63,5 @@ def detect() -> Arch:
 
 
 ARCH = detect()
+LINE = 64  # bytes of a cache line, on all of them
 CRC32C = bool(_features() & {"sse4.2", "avx2", "avx512f"})  # x86 has an instruction for this checksum since SSE4.2

@@ -150,7 +150,7 @@ def batchnorm_forward(
         _moments(rows, x.reshape(-1, partial.shape[2]), partial, mean, var)
     else:
         check_array("batchnorm: moments", moments, (len(moments), 2, channels))
-        if not 0 < (len(moments) - 1) * moments_rows + 1 <= pixels:
+        if not (len(moments) and moments_rows > 0 and (len(moments) - 1) * moments_rows < pixels):
             raise ValueError(f"batchnorm: found {len(moments)} moments of {moments_rows} rows, expected {pixels} rows")
         merge_moments(moments_rows, pixels, moments, mean, var)
     _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residual, relu)

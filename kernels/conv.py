@@ -23,6 +23,7 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import NOTHING, check_array
+from .arch import LINE
 from .conv_pack import SIDE_BY_SIDE, pack_columns, pack_rows
 from .conv_plan import (
     AHEAD_BYTES,
@@ -36,7 +37,6 @@ from .conv_plan import (
     IN_H,
     IN_PITCH,
     IN_W,
-    LINE,
     MOST_WIDTH,
     MR,
     NV,
@@ -134,6 +134,7 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
     out_rows = np.empty(count, np.int64)
     pitch = (hi - lo) * BLOCK
     c = np.empty(padded * pitch + LINE // 4, np.float32)
+    skip = -c.ctypes.data % LINE // 4  # floats to its first whole line
     c_rows = np.arange(padded) * pitch * 4  # from the start of C: an array lives as long as its own name is used
     start = np.zeros(BLOCK, np.float32)
     row_addresses(x.ctypes.data, zeros.ctypes.data, geometry, taps, first, count, rows)
@@ -147,7 +148,7 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
     taps_at_once = max(1, limit // depth)
     depth_at_once = depth if depth <= limit else -(-depth // -(-depth // limit))
     b_pitch = depth * BLOCK * 4
-    own = np.empty(0 if form == PACKED else (SIDE_BY_SIDE * depth_at_once + 1) * BLOCK, np.float32)  # panels
+    own = np.empty(0 if form == PACKED else SIDE_BY_SIDE * depth_at_once * BLOCK + LINE // 4, np.float32)  # panels
     ahead = end = 0  # what the next block of pixels will read
     ahead_bytes = count * geometry[STEP] * geometry[STEP] * geometry[IN_PITCH] * 4
     if n_taps > 0 and part == ranges - 1 and ahead_bytes <= AHEAD_BYTES:
@@ -183,7 +184,7 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
                         elif side == 0:
                             source = weights.ctypes.data + 4 * (c0 * width + k0)
                             pack_rows(source, 4 * width, c_count, min(SIDE_BY_SIDE * BLOCK, rest), b, apart)
-                    here = c.ctypes.data + -c.ctypes.data % LINE + (block - lo) * BLOCK * 4
+                    here = c.ctypes.data + 4 * (skip + (block - lo) * BLOCK)
                     for m in range(0, padded, MR):
                         stride = LINE if ahead < end else 0
                         tile_rows(
@@ -195,7 +196,6 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
         if n_taps == 0:  # a residue class that no tap reaches
             c[:] = 0
         first_channel = group * width + lo * BLOCK
-        skip = (-c.ctypes.data % LINE) // 4
         if moments.size > 0:
             mean = moments[pixel_block, 0, first_channel : first_channel + valid]
             part_moments(c, skip, pitch, count, mean, moments[pixel_block, 1, first_channel : first_channel + valid])

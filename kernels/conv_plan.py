@@ -22,7 +22,6 @@ STRIP = 40  # this many lines of channels of x
 TASKS = 64  # tasks to aim at when a dimension is split; a constant, so that no result depends on the machine
 MERGE_BELOW = 17  # input channels under which the taps of a filter row are merged
 AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time: fits into L2 beside this one's
-LINE = 64  # bytes of a cache line
 MOST_WIDTH = 512  # output channels of a task of forward: with PIXELS it is 258 KB of C, which stay in L2
 
 # fields of the geometry vector handed to the compiled nest

@@ -10,6 +10,7 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import check_array
+from .arch import LINE
 from .conv import next_input, padded, row_addresses
 from .conv_pack import copy_floats, pack_rows
 from .conv_plan import (
@@ -22,7 +23,6 @@ from .conv_plan import (
     IN_H,
     IN_PITCH,
     IN_W,
-    LINE,
     MC,
     NV,
     RANGE,

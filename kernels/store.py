@@ -11,12 +11,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ._jit import kernel
-from .arch import ARCH
+from .arch import ARCH, LINE
 from .microkernel import peek, poke
 
 V = ARCH.width
 PAST_BYTES = 8 << 20  # from this size on a tensor is stored past the caches
-LINE = 64  # bytes of a cache line
 
 
 def aligned_zeros(count: int) -> np.ndarray:
@@ -56,8 +55,7 @@ def store_row(source, target, floats, accumulate, past):
 def _store_vectors(typing, width, add, past, count, source, target):
     """target[i] = source[i], or with `add` +=, for `count` vectors of V floats; `past` the caches if aligned.
 
-    A store past the caches does not read its line from memory first, which for a tensor larger than the caches is half
-    of what it costs. add, past: literal 0 or 1.
+    add, past: literal 0 or 1.
     """
     if not all(isinstance(value, types.IntegerLiteral) for value in (width, add, past)):
         return None

@@ -62,8 +62,9 @@ def test_batchnorm__begins_with_the_moments_it_is_told(rows, parts):
     expected = reference.batchnorm_forward(x.astype(np.float64), None, None, EPS, None, False)
     for have, want in zip((y, mean, var), expected, strict=True):
         assert_close(have, want, factor=4)
-    with pytest.raises(ValueError, match="expected 721 rows"):
-        batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, moments_rows=rows + 721)
+    for wrong in (rows + 721, 0):
+        with pytest.raises(ValueError, match="expected 721 rows"):
+            batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, moments_rows=wrong)
 
 
 def test_batchnorm__stores_past_the_caches_what_it_stores_otherwise(monkeypatch):
