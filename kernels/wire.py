@@ -4,7 +4,6 @@ bf16 keeps float32's range and 8 bits of precision, fp16 has 11 bits from 6e-5 t
 to nearest, ties to even. Sums are float32 always. These run in the communication thread, hence no threads of their own.
 """
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -12,18 +11,6 @@ from numba.extending import intrinsic
 from ._jit import kernel
 
 _F32, _I32, _I16, _F16 = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.HalfType()
-
-
-@intrinsic
-def _bits(typing, x):
-    """float32 → its uint32 bits."""
-    return types.uint32(types.float32), lambda context, builder, signature, a: builder.bitcast(a[0], _I32)
-
-
-@intrinsic
-def _float(typing, bits):
-    """uint32 bits → float32."""
-    return types.float32(types.uint32), lambda context, builder, signature, a: builder.bitcast(a[0], _F32)
 
 
 @intrinsic
@@ -46,17 +33,34 @@ def _from_fp16(typing, bits):
     return types.float32(types.uint16), generate
 
 
-@kernel
-def _to_bf16(x):
-    bits = _bits(x)
-    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
-    quiet = bits >> np.uint32(16) | np.uint32(0x40)  # a NaN must not round to infinity
-    return np.uint16(quiet if x != x else rounded)
+@intrinsic
+def _to_bf16(typing, x):
+    """float32 → the uint16 bits of the nearest bf16. In 32 bits: Numba's own arithmetic would widen them to 64."""
+
+    def generate(context, builder, signature, arguments):
+        def number(value):
+            return ir.Constant(_I32, value)
+
+        bits = builder.bitcast(arguments[0], _I32)
+        upper = builder.lshr(bits, number(16))
+        half = builder.add(number(0x7FFF), builder.and_(upper, number(1)))
+        rounded = builder.lshr(builder.add(bits, half), number(16))
+        quiet = builder.or_(upper, number(0x40))  # a NaN must not round to infinity
+        is_nan = builder.fcmp_unordered("uno", arguments[0], arguments[0])
+        return builder.trunc(builder.select(is_nan, quiet, rounded), _I16)
+
+    return types.uint16(types.float32), generate
 
 
-@kernel
-def _from_bf16(bits):
-    return _float(np.uint32(bits) << np.uint32(16))
+@intrinsic
+def _from_bf16(typing, bits):
+    """uint16 bits of a bf16 → float32."""
+
+    def generate(context, builder, signature, arguments):
+        wide = builder.shl(builder.zext(arguments[0], _I32), ir.Constant(_I32, 16))
+        return builder.bitcast(wide, _F32)
+
+    return types.float32(types.uint16), generate
 
 
 @kernel
