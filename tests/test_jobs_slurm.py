@@ -81,6 +81,14 @@ def test_job__runs_to_the_end_on_four_nodes_and_says_so_when_submitted_again(clu
     assert again.wait() == "COMPLETED" and "nothing is left to train" in again.text()
 
 
+def test_job__with_ranks_that_share_a_node_leaves_mpi_in_peace(cluster, folder, whole):
+    """MPICH over OFI aborts in MPI_Finalize, after all work is done, where a shared window is left."""
+    job = Submitted(cluster, folder, "shared", nodes=2, options=["--ntasks-per-node=2"])
+    assert job.wait() == "COMPLETED", job.text()
+    assert "shared memory" in job.text() and "the ranks ended with 0" in job.text(), job.text()
+    same(newest_state(folder, "shared"), whole)
+
+
 def test_job__before_its_time_limit_saves_requeues_and_goes_on_with_two_nodes_for_four(cluster, folder, whole):
     job = Submitted(cluster, folder, "limit", *SLOW)
     job.until_step(3)

@@ -51,6 +51,9 @@ class Serial:
         """Memory that all ranks of this communicator see: (size, nbytes or more) uint8, zeros, row r for rank r."""
         return np.zeros((1, nbytes), np.uint8)
 
+    def close(self):
+        """Give back all windows, together with all other ranks; nobody may touch one any more."""
+
     def abort(self, code: int):
         """End all ranks now with an exit code."""
         sys.stderr.flush()
@@ -64,12 +67,12 @@ class World:
     then lie inside nodes.
     """
 
-    def __init__(self, mpi, comm):
+    def __init__(self, mpi, comm, windows=None):
         self._mpi, self._comm = mpi, comm
         self.rank, self.size = comm.rank, comm.size
         self.threads_may_call = mpi.Query_thread() == mpi.THREAD_MULTIPLE
         self.sent_bytes = 0
-        self._windows = []
+        self._windows = [] if windows is None else windows  # of this communicator and those made from it
 
     @classmethod
     def of_all(cls, mpi) -> "World":
@@ -133,7 +136,7 @@ class World:
         node = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, self.rank)
         if pretended > 1:
             node = node.Split(node.rank * min(pretended, node.size) // node.size, node.rank)
-        return World(self._mpi, node)
+        return World(self._mpi, node, self._windows)
 
     def window(self, nbytes: int) -> np.ndarray | None:
         """Memory that all ranks of this communicator see: (size, nbytes or more) uint8, zeros, row r meant for rank r.
@@ -157,6 +160,14 @@ class World:
         rows[self.rank] = 0  # the first touch: a page lies near the rank that owns it
         self.barrier()
         return rows
+
+    def close(self):
+        """Give back all windows, together with all other ranks; nobody may touch one any more.
+
+        MPICH over OFI aborts in MPI_Finalize where one is left ("fabricclose failed"), after all work is done.
+        """
+        while self._windows:
+            self._windows.pop().Free()
 
     def abort(self, code: int):
         """End all ranks now with an exit code."""
