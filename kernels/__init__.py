@@ -7,7 +7,7 @@ arguments, checks them, and gives the same bits for any number of threads.
 from . import reference
 from ._jit import CACHE_DIR, THREADING_LAYER, set_threads
 from ._shapes import output_size
-from .arch import ARCH
+from .arch import ARCH, CPU
 from .batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace
 from .checksum import crc32c
 from .conv import conv2d_backward_input, conv2d_forward
@@ -56,6 +56,7 @@ from .wire import (
 __all__ = [
     "ARCH",
     "CACHE_DIR",
+    "CPU",
     "NORM_CHUNK",
     "STREAMS",
     "STREAM_UNIT",

@@ -63,5 +63,6 @@ def detect() -> Arch:
 
 
 ARCH = detect()
+CPU = f"{os.environ.get('NUMBA_CPU_NAME') or llvm.get_host_cpu_name()}: {' '.join(sorted(_features()))}"  # compiled for
 LINE = 64  # bytes of a cache line, on all of them
 CRC32C = bool(_features() & {"sse4.2", "avx2", "avx512f"})  # x86 has an instruction for this checksum since SSE4.2

@@ -1,10 +1,14 @@
 """Starting many ranks without storms: kernels compiled by one, read by one, handed to all; and where the time went.
 
-With KNLTRAIN_NODE_CACHE set, to a folder on each node's own disk or in its memory, rank 0 reads the compiled kernels
-from the usual cache (a cold one it fills first, by `knltrain warmup`), broadcasts them over MPI, and one rank a node
-unpacks them there. 512 nodes that compile the same, or open the same thousand files at once, are minutes.
+Before several ranks begin a recipe that this kind of CPU has not run yet, rank 0 has its kernels compiled, by
+`knltrain warmup`, and the others sleep. A file in the cache folder remembers that it was done.
+
+With KNLTRAIN_NODE_CACHE set, to a folder on each node's own disk or in its memory, rank 0 then reads the compiled
+kernels from the usual cache, broadcasts them over MPI, and one rank a node unpacks them there. 512 nodes that compile
+the same, or open the same thousand files at once, are minutes.
 """
 
+import hashlib
 import io
 import os
 import shutil
@@ -18,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 NODE_CACHE = "KNLTRAIN_NODE_CACHE"
+COMPILES = ("model.", "data.", "optim.")  # settings that may need other kernels; of the data not where they lie
 LAUNCHER = ("PMI", "PMIX", "OMPI", "PRTE", "HYDI", "HYDRA", "SLURM", "MPI_LOCAL", "GFORTRAN")  # of variables
 
 
@@ -63,21 +68,23 @@ def use_node_cache() -> str | None:
     return usual
 
 
-def share_kernels(comm, usual: str | None, recipe, overrides=()) -> None:
-    """Give every node a copy of the compiled kernels, if the environment names a place; before any kernel is called.
+def share_kernels(comm, usual: str | None, recipe: Path, overrides=()) -> None:
+    """Have the kernels of a recipe compiled once, and give every node a copy if the environment names a place for it.
 
-    usual: what use_node_cache returned. recipe, overrides: of the run, compiled for where the cache is cold.
+    To be called before any kernel is. usual: what use_node_cache returned. recipe, overrides: of the run.
     """
-    if not os.environ.get(NODE_CACHE):
+    place = os.environ.get(NODE_CACHE)
+    if comm.size == 1 and not place:
         return
     from kernels import CACHE_DIR
 
-    packed = np.zeros(0, np.uint8)
+    source = _usual_folder(usual) / CACHE_DIR.name
     if comm.rank == 0:
-        source = _usual_folder(usual) / CACHE_DIR.name
-        if not any(source.rglob("*.nbi")):
-            _compile(recipe, overrides, usual)
-        packed = np.frombuffer(_pack(source), np.uint8)
+        _compile_once(source, usual, recipe, overrides)
+    comm.sleep_until_all()
+    if not place:
+        return
+    packed = np.frombuffer(_pack(source), np.uint8) if comm.rank == 0 else np.zeros(0, np.uint8)
     size = comm.gather(packed.size)[0]
     packed = packed.copy() if comm.rank == 0 else np.empty(size, np.uint8)
     comm.broadcast(packed)
@@ -91,16 +98,33 @@ def _usual_folder(usual) -> Path:
     return Path(usual) if usual else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "knltrain"
 
 
-def _compile(recipe, overrides, usual):
-    """`knltrain warmup` in a process of its own that knows nothing of MPI; a failure leaves the cache cold."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER)}
-    env.pop("NUMBA_CACHE_DIR")
+def _compile_once(folder, usual, recipe, overrides):
+    """`knltrain warmup` in a process of its own that knows nothing of MPI, unless `folder` says that it was done.
+
+    A failure leaves the cache cold, and the run says itself what is wrong.
+    """
+    import kernels
+
+    try:
+        text = Path(recipe).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    kinds = [one for one in overrides if one.startswith(COMPILES) and not one.startswith(("data.train", "data.val"))]
+    key = hashlib.sha256("\0".join([kernels.CPU, kernels.__file__, text, *sorted(kinds)]).encode()).hexdigest()[:16]
+    if (folder / f"warm-{key}").exists():
+        return
+    env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
+    env.pop("NUMBA_CACHE_DIR", None)
     env |= {"NUMBA_CACHE_DIR": usual} if usual else {}
     command = [sys.executable, "-m", "knltrain", "warmup", str(recipe)]
     for override in overrides:
         command += ["--set", override]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    print(f"knltrain: {(done.stdout or done.stderr).strip()}", file=sys.stderr)
+    if done.returncode == 0:
+        if not done.stdout.startswith("0 "):
+            print(f"knltrain: {done.stdout.strip()}", file=sys.stderr)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"warm-{key}").touch()
 
 
 def _pack(folder: Path) -> bytes:
@@ -114,6 +138,7 @@ def _pack(folder: Path) -> bytes:
 def _unpack(data: bytes, folder: Path):
     """Unpack beside `folder` and move file by file into it: other jobs, and nodes that share it, do the same."""
     fresh = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}")
+    fresh.mkdir(parents=True)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         tar.extractall(fresh, filter="data")
     files = [path for path in fresh.rglob("*") if path.is_file()]

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import pytest
 from tinyrun import train, write_recipe
 
 from kernels import CACHE_DIR
@@ -17,7 +18,7 @@ def compiled(folder):
 
 def test_start__hands_the_kernels_to_the_node_and_tells_the_phases(tmp_path):
     write_recipe(tmp_path)
-    assert train(tmp_path, "first", "--set", "run.max_steps=1").returncode == 0  # compiled now, if not before
+    assert train(tmp_path, "first", "--set", "run.max_steps=1", ranks=2).returncode == 0  # compiled now, if not before
     shutil.copytree(CACHE_DIR, tmp_path / "shared" / CACHE_DIR.name)
     places = {"NUMBA_CACHE_DIR": str(tmp_path / "shared"), "KNLTRAIN_NODE_CACHE": str(tmp_path / "node")}
     result = train(tmp_path, "warm", "--set", "run.max_steps=2", ranks=2, **places)
@@ -28,13 +29,15 @@ def test_start__hands_the_kernels_to_the_node_and_tells_the_phases(tmp_path):
     assert phases == ["mpi", "kernels", "imports", "shards", "model", "checkpoint", "first step"]
 
 
-def test_start__fills_a_cold_cache_by_one_process_that_knows_no_mpi(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def warmups(tmp_path, monkeypatch):
+    """The calls of `knltrain warmup` that share_kernels makes, into tmp_path/shared, instead of the processes."""
     calls = []
 
     def run(command, env, **more):
         calls.append((command, env))
         place = tmp_path / "shared" / CACHE_DIR.name
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         (place / "one.nbi").write_text("index")
         return subprocess.CompletedProcess(command, 0, "1 functions compiled", "")
 
@@ -43,17 +46,55 @@ def test_start__fills_a_cold_cache_by_one_process_that_knows_no_mpi(tmp_path, mo
     for key, value in {"PMI_RANK": "3", "SLURM_JOB_ID": "1", "KNLTRAIN_NODE_CACHE": str(tmp_path / "node")}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "shared"))
-    usual = startup.use_node_cache()
+    (tmp_path / "r.toml").write_text("a recipe")
+    return calls
+
+
+def test_start__fills_a_cold_cache_by_one_process_that_knows_no_mpi(tmp_path, warmups, capsys):
+    recipe, usual = tmp_path / "r.toml", startup.use_node_cache()
     for _ in range(2):  # the second finds it warm
-        startup.share_kernels(Serial(), usual, "r.toml", ["a.b=1"])
-    ((command, env),) = calls
-    assert command[-4:] == ["warmup", "r.toml", "--set", "a.b=1"]
+        startup.share_kernels(Serial(), usual, recipe, ["a.b=1"])
+    ((command, env),) = warmups
+    assert command[-4:] == ["warmup", str(recipe), "--set", "a.b=1"]
     assert "PMI_RANK" not in env and "SLURM_JOB_ID" not in env and env["NUMBA_CACHE_DIR"] == str(tmp_path / "shared")
     assert (tmp_path / "node" / CACHE_DIR.name / "one.nbi").read_text() == "index"
     assert "1 functions compiled" in capsys.readouterr().err
 
 
-def test_start__without_a_place_on_the_node_changes_nothing(monkeypatch):
+def test_start__compiles_again_for_another_recipe_or_processor_only(tmp_path, warmups, monkeypatch):
+    recipe, usual = tmp_path / "r.toml", startup.use_node_cache()
+    for more in ([], ["run.seed=2"], ["data.train=/there"], ["model.width=8"], ["model.width=8", "run.epochs=3"]):
+        startup.share_kernels(Serial(), usual, recipe, more)
+    assert [command[-1] for command, _ in warmups] == [str(recipe), "model.width=8"]
+    recipe.write_text("another recipe")
+    startup.share_kernels(Serial(), usual, recipe)
+    monkeypatch.setattr("kernels.CPU", "another processor")
+    startup.share_kernels(Serial(), usual, recipe)
+    assert len(warmups) == 4
+
+
+def test_start__of_a_recipe_that_is_not_there_is_left_to_the_run(tmp_path, warmups):
+    startup.share_kernels(Serial(), startup.use_node_cache(), tmp_path / "nowhere.toml")
+    assert warmups == []
+
+
+def test_start__of_two_ranks_compiles_once_and_remembers(tmp_path):
+    write_recipe(tmp_path)
+    assert train(tmp_path, "before", "--set", "run.max_steps=1", ranks=2).returncode == 0
+    cold = tmp_path / "cold" / CACHE_DIR.name
+    shutil.copytree(CACHE_DIR, cold, ignore=shutil.ignore_patterns("warm-*", "softmax.*"))
+    places = {"NUMBA_CACHE_DIR": str(tmp_path / "cold"), "KNLTRAIN_NODE_CACHE": ""}
+    first = train(tmp_path, "first", "--set", "run.max_steps=1", ranks=2, **places)
+    assert first.returncode == 0 and first.stderr.count("functions compiled") == 1, first.stderr
+    (marker,) = cold.glob("warm-*")
+    before = {path: path.stat().st_mtime_ns for path in [marker, *cold.rglob("softmax.*.nbc")]}
+    assert len(before) > 1
+    second = train(tmp_path, "second", "--set", "run.max_steps=1", ranks=2, **places)
+    assert second.returncode == 0 and "functions compiled" not in second.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in [marker, *cold.rglob("softmax.*.nbc")]}
+
+
+def test_start__of_one_process_changes_nothing(monkeypatch):
     monkeypatch.delenv("KNLTRAIN_NODE_CACHE", raising=False)
     before = dict(startup.os.environ)
     startup.share_kernels(Serial(), startup.use_node_cache(), "r.toml")

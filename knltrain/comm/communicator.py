@@ -43,6 +43,9 @@ class Serial:
     def barrier(self):
         """Wait for all ranks."""
 
+    def sleep_until_all(self):
+        """Wait for all ranks, for seconds, and leave them the cores."""
+
     def node(self, pretended: int = 0) -> "Serial":
         """The ranks that share memory with this one."""
         return self
@@ -96,10 +99,13 @@ class World:
         for _ in range(_LOOKS):
             if self._mpi.Request.Testall(requests):
                 return
+        self._sleep_until(requests, 300e-6)
+
+    def _sleep_until(self, requests, longest: float):
         pause = 20e-6
         while not self._mpi.Request.Testall(requests):
             time.sleep(pause)
-            pause = min(1.5 * pause, 300e-6)
+            pause = min(1.5 * pause, longest)
 
     def broadcast(self, array: np.ndarray):
         """Give every rank rank 0's numbers, in place."""
@@ -130,6 +136,10 @@ class World:
     def barrier(self):
         """Wait for all ranks."""
         self._comm.Barrier()
+
+    def sleep_until_all(self):
+        """Wait for all ranks, for seconds, and leave them the cores."""
+        self._sleep_until([self._comm.Ibarrier()], 20e-3)
 
     def node(self, pretended: int = 0) -> "World":
         """The ranks that share memory with this one; pretended: cut those of a machine into so many nodes."""
