@@ -205,6 +205,27 @@ def _bench_allreduce(args):
         )
 
 
+def _bench_overlap(args):
+    from .comm import world
+
+    with all_ranks(world()) as comm:
+        from .bench.overlap import run
+        from .machine import take_share
+
+        take_share(comm)
+        run(
+            comm,
+            args.model,
+            args.slot_batch,
+            options=dict(_assignment(text) for text in args.set),
+            delay=args.delay,
+            bucket_bytes=args.bucket_bytes,
+            algorithm=args.algorithm,
+            wire=args.wire,
+            as_json=args.json,
+        )
+
+
 def _doctor(args):
     from .comm import world
 
@@ -357,6 +378,17 @@ def _parser() -> argparse.ArgumentParser:
     allreduce.add_argument("--nodes", type=int, default=0, help="pretend so many nodes on one machine")
     allreduce.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
     allreduce.set_defaults(run_command=_bench_allreduce)
+
+    overlap = what.add_parser("overlap", help="how much of the exchange hides behind backward; under mpiexec")
+    overlap.add_argument("--model", default="resnet50", help="as in describe (default resnet50)")
+    overlap.add_argument("--slot-batch", type=int, default=8, metavar="B", help="images a rank (default 8)")
+    overlap.add_argument("--set", **settings, help="argument of the model, as in width=16")
+    overlap.add_argument("--delay", type=float, default=0.6, help="of a pretended wire, as a share of backward (0.6)")
+    overlap.add_argument("--bucket-bytes", type=int, default=0, help="default: chosen by measuring, as in training")
+    overlap.add_argument("--algorithm", default="auto", help="as comm.algorithm (default auto)")
+    overlap.add_argument("--wire", default="fp32", help="as comm.wire (default fp32)")
+    overlap.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
+    overlap.set_defaults(run_command=_bench_overlap)
 
     doctor = commands.add_parser("doctor", help="what is wrong with these nodes; alone, under mpiexec or srun")
     doctor.add_argument("--data", type=Path, metavar="DIR", help="shards to look into")

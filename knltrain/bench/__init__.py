@@ -1,5 +1,5 @@
 """Benchmarks as commands: `knltrain bench kernels`, `step`, `checkpoint`, `data`, `feed`,
-`allreduce`; see docs/benchmarks.md.
+`allreduce`, `overlap`; see docs/benchmarks.md.
 
 probe.py      watches which kernels a training step calls, with what, and for how long
 costs.py      what a call must do: flops, and the passes over memory it cannot avoid
@@ -10,5 +10,6 @@ kernels.py    the table of kernels          step.py    the table of the whole st
 data.py       the loader beside the decoder alone      feed.py       packing, feeding, opening beside their limits
 checkpoint.py what writing one beside training costs
 allreduce.py  our sums over ranks beside MPI's own; docs/communication.md
+overlap.py    how much of the exchange hides behind the backward pass
 torch_process.py, torch_models.py           the same step in PyTorch, in a process of its own
 """

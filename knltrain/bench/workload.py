@@ -14,14 +14,16 @@ CLASSES = 1000
 class Workload:
     """`name` planned for `slot_batch` images, with random pictures, SGD with momentum and weight decay.
 
+    gradient_memory: where its gradients shall lie, as for `Model`.
+
     Raises ValueError for an unknown model or option, and for fewer than one image.
     """
 
-    def __init__(self, name: str, slot_batch: int, options: dict | None = None):
+    def __init__(self, name: str, slot_batch: int, options: dict | None = None, gradient_memory=None):
         if slot_batch < 1:
             raise ValueError(f"slot batch is {slot_batch}, expected at least 1 image")
         layers, shape = build(name, **(options or {}))
-        self.model = Model(layers, shape, slot_batch)
+        self.model = Model(layers, shape, slot_batch, gradient_memory=gradient_memory)
         self.optimizer = Lars(
             self.model.parameters.parameters, trust_coefficient=0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
         )
@@ -37,13 +39,21 @@ class Workload:
 
     def step(self):
         """One whole step: packing, copy of the batch, forward, loss, backward, statistics, update."""
+        self.begin_step()
+        self.model.backward(lambda parameter: None)
+        self.end_step()
+
+    def begin_step(self):
+        """What comes before the backward pass."""
         model = self.model
         model.prepare()
         model.images[...] = self.images
         model.forward(True, self.keys)
         model.loss.run(self.labels, 1.0 / len(self.labels))
-        model.backward(lambda parameter: None)
-        model.parameters.update_statistics(1)
+
+    def end_step(self):
+        """What comes after it, where there is nobody to exchange gradients with."""
+        self.model.parameters.update_statistics(1)
         self.optimizer.step(LEARNING_RATE)
 
     @property
