@@ -20,11 +20,11 @@ def mpiexec() -> str:
         pytest.skip(str(error))
 
 
-def run_mpi(ranks: int, *arguments: str, threads: int = 1, timeout: float = 120, launcher=(), **environment):
+def run_mpi(ranks: int, *arguments: str, threads: int = 1, timeout: float = 120, launcher=(), before=(), **environment):
     """CompletedProcess of `python ARGUMENTS` on `ranks` ranks; text output, never raises on a bad exit.
 
-    launcher: more options of mpiexec.
+    launcher: more options of mpiexec. before: a command that runs it all, as `nice`.
     """
     env = os.environ | {"NUMBA_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | environment
-    command = [mpiexec(), *launcher, "-n", str(ranks), sys.executable, *arguments]
+    command = [*before, mpiexec(), *launcher, "-n", str(ranks), sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ crop = 24
 pad = 1
 [batch]
 global_batch = 16
-slot_batch = 4
+slot_batch = 2
 [optim]
 variant = "mlperf"
 trust_coefficient = 3.0
@@ -73,13 +74,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def _train(folder, run, *, ranks=1, threads=1, network="resnet", settings=(), resume=None, timeout=120):
+def _train(folder, run, *, ranks=1, threads=1, network="resnet", settings=(), resume=None, timeout=120, **more):
     arguments = ["-m", "knltrain", "train", str(folder / f"{network}.toml"), "--run", str(folder / run)]
     for setting in settings:
         arguments += ["--set", setting]
     if resume:
         arguments += ["--resume", resume]
-    return run_mpi(ranks, *arguments, threads=threads, timeout=timeout)
+    return run_mpi(ranks, *arguments, threads=threads, timeout=timeout, **more)
 
 
 def _state(folder, run):
@@ -116,6 +117,8 @@ def serial(folder):
         ("alexnet", 2, 2, ["cut_before=['fc6.w']", "overlap=false"]),
         ("alexnet", 2, 1, ["bucket_bytes=300000", "shard_update=true"]),
         ("alexnet", 4, 1, ["shard_update=true", "algorithm='halving'", "overlap=false"]),
+        ("resnet", 8, 1, ["bucket_bytes=7000", "pretended_nodes=4"]),
+        ("alexnet", 8, 1, ["bucket_bytes=20000", "shard_update=true"]),
     ],
 )
 def test_train__ranks_threads_and_settings_of_comm_change_no_bit(folder, serial, network, ranks, threads, settings):
@@ -124,6 +127,28 @@ def test_train__ranks_threads_and_settings_of_comm_change_no_bit(folder, serial,
     run = _train(folder, name, ranks=ranks, threads=threads, network=network, settings=settings)
     assert run.returncode == 0, run.stderr
     _same(_state(folder, name), serial[network])
+
+
+def test_train__without_thread_multiple_exchanges_between_the_layers_and_says_so_once(folder, serial):
+    environment = {"MPI4PY_RC_THREAD_LEVEL": "funneled"}
+    run = _train(folder, "funneled", ranks=2, settings=["comm.bucket_bytes=9000"], **environment)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("this MPI gives no MPI_THREAD_MULTIPLE") == 1
+    assert "exchanged between the layers" in run.stderr
+    _same(_state(folder, "funneled"), serial["resnet"])
+
+
+def test_train__with_too_little_shared_memory_sums_by_messages_and_says_so_once(folder):
+    """In a mount namespace whose /dev/shm has room for MPI itself, but not for two gradients of 1.2 MB beside it."""
+    small = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
+    small += ['mount -t tmpfs -o size=4m tmpfs /dev/shm; exec "$@"', "-"]
+    if not shutil.which("unshare") or subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces for this user")
+    wide = ["model.width=32", "run.epochs=1", "run.evaluate_every_epochs=0", "schedule.warmup_epochs=0"]
+    one, two = _train(folder, "wide", settings=wide), _train(folder, "small", ranks=2, settings=wide, before=small)
+    assert one.returncode == two.returncode == 0, two.stderr
+    assert two.stderr.count("too little shared memory") == 1, two.stderr
+    _same(*(load(checkpoints(folder / run / "checkpoints")[-1])[0] for run in ("wide", "small")))
 
 
 def test_train__learns(folder, serial):
