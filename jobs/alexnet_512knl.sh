@@ -16,6 +16,7 @@ set -u
 # shellcheck source=jobs/env.sh
 . "${KNLTRAIN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/jobs/env.sh" || exit 2
 RECIPE=${RECIPE:-$KNLTRAIN_ROOT/jobs/recipes/alexnet_bn_32k_lars.toml}
+[ ! -e "$DATA/mean.npy" ] || set -- --set data.mean_image="$DATA/mean.npy" "$@" # by pack_imagenet.sh
 
 survive "$RUN" srun python -m knltrain train "$RECIPE" --run "$RUN" --resume auto \
   --set data.train="$DATA/train" --set data.val="$DATA/val" "$@"

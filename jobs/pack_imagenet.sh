@@ -29,3 +29,8 @@ for part in train val; do
   fi
   srun python -m knltrain pack "$source" "$DATA/$part" "${classes[@]}" "$@" || exit
 done
+
+# the mean picture that alexnet_bn_32k_lars.toml subtracts; JPEG shards have none
+if srun -N 1 -n 1 python -m knltrain shards "$DATA/train" | grep -q '^encoding  raw'; then
+  srun -N 1 -n 1 python -m knltrain shards "$DATA/train" --mean "$DATA/mean.npy"
+fi

@@ -124,9 +124,10 @@ def _verify(args):
 
 
 def _shards(args):
+    from .data.mean import write_mean
     from .data.verify import summarize
 
-    print(summarize(args.dir))
+    print(write_mean(args.dir, args.mean) if args.mean else summarize(args.dir))
 
 
 def _describe(args):
@@ -310,6 +311,7 @@ def _parser() -> argparse.ArgumentParser:
 
     shards = commands.add_parser("shards", help="what is in a folder of shards")
     shards.add_argument("dir", type=Path)
+    shards.add_argument("--mean", type=Path, metavar="NPY", help="write the mean picture of raw shards instead")
     shards.set_defaults(run_command=_shards)
 
     describe = commands.add_parser("describe", help="table of a model's layers: shapes, parameters, multiply-adds")

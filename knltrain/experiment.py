@@ -1,6 +1,8 @@
 """From a recipe to its parts: the only place that translates the recipe's keys into constructor arguments."""
 
 import dataclasses
+import hashlib
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -67,6 +69,8 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
             counts = {"run": key in ("epochs", "seed"), "comm": False}.get(section, name not in free)
             if counts:
                 facts[name] = list(value) if isinstance(value, tuple) else value
+    if recipe.data.mean_image:  # what is in it counts, not where it lies
+        facts["data.mean_image"] = hashlib.sha256(Path(recipe.data.mean_image).read_bytes()).hexdigest()[:16]
     return facts
 
 

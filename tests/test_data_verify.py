@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from knltrain.data import DataSet, ShardError
+from knltrain.data import DataSet, ShardError, read_mean_image
+from knltrain.data.mean import write_mean
 from knltrain.data.shards import Row, finish_shard, write_shard
 from knltrain.data.verify import summarize, verify
 
@@ -114,6 +115,25 @@ def test_summarize__says_what_is_there(tmp_path):
     text = summarize(write(tmp_path / "d", "jpeg"))
     parts = ["12 images in 2 shards", "jpeg, short side 4", "20 to 25 bytes", "class0 to class2, 4 to 4", "1 files"]
     assert not [part for part in [*parts, "class0/bad.jpg: empty file"] if part not in text]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_mean__is_that_of_all_pictures(tmp_path, threads):
+    data = DataSet(write(tmp_path / "d", "raw"))
+    text = write_mean(tmp_path / "d", tmp_path / "mean.npy", threads=threads, report=None)
+    expected = np.mean([data.read(row) for row in range(len(data))], axis=0, dtype=np.float64)
+    found = read_mean_image(tmp_path / "mean.npy", 4)
+    assert found.dtype == np.float32 and np.array_equal(found, expected.astype(np.float32))
+    assert f"colour {expected[:, :, 0].mean():.1f}, " in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "mean.npy"]
+
+
+def test_mean__refuses_what_has_none(tmp_path):
+    with pytest.raises(ValueError, match="found jpeg shards, expected raw ones"):
+        write_mean(write(tmp_path / "j", "jpeg"), tmp_path / "mean.npy", report=None)
+    with pytest.raises(ValueError, match=r"ends in \.npy"):
+        write_mean(tmp_path / "j", tmp_path / "mean.png", report=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["j"]
 
 
 def test_shard__is_what_its_page_says(tmp_path):

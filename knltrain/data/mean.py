@@ -1,0 +1,56 @@
+"""The mean picture of a data set, which Caffe's recipes subtract: `knltrain shards DIR --mean FILE.npy`."""
+
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from .dataset import DataSet
+from .progress import Progress
+
+
+def mean_picture(folder: str | os.PathLike, *, threads: int | None = None, report=sys.stderr) -> np.ndarray:
+    """mean[h, w, c] = sum over rows of x[h, w, c] / rows, (size, size, 3) float32 in units of 0..255.
+
+    Sums are whole numbers, so the result depends on no order. threads: readers; None takes the cores of this process.
+
+    Raises: ValueError if the pictures are not raw, of one size; ShardError if one is damaged.
+    """
+    data = DataSet(folder)
+    if data.encoding != "raw":
+        raise ValueError(f"{folder}: found {data.encoding} shards, expected raw ones, whose pictures are of one size")
+    threads = threads or len(os.sched_getaffinity(0))
+    progress, lock, done = Progress(report, len(data), "rows"), threading.Lock(), 0
+
+    def total(part):
+        nonlocal done
+        sums, scratch = np.zeros((data.size, data.size, 3), np.uint64), np.empty(data.size**2 * 3, np.uint8)
+        for row in range(len(data) * part // threads, len(data) * (part + 1) // threads):
+            sums += data.read(row, scratch)
+            with lock:
+                done += 1
+                progress.show(done)
+        return sums
+
+    with ThreadPoolExecutor(threads, "mean") as pool:
+        return (sum(pool.map(total, range(threads))) / len(data)).astype(np.float32)
+
+
+def write_mean(folder: str | os.PathLike, path: Path, **options) -> str:
+    """Write the mean picture to a .npy file, whole or not at all; returns a line that says what it is."""
+    path = Path(path)
+    if path.suffix != ".npy":
+        raise ValueError(f"found --mean {path}, expected a name that ends in .npy")
+    mean = mean_picture(folder, **options)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, mean)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    red, green, blue = mean.mean((0, 1))
+    return f"{path}: mean of {folder}, {mean.shape[0]} x {mean.shape[1]}; colour {red:.1f}, {green:.1f}, {blue:.1f}"
