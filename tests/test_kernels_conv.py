@@ -16,6 +16,7 @@ from kernels import (
     conv2d_plan,
     reference,
 )
+from kernels.conv import _out_addresses, next_input, row_addresses
 from kernels.conv_weight import _pixel_range
 
 RELATIVE = 5e-6  # of the largest element: float32 sums of up to 4,608 products of standard normals
@@ -159,6 +160,34 @@ def test_pixel_range__holds_every_pixel_that_is_read():
             read = ((image[m, None] * h + y) * w + x)[(y >= 0) & (y < h) & (x >= 0) & (x < w)]
             begin, end = _pixel_range(geometry, taps, first, m.stop - first, 3)
             assert 0 <= begin and end <= 3 * h * w and ((begin <= read) & (read < end)).all()
+
+
+def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once():
+    """Forward, and every residue class of backward-input, with x at address 10**6 and the pixel outside at 7."""
+    for h, w, r, s, stride, pad in itertools.product((3, 8), (2, 7), (1, 3), (2, 3), (1, 2, 3), (0, 1, 2, 5)):
+        if h + 2 * pad < r or w + 2 * pad < s:
+            continue
+        plan = conv2d_plan((2, h, w, 17), (r, s, 17, 24), stride, pad)
+        _, p, q, _ = plan.y_shape
+        written = np.zeros((2, h, w), int)
+        for number, (geometry, taps) in enumerate([plan.forward, *plan.backward]):
+            rows, columns, step = geometry[:3]
+            image, i, j = np.unravel_index(np.arange(2 * rows * columns), (2, rows, columns))
+            y, x = i * step + taps[:, :1], j * step + taps[:, 1:2]  # (taps, pixels)
+            height, width, depth = (h, w, 17) if number == 0 else (p, q, 24)
+            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            expected = np.where(inside, 10**6 + ((image * height + y) * width + x) * depth * 4, 7)
+            for first, count in [(0, len(image)), (1, len(image) - 1), (len(image) // 2, 1)]:
+                table = np.zeros((len(taps), count), np.int64)
+                row_addresses(10**6, 7, geometry, taps, first, count, table)
+                assert np.array_equal(table, expected[:, first : first + count])
+                if len(taps) and inside[-1, first]:
+                    assert next_input(10**6, geometry, taps, first) == expected[-1, first]
+            if number > 0:
+                table = np.zeros(len(image), np.int64)
+                _out_addresses(0, geometry, 0, len(image), table)
+                np.add.at(written.reshape(-1), table // (17 * 4), 1)
+        assert (written == 1).all()
 
 
 def test_conv2d_plan__rejects_shapes_that_do_not_fit():
