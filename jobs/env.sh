@@ -41,6 +41,7 @@ export MPICH_MAX_THREAD_SAFETY=${MPICH_MAX_THREAD_SAFETY:-multiple} # Cray MPICH
 export HFI_NO_CPUAFFINITY=${HFI_NO_CPUAFFINITY:-1}                  # Omni-Path would bind the whole process to one core
 export OMPI_MCA_btl=${OMPI_MCA_btl:-^ofi} OMPI_MCA_mtl=${OMPI_MCA_mtl:-} # Open MPI: probing OFI twice costs 1 s
 [ -n "$OMPI_MCA_mtl" ] || unset OMPI_MCA_mtl
+export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx}                           # says "Error" for each shared window, and means nothing
 export HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING:-FALSE} # Lustre without flock: errno 37; shards are only read
 
 # ---- start without storms ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Arguments: a JSON list of [algorithm, wire, pretended nodes], and a JSON list of
 
 import json
 import sys
+import time
 
 import numpy as np
 
@@ -44,8 +45,27 @@ def check(comm, algorithm, wire, nodes, sizes):
             raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: parts cover {covered} floats")
 
 
+def check_in_a_row(comm, algorithm, wire, nodes):
+    """Slices of all sizes one after the other, as buckets are, by ranks that are late in turn."""
+    exchange = Exchange(comm, algorithm, wire, nodes)
+    sizes = [16, 48, 5000, 16, 40_000, 1, 30, 16] * 4
+    mine = exchange.allocate(sum(sizes))
+    for round_ in range(3):
+        mine[:] = numbers(comm.rank + round_, mine.size)
+        start = 0
+        for i, size in enumerate(sizes):
+            time.sleep(1e-3 * (i % comm.size == comm.rank))
+            exchange.allreduce(start, start + size)
+            start += size
+        expected = sum(numbers(rank + round_, mine.size) for rank in range(comm.size))
+        if not np.array_equal(exchange.total, expected):
+            raise RuntimeError(f"{algorithm} {wire} {nodes}: slices in a row are wrong on rank {comm.rank}")
+        exchange.release()
+
+
 if __name__ == "__main__":
     communicator = world()
     for case in json.loads(sys.argv[1]):
         check(communicator, *case, json.loads(sys.argv[2]))
+        check_in_a_row(communicator, *case)
     communicator.barrier()
