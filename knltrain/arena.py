@@ -196,10 +196,9 @@ class Arena:
     def __init__(self):
         self.buffers: list[Buffer] = []
         self.views: list[Buffer] = []
-        self.kept: list[Buffer] = []
         self.holes: list[tuple[int, int]] = []  # free (offset, bytes) below `size`, sorted, never adjacent
         self.size = 0
-        self.scratch = 0
+        self.scratch = self.panel_floats = 0
 
     def take(self, shape, dtype=np.float32) -> Buffer:
         """A buffer that is nobody else's until it is given back."""
@@ -238,18 +237,17 @@ class Arena:
         self.views.append(view)
         return view
 
-    def keep(self, floats: int) -> Buffer:
-        """Memory that is its owner's for good, never reused: contents last from one pass to the next."""
-        self.kept.append(Buffer((floats,)))
-        return self.kept[-1]
-
     def need_scratch(self, floats: int):
         """Ask for at least so many floats of scratch, shared by all layers, contents undefined between calls."""
         self.scratch = max(self.scratch, floats)
 
+    def need_panels(self, floats: int):
+        """The same for packed weights, which are used beside the scratch."""
+        self.panel_floats = max(self.panel_floats, floats)
+
     @property
     def total_bytes(self) -> int:
-        return self.size + ALIGN + self.scratch * FLOAT + ALIGN + sum(b.nbytes + ALIGN for b in self.kept)
+        return self.size + (self.scratch + self.panel_floats) * FLOAT + 3 * ALIGN
 
     def allocate(self):
         """Make the block and bind every buffer to its place in it."""
@@ -260,9 +258,7 @@ class Arena:
             buffer.array = here.view(buffer.dtype).reshape(buffer.shape)
         for view in self.views:
             view.array = view.root.array.reshape(view.shape)
-        for buffer in self.kept:
-            buffer.array = aligned_zeros(*buffer.shape)
-        self.workspace = aligned_zeros(self.scratch)
+        self.workspace, self.panels = aligned_zeros(self.scratch), aligned_zeros(self.panel_floats)
 
 
 def _bytes(buffer: Buffer) -> int:

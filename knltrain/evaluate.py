@@ -43,7 +43,6 @@ def evaluate(model: Model, data: DataSet, augment: Augment, comm, threads: int =
     keys = np.zeros(batch, np.uint64)
     labels = np.zeros(batch, np.int64)
     counts = [0, 0, 0]
-    model.prepare(train=False)
     with EvalLoader(data, eval_rows(len(data), comm.rank, comm.size, batch), augment, threads=threads) as loader:
         for part in loader:
             count = len(part.labels)

@@ -79,7 +79,6 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
         while step < derived.total_steps and not scalars[2]:  # a stop, asked of any rank
             faults.strike(step + 1, model)
             lr = learning_rate(step, **derived.schedule)
-            model.prepare()
             finite = True
             for _ in slots:
                 batch = next(loader)

@@ -41,7 +41,6 @@ def warmup(recipe: Recipe) -> str:
     optimizer, reducer = make_optimizer(recipe, model), make_reducer(recipe, model, exchange, slots, Watch(comm))
     keys = np.zeros(slot_batch, np.uint64)
     with make_loader(recipe, derived, data, slots) as loader:
-        model.prepare()
         for _ in slots:
             images = next(loader)
             model.images[...] = images.images

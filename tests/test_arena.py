@@ -23,25 +23,25 @@ def _cells(buffers):
 @pytest.mark.parametrize("seed", range(30))
 def test_arena__live_buffers_never_overlap(seed):
     rng = np.random.default_rng(seed)
-    arena, live, lives, kept = Arena(), [], [], []
+    arena, live, lives = Arena(), [], []
     for _ in range(80):
         if live and rng.random() < 0.45:
             arena.give(live.pop(rng.integers(len(live))))
         else:
             dtype = (np.float32, np.uint8)[rng.integers(2)]
             live.append(arena.take(rng.integers(1, 9, size=rng.integers(1, 4)), dtype))
-        if rng.random() < 0.1:
-            kept.append(arena.keep(int(rng.integers(1, 100))))
         lives.append(list(live))
     arena.need_scratch(50)
     arena.need_scratch(20)
+    arena.need_panels(70)
     arena.allocate()
-    always = [arena.workspace, *(b.array for b in kept)]
+    always = [arena.workspace, arena.panels]
     for together in lives:
         assert _disjoint([b.array for b in together] + always)
-    for buffer in arena.buffers + kept:
+    for buffer in arena.buffers:
         assert buffer.array.shape == buffer.shape and buffer.array.ctypes.data % ALIGN == 0
-    assert arena.workspace.shape == (50,) and arena.workspace.ctypes.data % ALIGN == 0
+    assert arena.workspace.shape == (50,) and arena.panels.shape == (70,)
+    assert all(array.ctypes.data % ALIGN == 0 for array in always)
     assert max(map(_cells, lives)) <= arena.size <= _cells(arena.buffers)
 
 

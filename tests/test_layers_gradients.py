@@ -56,7 +56,6 @@ NETWORKS = {
 
 
 def _loss(model, labels, keys):
-    model.prepare()
     model.forward(True, keys)
     model.loss.run(labels, 1.0 / len(labels))
     return float(np.mean(model.loss.losses, dtype=np.float64))

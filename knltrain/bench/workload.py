@@ -46,7 +46,6 @@ class Workload:
     def begin_step(self):
         """What comes before the backward pass."""
         model = self.model
-        model.prepare()
         model.images[...] = self.images
         model.forward(True, self.keys)
         model.loss.run(self.labels, 1.0 / len(self.labels))

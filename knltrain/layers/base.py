@@ -52,9 +52,6 @@ class Layer:
     def backward(self, ready: Callable[[Parameter], None]):
         """Read dy (and what forward left), write dx and the parameters' gradients; report each with `ready`."""
 
-    def prepare(self, train: bool):
-        """Called when weights have changed: derive from them what the passes read."""
-
     def own_parameters(self) -> list[Parameter]:
         return []
 

@@ -51,28 +51,25 @@ class Conv2d(Layer):
         self.arena = arena
         self.bias_floats = bias_gradient_workspace(math.prod(self.kernel.y_shape[:3]), self.channels) if self.b else 0
         arena.need_scratch(max(self.kernel.workspace_size + self.moments_floats, self.bias_floats))
-        self.packed = arena.keep(self.kernel.packed_size)
-        self.packed_t = None
+        arena.need_panels(self.kernel.packed_size)
         return self.y
 
     def plan_backward(self, dy, arena, need_dx=True, onto=None):
         self.dy, self.accumulate = dy, onto is not None
         if need_dx:
             self.dx = arena.view(onto, self.x.shape) if onto else arena.take(self.x.shape)
-            self.packed_t = arena.keep(self.kernel.packed_t_size)
+            arena.need_panels(self.kernel.packed_t_size)
         arena.give(dy)
         arena.give(self.y)
         return self.dx
 
-    def prepare(self, train):
-        self.weights = self.weights_t = self.w.w
-        if self.kernel.direct:  # read as they are
-            return
-        self.weights = self.packed.array
-        conv2d_pack(self.kernel, self.w.w, self.weights)
-        if train and self.packed_t is not None:
-            self.weights_t = self.packed_t.array
-            conv2d_pack_transposed(self.kernel, self.w.w, self.weights_t)
+    def panels(self, pack, size):
+        """The weights as the kernel reads them: packed just before, so that they lie in a cache, or as they are."""
+        if self.kernel.direct:
+            return self.w.w
+        panels = self.arena.panels[:size]
+        pack(self.kernel, self.w.w, panels)
+        return panels
 
     @property
     def moments_floats(self) -> int:
@@ -88,7 +85,8 @@ class Conv2d(Layer):
         bias = None if self.b is None else self.b.w
         scratch = self.arena.workspace[: self.kernel.workspace_size]
         moments = self.moments if self.gives_moments and run.train else None
-        conv2d_forward(self.kernel, self.x.array, self.weights, bias, self.y.array, scratch, moments)
+        weights = self.panels(conv2d_pack, self.kernel.packed_size)
+        conv2d_forward(self.kernel, self.x.array, weights, bias, self.y.array, scratch, moments)
 
     def backward(self, ready):
         scratch = self.arena.workspace[: self.kernel.workspace_size]
@@ -99,7 +97,8 @@ class Conv2d(Layer):
             ready(self.b)
         ready(self.w)
         if self.dx is not None:
-            conv2d_backward_input(self.kernel, self.dy.array, self.weights_t, self.dx.array, self.accumulate)
+            weights = self.panels(conv2d_pack_transposed, self.kernel.packed_t_size)
+            conv2d_backward_input(self.kernel, self.dy.array, weights, self.dx.array, self.accumulate)
 
     def own_parameters(self):
         return [self.w] if self.b is None else [self.w, self.b]

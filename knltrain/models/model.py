@@ -38,7 +38,7 @@ class Model:
 
     @property
     def memory_bytes(self) -> int:
-        """Activations, gradients of activations, scratch and packed weights."""
+        """Activations, gradients of activations, and scratch."""
         return self.arena.total_bytes
 
     def _check_memory(self, ranks, gradient_copies):
@@ -52,11 +52,6 @@ class Model:
                 f"free{f' for each of its {ranks} ranks' * several}: "
                 f"choose a smaller slot_batch{' or fewer ranks on this node' * several}"
             )
-
-    def prepare(self, train: bool = True):
-        """Derive from the weights what the passes read; call it whenever weights have changed."""
-        for layer in self.layers.leaves():
-            layer.prepare(train)
 
     def forward(self, train: bool, keys: np.ndarray):
         """From `images` to the logits that `loss` reads; keys (N,) uint64 seed what is random, one per image."""
