@@ -1,7 +1,8 @@
 """The one policy for compiling and threading: flags, on-disk cache, OpenMP runtime.
 
 Numba's cache does not notice that a function in *another* file changed, so the cache folder carries a hash of
-every source file of this package: an edit anywhere starts a fresh folder, and nothing stale is ever loaded.
+every source file of this package, and Numba's version: an edit anywhere starts a fresh folder, and nothing stale is
+ever loaded.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ import numba
 
 
 def _source_hash() -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]

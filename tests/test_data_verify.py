@@ -133,6 +133,8 @@ def test_mean__refuses_what_has_none(tmp_path):
         write_mean(write(tmp_path / "j", "jpeg"), tmp_path / "mean.npy", report=None)
     with pytest.raises(ValueError, match=r"ends in \.npy"):
         write_mean(tmp_path / "j", tmp_path / "mean.png", report=None)
+    with pytest.raises(ValueError, match="in a folder that is there"):
+        write_mean(tmp_path / "j", tmp_path / "nowhere" / "mean.npy", report=None)
     assert [path.name for path in tmp_path.iterdir()] == ["j"]
 
 

@@ -42,8 +42,8 @@ def mean_picture(folder: str | os.PathLike, *, threads: int | None = None, repor
 def write_mean(folder: str | os.PathLike, path: Path, **options) -> str:
     """Write the mean picture to a .npy file, whole or not at all; returns a line that says what it is."""
     path = Path(path)
-    if path.suffix != ".npy":
-        raise ValueError(f"found --mean {path}, expected a name that ends in .npy")
+    if path.suffix != ".npy" or not path.parent.is_dir():
+        raise ValueError(f"found --mean {path}, expected a name that ends in .npy, in a folder that is there")
     mean = mean_picture(folder, **options)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
