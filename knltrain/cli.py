@@ -63,7 +63,8 @@ def all_ranks(comm):
         code = _explain(error, comm.rank)
         time.sleep(0.2)  # the launcher forwards what was printed before it kills
         comm.abort(code)
-    comm.close()
+    else:
+        comm.close()
 
 
 # ---- commands: each imports what it needs, so that `knltrain --help` is instant; a result is the exit code ----------
