@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -70,7 +69,8 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
             if counts:
                 facts[name] = list(value) if isinstance(value, tuple) else value
     if recipe.data.mean_image:  # what is in it counts, not where it lies
-        facts["data.mean_image"] = hashlib.sha256(Path(recipe.data.mean_image).read_bytes()).hexdigest()[:16]
+        mean = read_mean_image(recipe.data.mean_image, data.size)
+        facts["data.mean_image"] = hashlib.sha256(mean.tobytes()).hexdigest()[:16]
     return facts
 
 

@@ -125,6 +125,29 @@ def test_augment__takes_the_mean_picture_of_caffe(tmp_path):
     (tmp_path / "text.npy").write_text("no array")
     with pytest.raises(ValueError, match="text.npy: found no NumPy array"):
         read_mean_image(tmp_path / "text.npy", 32)
+    with pytest.raises(ValueError, match="found no such file, expected a mean picture: knltrain shards DIR --mean"):
+        read_mean_image(tmp_path / "none.npy", 32)
+
+
+def test_identity__knows_a_mean_picture_by_what_is_in_it(tmp_path):
+    """Two places with the same picture are one experiment, two pictures in one place are two."""
+    from knltrain.config import load_recipe
+    from knltrain.experiment import identity
+
+    class Data:
+        size, class_names = 4, ["a", "b"]
+
+        def __len__(self):
+            return 8
+
+    def facts(name):
+        recipe = '[model]\nname = "alexnet"\n[data]\ntrain = "t"\n[batch]\nglobal_batch = 8\nslot_batch = 8\n'
+        (tmp_path / "r.toml").write_text(recipe)
+        return identity(load_recipe(tmp_path / "r.toml", [f"data.mean_image={tmp_path / name}"]), Data())
+
+    for name, value in (("one.npy", 1), ("same.npy", 1), ("other.npy", 2)):
+        np.save(tmp_path / name, np.full((4, 4, 3), value, np.float32))
+    assert facts("one.npy") == facts("same.npy") != facts("other.npy")
 
 
 def photos():

@@ -146,6 +146,9 @@ def read_mean_image(path, size: int) -> np.ndarray:
     """
     try:
         found = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        cure = f"knltrain shards DIR --mean {path} makes it, --set data.mean_image= does without"
+        raise ValueError(f"{path}: found no such file, expected a mean picture: {cure}") from None
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path}: found no NumPy array ({error}), expected a mean picture in a .npy file") from None
     shape = getattr(found, "shape", None)
