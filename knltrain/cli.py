@@ -144,10 +144,14 @@ def _demo(args):
 
 
 def _warmup(args):
+    from kernels import CACHE_DIR
+
     from .config import load_recipe
+    from .startup import warm_mark
     from .warmup import warmup
 
     print(warmup(load_recipe(args.recipe, args.set)))
+    warm_mark(CACHE_DIR, args.recipe, args.set).touch()
 
 
 def _bench(args):

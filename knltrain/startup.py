@@ -98,20 +98,27 @@ def _usual_folder(usual) -> Path:
     return Path(usual) if usual else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "knltrain"
 
 
+def warm_mark(folder: Path, recipe: Path, overrides=()) -> Path:
+    """The file in the cache `folder` that says: the kernels of this recipe are compiled for this kind of CPU.
+
+    `knltrain warmup` leaves it. Raises OSError or ValueError where the recipe cannot be read.
+    """
+    import kernels
+
+    kinds = [one for one in overrides if one.startswith(COMPILES) and not one.startswith(("data.train=", "data.val="))]
+    facts = [kernels.CPU, kernels.__file__, Path(recipe).read_text(encoding="utf-8"), *kinds]
+    return folder / f"warm-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}"
+
+
 def _compile_once(folder, usual, recipe, overrides):
     """`knltrain warmup` in a process of its own that knows nothing of MPI, unless `folder` says that it was done.
 
     A failure leaves the cache cold, and the run says itself what is wrong.
     """
-    import kernels
-
     try:
-        text = Path(recipe).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return
-    kinds = [one for one in overrides if one.startswith(COMPILES) and not one.startswith(("data.train", "data.val"))]
-    key = hashlib.sha256("\0".join([kernels.CPU, kernels.__file__, text, *sorted(kinds)]).encode()).hexdigest()[:16]
-    if (folder / f"warm-{key}").exists():
+        if warm_mark(folder, recipe, overrides).exists():
+            return
+    except (OSError, ValueError):
         return
     env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
     env.pop("NUMBA_CACHE_DIR", None)
@@ -120,11 +127,8 @@ def _compile_once(folder, usual, recipe, overrides):
     for override in overrides:
         command += ["--set", override]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        if not done.stdout.startswith("0 "):
-            print(f"knltrain: {done.stdout.strip()}", file=sys.stderr)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"warm-{key}").touch()
+    if done.returncode == 0 and not done.stdout.startswith("0 "):
+        print(f"knltrain: {done.stdout.strip()}", file=sys.stderr)
 
 
 def _pack(folder: Path) -> bytes:
