@@ -4,6 +4,7 @@ So a sample does not depend on which thread, rank or step makes it. What is draw
 which run without the interpreter's lock; here it is put together, by level.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -138,6 +139,7 @@ class Augment:
         return np.uint64(sample_key(self.seed, epoch, row, PURPOSE))
 
 
+@cache
 def read_mean_image(path, size: int) -> np.ndarray:
     """A mean picture (H, W, 3) float32, red green blue in units of 0..255, from a .npy file of that, or of Caffe's
     (3, H, W) blue green red.

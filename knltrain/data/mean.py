@@ -23,12 +23,14 @@ def mean_picture(folder: str | os.PathLike, *, threads: int | None = None, repor
     if data.encoding != "raw":
         raise ValueError(f"{folder}: found {data.encoding} shards, expected raw ones, whose pictures are of one size")
     threads = threads or len(os.sched_getaffinity(0))
-    progress, lock, done = Progress(report, len(data), "rows"), threading.Lock(), 0
+    progress, lock, done, stop = Progress(report, len(data), "rows"), threading.Lock(), 0, threading.Event()
 
     def total(part):
         nonlocal done
         sums, scratch = np.zeros((data.size, data.size, 3), np.uint64), np.empty(data.size**2 * 3, np.uint8)
         for row in range(len(data) * part // threads, len(data) * (part + 1) // threads):
+            if stop.is_set():
+                break
             sums += data.read(row, scratch)
             with lock:
                 done += 1
@@ -36,7 +38,10 @@ def mean_picture(folder: str | os.PathLike, *, threads: int | None = None, repor
         return sums
 
     with ThreadPoolExecutor(threads, "mean") as pool:
-        return (sum(pool.map(total, range(threads))) / len(data)).astype(np.float32)
+        try:
+            return (sum(pool.map(total, range(threads))) / len(data)).astype(np.float32)
+        finally:
+            stop.set()  # after an error or Ctrl-C the pool waits for nobody who reads on
 
 
 def write_mean(folder: str | os.PathLike, path: Path, **options) -> str:

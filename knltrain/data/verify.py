@@ -41,8 +41,11 @@ def verify(folder: str | os.PathLike, *, threads: int | None = None, report=sys.
             progress.show(counts["rows"], f", {len(problems)} problems")
 
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), "verify") as pool:
-        for future in as_completed([pool.submit(_check_rows, shard, advance) for shard in whole]):
-            problems += future.result()
+        try:
+            for future in as_completed([pool.submit(_check_rows, shard, advance) for shard in whole]):
+                problems += future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the shards that are left
     unfinished = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".partial", ".writing")]
     if unfinished:
         problems.append(f"{folder}: found {len(unfinished)} unfinished shards, such as {unfinished[0]}: pack it again")
