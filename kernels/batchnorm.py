@@ -102,7 +102,9 @@ def _normalize(rows, x, gamma, beta, mean, var, eps, coefficients, residual, low
 def _moments(rows, x, partial, mean, var):
     for i in numba.prange(partial.shape[0]):
         _moments_body(np.int64(i), rows, x, partial)
-    merge_moments(rows, x.shape[0], partial, mean, var)
+    counts = np.full(partial.shape[0], rows)
+    counts[-1] = x.shape[0] - rows * (partial.shape[0] - 1)
+    merge_moments(counts, partial, mean, var)
 
 
 def _check(x, gamma, beta, mean, var):
@@ -129,7 +131,7 @@ def _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residu
 
 
 def batchnorm_forward(
-    x, gamma, beta, eps, y, mean, var, workspace, residual=None, relu=False, moments=None, moments_rows=0
+    x, gamma, beta, eps, y, mean, var, workspace, residual=None, relu=False, moments=None, counts=None
 ):
     """y = gamma * (x - mean) / sqrt(var + eps) + beta (+ residual), then max(y, 0) if relu; statistics of this x.
 
@@ -139,8 +141,8 @@ def batchnorm_forward(
     gamma, beta : (C,) float32, or both None for 1 and 0
     mean, var : (C,) float32, written: mean and biased variance over all pixels
     workspace : flat float32, at least `batchnorm_workspace(pixels, C)`
-    moments, moments_rows : (parts, 2, C) float32, mean and M2 of each part of moments_rows pixels, the last of the
-        rest; as `conv2d_forward` writes them of its y. None: x is read for them
+    moments, counts : (parts, 2, C) float32, mean and M2 of each part of the pixels, and (parts,) int64, how many
+        pixels it has; as `conv2d_forward` writes them of its y. None: x is read for them
 
     Raises: TypeError, ValueError. Twin: reference.batchnorm_forward.
     """
@@ -149,10 +151,11 @@ def batchnorm_forward(
     if moments is None:
         _moments(rows, x.reshape(-1, partial.shape[2]), partial, mean, var)
     else:
+        check_array("batchnorm: counts", counts, (len(moments),), np.int64)
         check_array("batchnorm: moments", moments, (len(moments), 2, channels))
-        if not (len(moments) and moments_rows > 0 and (len(moments) - 1) * moments_rows < pixels):
-            raise ValueError(f"batchnorm: found {len(moments)} moments of {moments_rows} rows, expected {pixels} rows")
-        merge_moments(moments_rows, pixels, moments, mean, var)
+        if counts.sum() != pixels or counts.min() < 1:
+            raise ValueError(f"batchnorm: found moments of {counts.sum()} pixels, expected {pixels}, no part empty")
+        merge_moments(counts, moments, mean, var)
     _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residual, relu)
 
 

@@ -34,18 +34,10 @@ from .conv_plan import (
     GRID_I,
     GRID_J,
     GROUPS,
-    IN_H,
     IN_PITCH,
-    IN_W,
     MOST_WIDTH,
     MR,
     NV,
-    OUT_H,
-    OUT_I,
-    OUT_J,
-    OUT_PITCH,
-    OUT_STEP,
-    OUT_W,
     PACKED,
     PANEL_BYTES,
     PIXELS,
@@ -53,63 +45,16 @@ from .conv_plan import (
     TASKS,
     WIDTH,
     V,
+    block_count,
     ceil,
-    pixel_blocks,
 )
+from .conv_rows import next_input, out_addresses, row_addresses
 from .microkernel import tile_rows
 from .moments import part_moments
 from .store import goes_past, store_row
+from .winograd import run_tiles
 
 NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
-
-
-@kernel
-def row_addresses(x, zeros, geometry, taps, first, count, table):
-    # table[t, m] = address of the input pixel that tap t of output pixel first + m reads
-    grid_i, grid_j, step = geometry[GRID_I], geometry[GRID_J], geometry[STEP]
-    height, width, pitch = geometry[IN_H], geometry[IN_W], 4 * geometry[IN_PITCH]
-    image, rest = divmod(first, grid_i * grid_j)
-    i, j = divmod(rest, grid_j)
-    places = np.empty((3, count), np.int64)  # h, w and address of the pixel at tap (0, 0)
-    m = 0
-    while m < count:  # row by row of the grid
-        h, row = i * step, x + (image * height + i * step) * width * pitch
-        run = min(grid_j - j, count - m)
-        for n in range(run):
-            places[0, m + n], places[1, m + n] = h, (j + n) * step
-            places[2, m + n] = row + (j + n) * step * pitch
-        m, j, i = m + run, 0, i + 1
-        if i == grid_i:
-            i, image = 0, image + 1
-    for t in range(taps.shape[0]):
-        dr, ds = taps[t, 0], taps[t, 1]
-        offset = (dr * width + ds) * pitch
-        for m in range(count):  # without branches, so that it runs in vectors
-            h, w = places[0, m] + dr, places[1, m] + ds
-            inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
-            table[t, m] = places[2, m] + offset if inside else zeros
-
-
-@kernel
-def next_input(x, geometry, taps, first):
-    """Address of the input that output pixel `first` is the first to touch, whether or not it lies inside."""
-    grid_j = geometry[GRID_J]
-    image, rest = divmod(first, geometry[GRID_I] * grid_j)
-    i, j = divmod(rest, grid_j)
-    last = taps.shape[0] - 1
-    h, w = i * geometry[STEP] + taps[last, 0], j * geometry[STEP] + taps[last, 1]
-    return x + ((image * geometry[IN_H] + h) * geometry[IN_W] + w) * geometry[IN_PITCH] * 4
-
-
-@kernel
-def _out_addresses(y, geometry, first, count, table):
-    # table[i] = address of output pixel first + i of the grid
-    grid_i, grid_j, step = geometry[GRID_I], geometry[GRID_J], geometry[OUT_STEP]
-    for m in range(count):
-        image, rest = divmod(first + m, grid_i * grid_j)
-        i, j = divmod(rest, grid_j)
-        h, w = geometry[OUT_I] + i * step, geometry[OUT_J] + j * step
-        table[m] = y + ((image * geometry[OUT_H] + h) * geometry[OUT_W] + w) * geometry[OUT_PITCH] * 4
 
 
 @kernel
@@ -121,7 +66,7 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
     pixels = images * geometry[GRID_I] * geometry[GRID_J]
     depth, width, groups = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS]
     blocks = -(-width // BLOCK)
-    along = pixel_blocks(pixels)
+    along = block_count(pixels, PIXELS)
     pixel_block, part = divmod(task, ranges)
     first = pixel_block * PIXELS
     count = PIXELS if pixel_block < along - 1 else pixels - first
@@ -138,7 +83,7 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
     c_rows = np.arange(padded) * pitch * 4  # from the start of C: an array lives as long as its own name is used
     start = np.zeros(BLOCK, np.float32)
     row_addresses(x.ctypes.data, zeros.ctypes.data, geometry, taps, first, count, rows)
-    _out_addresses(y.ctypes.data, geometry, first, count, out_rows)
+    out_addresses(y.ctypes.data, geometry, first, count, out_rows)
     for m in range(count, padded):
         for t in range(n_taps):
             rows[t, m] = rows[t, count - 1]
@@ -217,7 +162,7 @@ def _run_rows(grid, all_taps, x, zeros, weights, bias, y, accumulate=False, mome
     geometry, taps = grid
     width = int(geometry[WIDTH])
     blocks = ceil(width, BLOCK)
-    along = pixel_blocks(x.shape[0] * int(geometry[GRID_I] * geometry[GRID_J]))
+    along = block_count(x.shape[0] * int(geometry[GRID_I] * geometry[GRID_J]), PIXELS)
     # where pixels alone give too few tasks channels are cut too; but each range reads all of the input
     wanted = TASKS if geometry[FORM] == PACKED else 4 * numba.get_num_threads()
     ranges = min(blocks, max(ceil(wanted, along), ceil(width, MOST_WIDTH)))
@@ -278,6 +223,8 @@ def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None):
     else:
         check_array("conv2d: moments", moments, plan.moments_shape)
     bias = NOTHING if bias is None else bias
+    if plan.winograd:
+        return run_tiles(plan.tiled[0], x, plan.zeros, packed, bias, y, False, moments)
     _run_rows(plan.forward, taps, source, plan.zeros, packed, bias, y, moments=moments)
 
 
@@ -290,6 +237,8 @@ def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False):
     check_array("conv2d: dy", dy, plan.y_shape)
     check_array("conv2d: dx", dx, plan.x_shape)
     check_array("conv2d: packed_t", packed_t, plan.w_shape if plan.direct else (plan.packed_t_size,))
+    if plan.winograd:
+        return run_tiles(plan.tiled[1], dy, plan.zeros, packed_t, NOTHING, dx, accumulate, NO_MOMENTS)
     r, s = plan.w_shape[:2]
     for grid in plan.backward:
         _run_rows(grid, r * s, dy, plan.zeros, packed_t, NOTHING, dx, accumulate)

@@ -13,8 +13,12 @@ from ._jit import kernel
 from ._shapes import check_array
 from .conv_plan import BLOCK, NV, V, ceil
 from .microkernel import copy_block, peek, poke, transpose_square
+from .winograd_transform import FILTER3, FILTER5, POINTS, transform
 
 SIDE_BY_SIDE = 4  # panels that are packed together: whole pages of w are read in longer runs
+
+
+FILTER_ROWS = 32  # of the depth of filters that a task transforms
 
 
 @kernel
@@ -87,6 +91,57 @@ def _pack_transposed(w, k_group, out):
         _pack_transposed_block(np.int64(index), w, k_group, out)
 
 
+@kernel
+def _filter_task(task, w, groups, transposed, out):
+    """A block of channels of w (taps, C/groups, K), some rows of its depth, as transformed filters (36, depth, BLOCK).
+
+    transposed: for backward-input, with filters turned around and C and K exchanged.
+    """
+    taps, depth, width = w.shape
+    k_group = width // groups
+    rows, columns = (k_group, depth) if transposed else (depth, k_group)
+    blocks, parts = -(-columns // BLOCK), -(-rows // FILTER_ROWS)
+    index, part = divmod(task, parts)
+    group, block = divmod(index, blocks)
+    first, channel = part * FILTER_ROWS, block * BLOCK
+    count, valid = min(FILTER_ROWS, rows - first), min(BLOCK, columns - channel)
+    panels = np.empty((taps, FILTER_ROWS, BLOCK), np.float32)
+    sources, targets = np.empty(taps, np.int64), np.empty(POINTS, np.int64)
+    for point in range(POINTS):
+        targets[point] = 4 * BLOCK * ((index * POINTS + point) * rows + first)
+    for t in range(taps):
+        panel = panels[t].ctypes.data
+        if transposed:
+            source = w.ctypes.data + ((t * depth + channel) * width + group * k_group + first) * 4
+            pack_columns(source, width * 4, count, valid, panel)
+            sources[taps - 1 - t] = t
+        else:
+            source = w.ctypes.data + ((t * depth + first) * width + group * k_group + channel) * 4
+            pack_rows(source, width * 4, count, valid, panel, 0)
+            sources[t] = t
+    for t in range(taps):
+        sources[t] *= 4 * FILTER_ROWS * BLOCK
+    for row in range(count):
+        here, there = panels.ctypes.data + 4 * row * BLOCK, out.ctypes.data + 4 * row * BLOCK
+        if taps == 9:
+            transform(FILTER3, V, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV)
+        else:
+            transform(FILTER5, V, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV)
+
+
+@kernel(parallel=True)
+def _transform_filters(tasks, w, groups, transposed, out):
+    for task in numba.prange(tasks):
+        _filter_task(np.int64(task), w, groups, transposed, out)
+
+
+def _run_filters(plan, w, transposed, out):
+    r, s, depth, k = plan.w_shape
+    rows, columns = (k // plan.groups, depth) if transposed else (depth, k // plan.groups)
+    tasks = plan.groups * ceil(columns, BLOCK) * ceil(rows, FILTER_ROWS)
+    _transform_filters(tasks, w.reshape(r * s, depth, k), plan.groups, transposed, out)
+
+
 def conv2d_pack(plan, w, packed):
     """Reorder w (R, S, C/groups, K) into packed, flat: [K block][R*S][C/groups][BLOCK], zeros beyond K.
 
@@ -94,6 +149,8 @@ def conv2d_pack(plan, w, packed):
     """
     check_array("conv2d: w", w, plan.w_shape)
     check_array("conv2d: packed", packed, (plan.packed_size,))
+    if plan.winograd:
+        return _run_filters(plan, w, False, packed)
     r, s, depth, k = plan.w_shape
     tasks = plan.groups * ceil(k // plan.groups, SIDE_BY_SIDE * BLOCK)
     _pack(tasks, w.reshape(r * s, depth, k), k // plan.groups, packed)
@@ -106,6 +163,8 @@ def conv2d_pack_transposed(plan, w, packed_t):
     """
     check_array("conv2d: w", w, plan.w_shape)
     check_array("conv2d: packed_t", packed_t, (plan.packed_t_size,))
+    if plan.winograd:
+        return _run_filters(plan, w, True, packed_t)
     r, s, depth, k = plan.w_shape
     k_group = k // plan.groups
     _pack_transposed(w.reshape(r * s, depth, k), k_group, packed_t.reshape(-1, r * s, k_group, BLOCK))

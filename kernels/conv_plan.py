@@ -5,14 +5,16 @@ everywhere.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ._jit import kernel
 from ._shapes import output_size
-from .arch import ARCH
+from .arch import ARCH, LINE
 
 MR, MC, NV, V = ARCH.rows, ARCH.columns, ARCH.vectors, ARCH.width
+LINE_FLOATS = LINE // 4
 BLOCK = ARCH.block  # output channels of one tile
 PIXELS = 126  # pixels of a forward block: a multiple of 6 and 14, its input stays in L2
 CHUNK = 192  # pixels of a backward-weight chunk: a BLOCK-wide panel of dy stays in L1
@@ -23,6 +25,10 @@ TASKS = 64  # tasks to aim at when a dimension is split; a constant, so that no 
 MERGE_BELOW = 17  # input channels under which the taps of a filter row are merged
 AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time: fits into L2 beside this one's
 MOST_WIDTH = 512  # output channels of a task of forward: with PIXELS it is 258 KB of C, which stay in L2
+TILE = 6  # input pixels on a side of a Winograd tile: it has 7 - R output pixels on a side
+TILES = 28  # tiles of a Winograd block: two of the micro-kernel; their 36 planes of inputs stay in L2
+CHANNELS = 64  # of inputs and of outputs of its backward-weight task: the sums of 36 points, 590 KB, stay in L2
+MOST_FILTER_BYTES = 24 << 20  # of transformed filters: larger ones would be read from memory by every block
 
 # fields of the geometry vector handed to the compiled nest
 GRID_I, GRID_J, STEP, IN_H, IN_W, IN_PITCH, OUT_H, OUT_W, OUT_PITCH = range(9)
@@ -44,6 +50,9 @@ class Conv2dPlan:
     direct: bool  # fully connected: the weights are read as they are, packed panel by panel where they are used
     forward: tuple  # (geometry, taps)
     backward: tuple  # of (geometry, taps), one per residue class
+    winograd: bool  # forward and backward-input by Winograd's method
+    winograd_weight: bool  # backward-weight by it
+    tiled: tuple  # for these, (geometry, taps) of x for y, of dy for dx and of dy for dw
     packed_size: int  # floats of the weights packed for forward
     packed_t_size: int  # floats of the weights packed for backward-input
     splits: int  # shares of the pixels in backward-weight
@@ -57,16 +66,30 @@ class Conv2dPlan:
         n, p, q, _ = self.y_shape
         return n * p * q * k * r * s * c
 
-    @property
-    def moments_shape(self) -> tuple:
-        """Shape of what forward tells of each block of `moments_rows` output pixels: mean and M2 of every channel."""
-        n, p, q, k = self.y_shape
-        return (pixel_blocks(n * p * q), 2, k)
+    def arithmetic(self, direction) -> int:
+        """Multiply-adds that "forward", "backward_input" or "backward_weight" really makes, transforms not counted."""
+        by_winograd = self.winograd_weight if direction == "backward_weight" else self.winograd
+        if not by_winograd:
+            return self.multiply_adds
+        geometry, _ = self.tiled[direction == "backward_input"]
+        return self.y_shape[0] * int(geometry[GRID_I] * geometry[GRID_J]) * TILE**2 * self.w_shape[2] * self.w_shape[3]
 
     @property
-    def moments_rows(self) -> int:
-        """Output pixels of a block; the last has what is left."""
-        return PIXELS
+    def moments_shape(self) -> tuple:
+        """Shape of what forward tells of each of `moments_counts` output pixels: mean and M2 of every channel."""
+        return (self.moments_counts.size, 2, self.w_shape[3])
+
+    @cached_property
+    def moments_counts(self) -> np.ndarray:
+        """Output pixels of each block of forward, int64."""
+        n, p, q, _ = self.y_shape
+        if not self.winograd:
+            inside, size = np.ones(n * p * q, np.int64), PIXELS
+        else:
+            m, size = TILE + 1 - self.w_shape[0], TILES
+            sides = [np.minimum(m, side - np.arange(0, side, m)) for side in (p, q)]
+            inside = np.tile(np.outer(*sides).ravel(), n)
+        return np.add.reduceat(inside, size * np.arange(block_count(inside.size, size)))
 
     @property
     def padded_shape(self) -> tuple:
@@ -80,15 +103,16 @@ def ceil(a, b):
 
 
 @kernel
-def pixel_blocks(pixels):
-    """Blocks of PIXELS; less than half a block left over goes to the last: alone it would read all weights."""
-    return max(1, (pixels + PIXELS // 2) // PIXELS)
+def block_count(things, size):
+    """Blocks of `size`; less than half a block left over goes to the last: alone it would read all weights."""
+    return max(1, (things + size // 2) // size)
 
 
-def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1) -> Conv2dPlan:
+def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1, winograd=True) -> Conv2dPlan:
     """Plan y[n,p,q,k] = sum over r,s,c of x[n, p*stride+r-pad, q*stride+s-pad, g*C/groups+c] * w[r,s,c,k].
 
     x_shape (N, H, W, C), w_shape (R, S, C/groups, K); channel k belongs to group g = k // (K/groups).
+    winograd: False for direct sums everywhere; otherwise by Winograd's method where it is the faster one.
     Raises ValueError when the shapes do not fit together.
     """
     n, h, w, c = x_shape
@@ -99,17 +123,71 @@ def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1) -> Conv2dPlan:
             f"expected w[2] * groups == {c} and w[3] divisible by groups"
         )
     p, q = output_size(h, r, stride, pad), output_size(w, s, stride, pad)
-    k_group = k // groups
-    merged = groups == 1 and c < MERGE_BELOW
+    y_shape, k_group = (n, p, q, k), k // groups
+    winograd_weight = winograd and _winograd_saves(y_shape, w_shape, stride, groups)
+    winograd = winograd_weight and TILE * TILE * depth * k * 4 <= MOST_FILTER_BYTES
+    merged = groups == 1 and c < MERGE_BELOW and not winograd_weight
     direct = h == w == r == s == groups == 1 and not merged
-    if merged:
-        wide = w + 2 * pad
-        geometry = [p, q, stride, h + 2 * pad, wide, c, p, q, k, 1, 0, 0, s * c, k, 1, PACKED]
-        taps = [(i, 0, i) for i in range(r)]
+    points = TILE * TILE if winograd else r * s
+    if winograd_weight:
+        m = TILE + 1 - r
+        parts, shares = groups * ceil(depth, CHANNELS) * ceil(k_group, CHANNELS), n * ceil(p, m) * ceil(q, m) // TILES
     else:
-        geometry = [p, q, stride, h, w, c, p, q, k, 1, 0, 0, depth, k_group, groups, ROWS if direct else PACKED]
-        taps = [(i - pad, j - pad, i * s + j) for i in range(r) for j in range(s)]
-    backward = []
+        parts, shares = groups * ceil(ceil(k_group, BLOCK), RANGE), n * p * q // CHUNK
+    splits = max(1, min(ceil(TASKS, parts), shares // 4))
+    padded = n * (h + 2 * pad) * (w + 2 * pad) * c + 64 if merged else 0
+    return Conv2dPlan(
+        x_shape=tuple(x_shape),
+        w_shape=tuple(w_shape),
+        y_shape=y_shape,
+        stride=stride,
+        pad=pad,
+        groups=groups,
+        merged=merged,
+        direct=direct,
+        forward=_forward_grid(x_shape, w_shape, y_shape, stride, pad, groups, merged, direct),
+        backward=tuple(_backward_grids(x_shape, w_shape, y_shape, stride, pad, groups, direct)),
+        winograd=winograd,
+        winograd_weight=winograd_weight,
+        tiled=_tiled_grids(x_shape, w_shape, y_shape, pad, groups) if winograd_weight else (),
+        packed_size=0 if direct else groups * ceil(k_group, BLOCK) * points * depth * BLOCK,
+        packed_t_size=0 if direct else groups * ceil(depth, BLOCK) * points * k_group * BLOCK,
+        splits=splits,
+        workspace_size=padded + (splits - 1) * r * s * depth * k,
+        zeros=np.zeros(max(c, k), np.float32),
+    )
+
+
+def _winograd_saves(y_shape, w_shape, stride, groups):
+    """Whether tiles are of use: a square filter of 3 or 5, whole lines of channels, and not too small an image.
+
+    The batch does not matter: what is computed for an image does not depend on how many others there are.
+    """
+    _, p, q, k = y_shape
+    r, s, depth, _ = w_shape
+    if r != s or r not in (3, 5) or stride > 1 or depth % LINE_FLOATS or k // groups % LINE_FLOATS:
+        return False
+    m = TILE + 1 - r
+    return r * r * p * q >= 2 * TILE * TILE * ceil(p, m) * ceil(q, m)
+
+
+def _forward_grid(x_shape, w_shape, y_shape, stride, pad, groups, merged, direct):
+    _, h, w, c = x_shape
+    r, s, depth, k = w_shape
+    _, p, q, _ = y_shape
+    if merged:
+        geometry = [p, q, stride, h + 2 * pad, w + 2 * pad, c, p, q, k, 1, 0, 0, s * c, k, 1, PACKED]
+        return _frozen(geometry, [(i, 0, i) for i in range(r)])
+    form = ROWS if direct else PACKED
+    geometry = [p, q, stride, h, w, c, p, q, k, 1, 0, 0, depth, k // groups, groups, form]
+    return _frozen(geometry, [(i - pad, j - pad, i * s + j) for i in range(r) for j in range(s)])
+
+
+def _backward_grids(x_shape, w_shape, y_shape, stride, pad, groups, direct):
+    """One grid for each residue of (h, w) modulo the stride."""
+    _, h, w, c = x_shape
+    r, s, depth, k = w_shape
+    _, p, q, _ = y_shape
     for a in range(min(stride, h)):
         for b in range(min(stride, w)):
             reach = [
@@ -119,29 +197,26 @@ def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1) -> Conv2dPlan:
                 if (a + pad - i) % stride == 0 and (b + pad - j) % stride == 0
             ]
             grid = [ceil(h - a, stride), ceil(w - b, stride), 1, p, q, k, h, w, c, stride, a, b]
-            form = COLUMNS if direct else PACKED
-            backward.append(_frozen([*grid, k_group, depth, groups, form], reach))
-    blocks = groups * ceil(k_group, BLOCK)
-    weights = r * s * depth * k
-    splits = max(1, min(ceil(TASKS, groups * ceil(ceil(k_group, BLOCK), RANGE)), n * p * q // (4 * CHUNK)))
-    padded = n * (h + 2 * pad) * (w + 2 * pad) * c + 64 if merged else 0
-    return Conv2dPlan(
-        x_shape=tuple(x_shape),
-        w_shape=tuple(w_shape),
-        y_shape=(n, p, q, k),
-        stride=stride,
-        pad=pad,
-        groups=groups,
-        merged=merged,
-        direct=direct,
-        forward=_frozen(geometry, taps),
-        backward=tuple(backward),
-        packed_size=0 if direct else blocks * r * s * depth * BLOCK,
-        packed_t_size=0 if direct else groups * ceil(depth, BLOCK) * r * s * k_group * BLOCK,
-        splits=splits,
-        workspace_size=padded + (splits - 1) * weights,
-        zeros=np.zeros(max(c, k), np.float32),
+            yield _frozen([*grid, k // groups, depth, groups, COLUMNS if direct else PACKED], reach)
+
+
+def _tiled_grids(x_shape, w_shape, y_shape, pad, groups):
+    """Grids of tiles: of x for y, of dy for dx, and of dy for dw, whose tiles have the size of outputs."""
+    _, h, w, c = x_shape
+    r, _, depth, k = w_shape
+    _, p, q, _ = y_shape
+    m, forward, backward = TILE + 1 - r, (depth, k // groups, groups, PACKED), (k // groups, depth, groups, PACKED)
+    return (
+        _tile_grid(m, (h, w, c), (p, q, k), pad, TILE, forward),
+        _tile_grid(m, (p, q, k), (h, w, c), r - 1 - pad, TILE, backward),
+        _tile_grid(m, (p, q, k), (p, q, k), 0, m, forward),
     )
+
+
+def _tile_grid(m, inputs, outputs, pad, side, channels):
+    """Tiles of m x m outputs, each of which reads side x side inputs."""
+    geometry = [ceil(outputs[0], m), ceil(outputs[1], m), m, *inputs, *outputs, m, 0, 0, *channels]
+    return _frozen(geometry, [(i - pad, j - pad, i * side + j) for i in range(side) for j in range(side)])
 
 
 def _frozen(geometry, taps):

@@ -11,7 +11,7 @@ import numpy as np
 from ._jit import kernel
 from ._shapes import check_array
 from .arch import LINE
-from .conv import next_input, padded, row_addresses
+from .conv import padded
 from .conv_pack import copy_floats, pack_rows
 from .conv_plan import (
     BLOCK,
@@ -32,7 +32,9 @@ from .conv_plan import (
     V,
     ceil,
 )
+from .conv_rows import next_input, row_addresses
 from .microkernel import copy_block, peek, tile_outer
+from .winograd_weight import run_tiles_weight
 
 LINE_FLOATS, LINE_VECTORS = LINE // 4, LINE // 4 // V
 SPAN = LINE_FLOATS // MC * MC  # channels of a packed line: whole tiles
@@ -225,13 +227,16 @@ def conv2d_backward_weight(plan, x, dy, dw, workspace):
     check_array("conv2d: dy", dy, plan.y_shape)
     check_array("conv2d: dw", dw, plan.w_shape)
     check_array("conv2d: workspace", workspace, (plan.workspace_size,))
-    source = padded(plan, x, workspace) if plan.merged else x
-    geometry, taps = plan.forward
-    ranges = ceil(ceil(int(geometry[WIDTH]), BLOCK), RANGE)
     partial = workspace[plan.workspace_size - (plan.splits - 1) * dw.size :]
-    _weight_nest(
-        plan.splits * plan.groups * ranges, source.reshape(-1), plan.zeros, geometry, taps, dy.reshape(-1),
-        dw.reshape(-1), partial, x.shape[0], plan.splits,
-    )  # fmt: skip
+    if plan.winograd_weight:
+        run_tiles_weight(plan, x, dy, dw, partial)
+    else:
+        source = padded(plan, x, workspace) if plan.merged else x
+        geometry, taps = plan.forward
+        ranges = ceil(ceil(int(geometry[WIDTH]), BLOCK), RANGE)
+        _weight_nest(
+            plan.splits * plan.groups * ranges, source.reshape(-1), plan.zeros, geometry, taps, dy.reshape(-1),
+            dw.reshape(-1), partial, x.shape[0], plan.splits,
+        )  # fmt: skip
     if plan.splits > 1:
         _add_partials(partial.reshape(plan.splits - 1, dw.size), dw.reshape(-1))

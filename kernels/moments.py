@@ -29,25 +29,24 @@ def part_moments(x, first, pitch, rows, mean, m2):
 
 
 @kernel
-def merge_moments(rows, total_rows, partial, mean, var):
-    """Mean and variance (C) from partial (parts, 2, n C), n pixels of C channels side by side.
+def merge_moments(counts, partial, mean, var):
+    """Mean and variance (C) from partial (parts, 2, n C), n pixels of C channels side by side, counts[i] rows of them.
 
-    A part has `rows` rows, the last what is left of total_rows. delta = mean_b - mean_a; mean += delta * n_b / n;
+    delta = mean_b - mean_a; mean += delta * n_b / n;
     M2 += M2_b + delta^2 * n_a * n_b / n; n = n_a + n_b.
     """
     channels, parts = mean.size, partial.shape[0]
     mean64, m64 = np.zeros(channels), np.zeros(channels)
     seen = 0
     for i in range(parts):
-        count = rows if i + 1 < parts else total_rows - i * rows
         for j in range(0, partial.shape[2], channels):
-            share = count / (seen + count)
+            share = counts[i] / (seen + counts[i])
             weight = seen * share
             for c in range(channels):
                 delta = np.float64(partial[i, 0, j + c]) - mean64[c]
                 mean64[c] += delta * share
                 m64[c] += partial[i, 1, j + c] + delta * delta * weight
-            seen += count
+            seen += counts[i]
     for c in range(channels):
         mean[c] = mean64[c]
         var[c] = m64[c] / seen

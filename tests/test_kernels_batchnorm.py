@@ -57,14 +57,15 @@ def test_batchnorm__begins_with_the_moments_it_is_told(rows, parts):
     x = randn(721, 5, offset=3)  # the last part has more rows than the others, or fewer
     pieces = [x[i * rows : (i + 1) * rows if i + 1 < parts else len(x)].astype(np.float64) for i in range(parts)]
     moments = np.array([[piece.mean(0), piece.var(0) * len(piece)] for piece in pieces], np.float32)
+    counts = np.array([len(piece) for piece in pieces])
     y, mean, var, _, _, workspace = empty(x)
-    batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, moments_rows=rows)
+    batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, counts=counts)
     expected = reference.batchnorm_forward(x.astype(np.float64), None, None, EPS, None, False)
     for have, want in zip((y, mean, var), expected, strict=True):
         assert_close(have, want, factor=4)
-    for wrong in (rows + 721, 0):
-        with pytest.raises(ValueError, match="expected 721 rows"):
-            batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, moments_rows=wrong)
+    for wrong in (counts + 1, counts * [0, *[1] * (parts - 1)]):
+        with pytest.raises(ValueError, match="expected 721"):
+            batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, counts=wrong)
 
 
 def test_batchnorm__stores_past_the_caches_what_it_stores_otherwise(monkeypatch):

@@ -16,7 +16,7 @@ from kernels import (
     conv2d_plan,
     reference,
 )
-from kernels.conv import _out_addresses, next_input, row_addresses
+from kernels.conv_rows import next_input, out_addresses, row_addresses
 from kernels.conv_weight import _pixel_range
 
 RELATIVE = 5e-6  # of the largest element: float32 sums of up to 4,608 products of standard normals
@@ -46,6 +46,20 @@ SHAPES = [
     (3, 15, 15, 20, 36, 3, 3, 2, 1, 1),  # chunks that begin and end in the middle of an image, at stride 2
 ]
 
+# by Winograd's method; the images are no multiples of a tile
+WINOGRAD = [
+    (5, 13, 15, 16, 48, 3, 3, 1, 1, 1),  # few channels, a block of outputs half filled
+    (6, 14, 14, 32, 96, 3, 3, 1, 1, 2),  # groups
+    (4, 21, 18, 80, 144, 3, 3, 1, 0, 1),  # no padding; ranges of unequal size in backward-weight
+    (4, 12, 12, 16, 16, 3, 3, 1, 2, 1),  # an output larger than the input
+    (4, 9, 10, 16, 16, 3, 3, 1, 5, 1),  # padding wider than the filter
+    (70, 4, 4, 32, 32, 3, 3, 1, 1, 1),  # one tile an image
+    (3, 11, 13, 32, 160, 5, 5, 1, 2, 2),  # 5 x 5 in groups: AlexNet conv2, small
+    (4, 13, 12, 16, 32, 5, 5, 1, 0, 1),
+    (16, 7, 7, 400, 432, 3, 3, 1, 1, 1),  # filters too large: backward-weight alone
+]
+SHAPES += WINOGRAD
+
 # at least two shares of 768 output pixels, so several tasks in every direction
 THREADED = [
     (4, 40, 41, 3, 24, 7, 7, 2, 3, 1),  # merged taps
@@ -53,6 +67,8 @@ THREADED = [
     (5, 21, 20, 24, 40, 3, 3, 1, 1, 2),  # groups
     (4, 40, 40, 18, 20, 3, 3, 2, 1, 1),  # four residue classes of 1600 pixels
     (1, 40, 40, 700, 20, 1, 1, 1, 0, 1),  # depth in several panels
+    (8, 29, 30, 48, 80, 3, 3, 1, 1, 1),  # by Winograd's method
+    (5, 29, 30, 32, 32, 5, 5, 1, 2, 2),
 ]
 
 
@@ -81,6 +97,14 @@ def _packed(plan, w):
     return packed, packed_t
 
 
+def _order(plan):
+    """The pixels of y in the order in which forward computes them."""
+    n, p, q, _ = plan.y_shape
+    m = 7 - plan.w_shape[0] if plan.winograd else 1
+    image, i, j = np.unravel_index(np.arange(n * p * q), (n, p, q))
+    return np.lexsort((j, i, j // m, i // m, image))
+
+
 def _wide(*arrays):
     return [a.astype(np.float64) for a in arrays]
 
@@ -101,8 +125,8 @@ def test_conv2d__equals_its_twin(shape):
     moments = np.full(plan.moments_shape, np.nan, np.float32)
     conv2d_forward(plan, x, packed, None, y, _scratch(plan), moments)
     _close(y, reference.conv2d_forward(x64, w64, None, *options))
-    rows = y.reshape(-1, y.shape[-1]).astype(np.float64)
-    ends = [*range(plan.moments_rows, plan.moments_rows * len(moments), plan.moments_rows), len(rows)]
+    rows = y.reshape(-1, y.shape[-1])[_order(plan)].astype(np.float64)
+    ends = np.cumsum(plan.moments_counts)
     for start, end, found in zip([0, *ends], ends, moments, strict=False):
         _close(found[0], rows[start:end].mean(0))
         _close(found[1], rows[start:end].var(0) * (end - start))
@@ -110,8 +134,27 @@ def test_conv2d__equals_its_twin(shape):
     _close(dx, 2 * expected_dx)
 
 
-def test_conv2d__stores_past_the_caches_what_it_stores_otherwise(monkeypatch):
-    plan, (x, w, b, dy), _ = _case((2, 12, 13, 64, 96, 3, 3, 2, 1, 2))
+@pytest.mark.parametrize("shape", WINOGRAD[:-1], ids=str)
+def test_winograd__costs_less_than_two_bits_of_what_direct_sums_have(shape):
+    """The root mean square of the error, of the products that a trained layer sees: no negative x, forward."""
+    n, h, w, c, k, r, s, stride, pad, groups = shape
+    errors = []
+    for winograd in (True, False):
+        plan = conv2d_plan((n, h, w, c), (r, s, c // groups, k), stride, pad, groups, winograd)
+        assert plan.winograd is plan.winograd_weight is winograd
+        rng = np.random.default_rng(1)
+        x = np.maximum(rng.standard_normal(plan.x_shape), 0).astype(np.float32)
+        weights = rng.standard_normal(plan.w_shape).astype(np.float32)
+        y = np.empty(plan.y_shape, np.float32)
+        conv2d_forward(plan, x, _packed(plan, weights)[0], None, y, _scratch(plan))
+        exact = reference.conv2d_forward(x.astype(np.float64), weights.astype(np.float64), None, stride, pad, groups)
+        errors.append(np.sqrt(np.mean((y - exact) ** 2)))
+    assert errors[0] < 4 * errors[1]
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 13, 64, 96, 3, 3, 2, 1, 2), WINOGRAD[1]], ids=str)
+def test_conv2d__stores_past_the_caches_what_it_stores_otherwise(shape, monkeypatch):
+    plan, (x, w, b, dy), _ = _case(shape)
     packed, packed_t = _packed(plan, w)
 
     def results():
@@ -185,7 +228,7 @@ def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once
                     assert next_input(10**6, geometry, taps, first) == expected[-1, first]
             if number > 0:
                 table = np.zeros(len(image), np.int64)
-                _out_addresses(0, geometry, 0, len(image), table)
+                out_addresses(0, geometry, 0, len(image), table)
                 np.add.at(written.reshape(-1), table // (17 * 4), 1)
         assert (written == 1).all()
 

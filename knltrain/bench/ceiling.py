@@ -40,8 +40,8 @@ class Timing:
     seconds: float
     peak: float  # flop/s of the FMA loop in between
     stream_seconds: float  # of streams that move the same bytes
-    of_peak: float  # share, 0 for a kernel without flops
-    of_roofline: float  # share of min(peak, intensity x bandwidth)
+    of_peak: float  # share in flops of the definition, 0 for a kernel without; above 1 where fewer are made
+    of_roofline: float  # share of min(peak, intensity x bandwidth), in flops that are made
 
 
 class Ceiling:
@@ -109,7 +109,7 @@ class Ceiling:
         before()
         run()
         taken, peaks, streams = [], [self.peak()], [self.stream_seconds(cost)]
-        near = streams[0] > cost.flops / peaks[0] / 2  # else memory is far from being the limit: look at it only once
+        near = streams[0] > cost.arithmetic / peaks[0] / 2  # else memory is far from being the limit: looked at once
         while len(taken) < most and (len(taken) < least or sum(taken) < seconds):
             before()
             taken.append(clock(run))
@@ -118,7 +118,7 @@ class Ceiling:
         of_peak, of_roofline = [], []
         for i, mine in enumerate(taken):
             peak = (peaks[i] + peaks[i + 1]) / 2
-            floor = max(cost.flops / peak, (streams[i] + streams[i + 1]) / 2)
+            floor = max(cost.arithmetic / peak, (streams[i] + streams[i + 1]) / 2)
             of_peak.append(cost.flops / peak / mine)
             of_roofline.append(floor / mine)
         return Timing(*map(statistics.median, (taken, peaks, streams, of_peak, of_roofline)))

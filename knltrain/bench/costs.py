@@ -30,7 +30,8 @@ class Pass:
 @dataclass(frozen=True)
 class Cost:
     kind: str  # one of PASSES
-    flops: int
+    flops: int  # of the definition: what a step is worth, however it is computed
+    arithmetic: int  # flops that are really made: fewer by Winograd's method
     passes: tuple[Pass, ...]
 
     @property
@@ -82,11 +83,12 @@ def cost(call: Call) -> Cost:
         passes = _BATCHNORM_BACKWARD_JOIN
     if call.kernel == "batchnorm_forward" and call.arguments["moments"] is not None:  # told by the convolution
         passes = passes[1:]
-    flops = 2 * call.arguments["plan"].multiply_adds if kind in CONVOLUTION else 0
+    plan = call.arguments.get("plan") if kind in CONVOLUTION else None
+    flops, arithmetic = (2 * plan.multiply_adds, 2 * plan.arithmetic(kind)) if plan else (0, 0)
     passes = [_pass(call.arguments, read.split(), written.split()) for read, written in passes]
     if call.arguments.get("accumulate"):  # dx is read as well
         passes = [Pass(passes[0].read + passes[0].written, passes[0].written, passes[0].written)]
-    return Cost(kind, flops, tuple(passes))
+    return Cost(kind, flops, arithmetic, tuple(passes))
 
 
 def _pass(arguments, read, written) -> Pass:
@@ -108,10 +110,12 @@ def _bytes(arguments, name) -> int:
 
 
 def shape(call: Call) -> str:
-    """The work of a call in words: `32x56x56x64 -> 256, 1x1/1`."""
+    """The work of a call in words: `32x56x56x64 -> 256, 1x1/1`; with a W where it is done by Winograd's method."""
     plan = call.arguments.get("plan")
     if plan is None:
         largest = max(call.arrays().values(), key=lambda array: array.size if array.ndim > 1 else 0)
         return "x".join(map(str, largest.shape))
     (r, s, _, k), groups = plan.w_shape, f" in {plan.groups} groups" if plan.groups > 1 else ""
-    return f"{'x'.join(map(str, plan.x_shape))} -> {k}, {r}x{s}/{plan.stride}{groups}"
+    found = cost(call)
+    by = " W" if found.arithmetic < found.flops else ""
+    return f"{'x'.join(map(str, plan.x_shape))} -> {k}, {r}x{s}/{plan.stride}{groups}{by}"

@@ -143,6 +143,7 @@ def _record(row: Row, bandwidths) -> dict:
         "calls_per_step": row.count,
         "seconds": timing.seconds,
         "flops": flops,
+        "arithmetic": row.cost.arithmetic,
         "bytes": row.cost.bytes,
         "gflop_per_s": flops / timing.seconds / 1e9,
         "gb_per_s": row.cost.bytes / timing.seconds / 1e9,
@@ -186,6 +187,8 @@ def table(rows: list[Row], small: int) -> str:
                 f"  {1e3 * t.seconds:8.3f}  {row.cost.flops / t.seconds / 1e9:7.0f}"
                 f"  {row.cost.bytes / t.seconds / 1e9:6.1f}  {t.of_peak:7.1%}  {t.of_roofline:11.1%}"
             )
+        if any(row.cost.arithmetic < row.cost.flops for row in heavy):
+            lines.append("W: by Winograd's method; GFLOP/s and peak in flops of the definition, roofline in those made")
         lines += ["", "by pass, weighted by the work of a step:"]
         for kind in (*CONVOLUTION, "together"):
             some = [row for row in heavy if kind in (row.cost.kind, "together")]

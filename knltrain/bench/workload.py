@@ -6,6 +6,7 @@ from ..data.synthetic import Synthetic
 from ..layers import Conv2d
 from ..models import Model, build
 from ..optim import Lars
+from .costs import BACKWARD_INPUT, CONVOLUTION
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 5e-5
 CLASSES = 1000
@@ -58,5 +59,16 @@ class Workload:
     @property
     def flops(self) -> int:
         """Of the convolutions and fully connected layers in one step: three directions, where dx is wanted."""
-        layers = [layer for layer in self.model.layers.leaves() if isinstance(layer, Conv2d)]
-        return sum(2 * layer.kernel.multiply_adds * (3 if layer.dx is not None else 2) for layer in layers)
+        return sum(2 * plan.multiply_adds for plan, _ in self._directions())
+
+    @property
+    def arithmetic(self) -> int:
+        """Those of them that are really made: fewer by Winograd's method."""
+        return sum(2 * plan.arithmetic(direction) for plan, direction in self._directions())
+
+    def _directions(self):
+        for layer in self.model.layers.leaves():
+            if isinstance(layer, Conv2d):
+                for direction in CONVOLUTION:
+                    if direction != BACKWARD_INPUT or layer.dx is not None:
+                        yield layer.kernel, direction

@@ -66,7 +66,7 @@ class BatchNorm(Layer):
         if run.train:
             scratch = self.arena.workspace[: self.scratch]
             mean, var = self.mean.batch, self.var.batch
-            told = (self.after.moments, self.after.kernel.moments_rows) if self.after else (None, 0)
+            told = (self.after.moments, self.after.kernel.moments_counts) if self.after else (None, None)
             batchnorm_forward(x, gamma, beta, self.eps, y, mean, var, scratch, residual, self.relu, *told)
         else:
             mean, var = self.mean.running, self.var.running
