@@ -16,6 +16,7 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import check_array, check_input, check_workspace, chunk_count, chunk_rows, fold, optional
+from .ahead import ask_ahead
 from .moments import merge_moments, part_moments
 from .store import goes_past, store_row
 
@@ -66,7 +67,9 @@ def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
     mean, scale, shift = coefficients[0], coefficients[1], coefficients[2]
     row = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
+        ask_ahead(x.ctypes.data + 4 * r * mean.size, mean.size)
         if residual.size:
+            ask_ahead(residual.ctypes.data + 4 * r * mean.size, mean.size)
             for c in range(mean.size):
                 value = (x[r, c] - mean[c]) * scale[c] + shift[c] + residual[r, c]
                 row[c] = low if value < low else value
@@ -179,7 +182,10 @@ def _sums_body(i, rows, x, y, dy, relu, coefficients, dresidual, partial):
     sum_gx[:] = 0
     g = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
+        ask_ahead(x.ctypes.data + 4 * r * mean.size, mean.size)
+        ask_ahead(dy.ctypes.data + 4 * r * mean.size, mean.size)
         if y.size:
+            ask_ahead(y.ctypes.data + 4 * r * mean.size, mean.size)
             for c in range(mean.size):
                 gradient = dy[r, c]
                 g[c] = gradient if y[r, c] > 0 else np.float32(0)
@@ -215,7 +221,10 @@ def _input_gradient_body(i, rows, x, y, dy, relu, coefficients, dx, past):
     scale, shift = coefficients[4], coefficients[5]
     g = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
+        ask_ahead(x.ctypes.data + 4 * r * mean.size, mean.size)
+        ask_ahead(dy.ctypes.data + 4 * r * mean.size, mean.size)
         if y.size:
+            ask_ahead(y.ctypes.data + 4 * r * mean.size, mean.size)
             for c in range(mean.size):
                 gradient = dy[r, c]
                 g[c] = gradient if y[r, c] > 0 else np.float32(0)
