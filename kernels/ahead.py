@@ -15,16 +15,19 @@ from .arch import LINE
 AHEAD_BYTES = 4096  # 2 to 8 KiB are the same; more is worse where several tensors are read
 
 
+def prefetch_line(builder, address, near=False):
+    """Emit: ask for the line at an address, to be held in the second-level cache; `near`: in the first."""
+    byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+    signature = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    read, level, data = (ir.Constant(i32, value) for value in (0, 3 if near else 2, 1))
+    builder.call(function, [builder.inttoptr(address, byte), read, level, data])
+
+
 @intrinsic
 def _prefetch(typing, address):
-    """Ask for the line at an address, to be held in the second-level cache. It may lie anywhere."""
-
     def codegen(context, builder, sig, args):
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        signature = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-        read, second_level, data = (ir.Constant(i32, value) for value in (0, 2, 1))
-        builder.call(function, [builder.inttoptr(args[0], byte), read, second_level, data])
+        prefetch_line(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen

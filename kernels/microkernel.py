@@ -21,6 +21,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .ahead import prefetch_line
+
 _I64 = ir.IntType(64)
 _F32 = ir.FloatType()
 UNROLL = 16  # steps of k between two updates of the row addresses, which do not all fit into registers
@@ -77,14 +79,6 @@ class _Tile:
                 there = self.builder.load(self.pointer(address, 4 * self.width * j), align=4)
                 self.builder.store(self.builder.fadd(there, self.builder.load(slot)), slot)
 
-    def prefetch(self, address, far=False):
-        """Ask for the cache line at an address; `far`: to be held in the second-level cache."""
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        signature = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        function = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
-        read, near, data = (ir.Constant(i32, value) for value in (0, 2 if far else 3, 1))
-        self.builder.call(function, [self.builder.inttoptr(address, byte), read, near, data])
-
     def flush(self, addresses):
         for row, address in enumerate(addresses):
             for j, slot in enumerate(self.slots[row]):
@@ -137,7 +131,7 @@ def tile_rows(
                 with builder.if_then(fetching):  # a block of its own: between the sums it would cost registers
                     line = builder.add(ahead_tap, builder.mul(first, ir.Constant(_I64, 64)))
                     for u in range(count):
-                        tile.prefetch(builder.add(line, ir.Constant(_I64, 64 * u)), far=True)
+                        prefetch_line(builder, builder.add(line, ir.Constant(_I64, 64 * u)))
                 for u in range(count):
                     b_now = tile.load_b(b_first, 4 * n * v * u)
                     for i in range(m):
@@ -178,12 +172,12 @@ def tile_outer(typing, mr, nv, width, rows, count, a_offset, b, out, out_pitch, 
         tile.clear()
         for row in out_rows:
             for line in range(0, 4 * n * v, 64):
-                tile.prefetch(builder.add(row, ir.Constant(_I64, line)))
+                prefetch_line(builder, builder.add(row, ir.Constant(_I64, line)), near=True)
         with cgutils.for_range(builder, count_) as t:
             slot = builder.add(rows_, builder.mul(t.index, ir.Constant(_I64, 8)))
             a_row = builder.add(builder.load(builder.inttoptr(slot, _I64.as_pointer())), a_off)
             b_now = tile.load_b(builder.add(b_, builder.mul(t.index, ir.Constant(_I64, 4 * n * v))))
-            tile.prefetch(builder.add(ahead_, builder.mul(t.index, stride_)), far=True)
+            prefetch_line(builder, builder.add(ahead_, builder.mul(t.index, stride_)))
             for i in range(m):
                 tile.fma(i, tile.broadcast(a_row, 4 * i), b_now)
         with builder.if_then(builder.icmp_signed("==", fresh_, ir.Constant(_I64, 0))):
