@@ -51,6 +51,7 @@ from .conv_plan import (
 from .conv_rows import next_input, out_addresses, row_addresses
 from .microkernel import tile_rows
 from .moments import part_moments
+from .pointwise import rectify
 from .store import goes_past, store_row
 from .winograd import run_tiles
 
@@ -58,7 +59,9 @@ NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
 
 
 @kernel
-def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments, past):
+def _rows_task(
+    task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, relu, moments, past
+):  # fmt: skip
     """One task: PIXELS pixels of the grid times one of `ranges` ranges of output channels, for every group.
 
     C is summed in an array of the task's own, which stays in L2, and stored when it is whole.
@@ -141,6 +144,9 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
         if n_taps == 0:  # a residue class that no tap reaches
             c[:] = 0
         first_channel = group * width + lo * BLOCK
+        if relu:
+            whole = c[skip : skip + count * pitch]
+            rectify(whole, whole)
         if moments.size > 0:
             mean = moments[pixel_block, 0, first_channel : first_channel + valid]
             part_moments(c, skip, pitch, count, mean, moments[pixel_block, 1, first_channel : first_channel + valid])
@@ -150,15 +156,17 @@ def _rows_task(task, ranges, x, zeros, geometry, taps, all_taps, weights, bias, 
 
 
 @kernel(parallel=True)
-def _rows_nest(tasks, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments, past):
+def _rows_nest(
+    tasks, ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, relu, moments, past
+):  # fmt: skip
     for task in numba.prange(tasks):
         _rows_task(
-            np.int64(task), ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, moments,
-            past,
+            np.int64(task), ranges, x, zeros, geometry, taps, all_taps, weights, bias, y, images, accumulate, relu,
+            moments, past,
         )  # fmt: skip
 
 
-def _run_rows(grid, all_taps, x, zeros, weights, bias, y, accumulate=False, moments=NO_MOMENTS):
+def _run_rows(grid, all_taps, x, zeros, weights, bias, y, accumulate=False, relu=False, moments=NO_MOMENTS):
     geometry, taps = grid
     width = int(geometry[WIDTH])
     blocks = ceil(width, BLOCK)
@@ -169,7 +177,7 @@ def _run_rows(grid, all_taps, x, zeros, weights, bias, y, accumulate=False, mome
     past = goes_past(y, width)
     _rows_nest(
         along * ranges, ranges, x.reshape(-1), zeros, geometry, taps, all_taps, weights.reshape(-1), bias,
-        y.reshape(-1), x.shape[0], accumulate, moments, past,
+        y.reshape(-1), x.shape[0], accumulate, relu, moments, past,
     )  # fmt: skip
 
 
@@ -201,8 +209,8 @@ def _pad_images(x, pad, pad_floats, out):
         _pad_image(x[n], pad, pad_floats, out[n])
 
 
-def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None):
-    """y = convolution of x with packed weights, plus bias (K,) unless it is None.
+def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None, relu=False):
+    """y = convolution of x with packed weights, plus bias (K,) unless it is None, then max(y, 0) if relu.
 
     x, y: float32 of the plan's shapes; y is overwritten. packed: by `conv2d_pack`, or w itself where plan.direct.
     workspace: (plan.workspace_size,) float32, undefined after. moments: None, or float32 of plan.moments_shape, to be
@@ -224,8 +232,8 @@ def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None):
         check_array("conv2d: moments", moments, plan.moments_shape)
     bias = NOTHING if bias is None else bias
     if plan.winograd:
-        return run_tiles(plan.tiled[0], x, plan.zeros, packed, bias, y, False, moments)
-    _run_rows(plan.forward, taps, source, plan.zeros, packed, bias, y, moments=moments)
+        return run_tiles(plan.tiled[0], x, plan.zeros, packed, bias, y, False, relu, moments)
+    _run_rows(plan.forward, taps, source, plan.zeros, packed, bias, y, False, relu, moments)
 
 
 def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False):
@@ -238,7 +246,7 @@ def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False):
     check_array("conv2d: dx", dx, plan.x_shape)
     check_array("conv2d: packed_t", packed_t, plan.w_shape if plan.direct else (plan.packed_t_size,))
     if plan.winograd:
-        return run_tiles(plan.tiled[1], dy, plan.zeros, packed_t, NOTHING, dx, accumulate, NO_MOMENTS)
+        return run_tiles(plan.tiled[1], dy, plan.zeros, packed_t, NOTHING, dx, accumulate, False, NO_MOMENTS)
     r, s = plan.w_shape[:2]
     for grid in plan.backward:
         _run_rows(grid, r * s, dy, plan.zeros, packed_t, NOTHING, dx, accumulate)

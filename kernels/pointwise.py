@@ -14,7 +14,7 @@ from .random import hash_u32
 
 
 @kernel
-def _relu_forward_body(x, y):
+def rectify(x, y):
     for j in range(x.size):
         y[j] = np.float32(0) if x[j] < 0 else x[j]
 
@@ -23,7 +23,7 @@ def _relu_forward_body(x, y):
 def _relu_forward(chunk, x, y):
     for i in numba.prange((x.size + chunk - 1) // chunk):
         start, stop = i * chunk, (i + 1) * chunk
-        _relu_forward_body(x[start:stop], y[start:stop])
+        rectify(x[start:stop], y[start:stop])
 
 
 def relu_forward(x, y):

@@ -38,6 +38,7 @@ from .conv_plan import (
 from .conv_rows import row_addresses
 from .microkernel import tile_rows
 from .moments import part_moments
+from .pointwise import rectify
 from .store import goes_past, store_row
 from .winograd_transform import INPUT, OUTPUT2, OUTPUT4, POINTS, transform
 
@@ -69,7 +70,7 @@ def _pixel_addresses(y, geometry, first, count, nowhere, table, pitch, c_table):
 
 
 @kernel
-def _tiles_task(task, ranges, x, zeros, geometry, taps, weights, bias, y, images, accumulate, moments, past):
+def _tiles_task(task, ranges, x, zeros, geometry, taps, weights, bias, y, images, accumulate, relu, moments, past):
     tiles = images * geometry[GRID_I] * geometry[GRID_J]
     depth, width, groups, m = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS], geometry[STEP]
     blocks = -(-width // BLOCK)
@@ -132,6 +133,9 @@ def _tiles_task(task, ranges, x, zeros, geometry, taps, weights, bias, y, images
             for row in range(inside):
                 for j in range(valid):
                     c[skip + row * valid + j] += bias[first_channel + j]
+        if relu:
+            whole = c[skip : skip + inside * valid]
+            rectify(whole, whole)
         if moments.size > 0:
             mean = moments[tile_block, 0, first_channel : first_channel + valid]
             part_moments(c, skip, valid, inside, mean, moments[tile_block, 1, first_channel : first_channel + valid])
@@ -142,14 +146,14 @@ def _tiles_task(task, ranges, x, zeros, geometry, taps, weights, bias, y, images
 
 
 @kernel(parallel=True)
-def _tiles_nest(tasks, ranges, x, zeros, geometry, taps, weights, bias, y, images, accumulate, moments, past):
+def _tiles_nest(tasks, ranges, x, zeros, geometry, taps, weights, bias, y, images, accumulate, relu, moments, past):
     for task in numba.prange(tasks):
         _tiles_task(
-            np.int64(task), ranges, x, zeros, geometry, taps, weights, bias, y, images, accumulate, moments, past
+            np.int64(task), ranges, x, zeros, geometry, taps, weights, bias, y, images, accumulate, relu, moments, past
         )
 
 
-def run_tiles(grid, x, zeros, weights, bias, y, accumulate, moments):
+def run_tiles(grid, x, zeros, weights, bias, y, accumulate, relu, moments):
     """y = sums over the tiles of a plan's `tiled` grid; weights as `conv2d_pack` made them of filters of 6 x 6."""
     geometry, taps = grid
     width = int(geometry[WIDTH])
@@ -159,5 +163,5 @@ def run_tiles(grid, x, zeros, weights, bias, y, accumulate, moments):
     ranges = min(blocks, max(ceil(4 * numba.get_num_threads(), along), ceil(width, MOST_WIDTH)))
     _tiles_nest(
         along * ranges, ranges, x.reshape(-1), zeros, geometry, taps, weights, bias, y.reshape(-1), x.shape[0],
-        accumulate, moments, goes_past(y, width),
+        accumulate, relu, moments, goes_past(y, width),
     )  # fmt: skip

@@ -130,8 +130,19 @@ def test_conv2d__equals_its_twin(shape):
     for start, end, found in zip([0, *ends], ends, moments, strict=False):
         _close(found[0], rows[start:end].mean(0))
         _close(found[1], rows[start:end].var(0) * (end - start))
+    conv2d_forward(plan, x, packed, b, y, _scratch(plan), relu=True)
+    _close(y, np.maximum(reference.conv2d_forward(x64, w64, b64, *options), 0))
     conv2d_backward_input(plan, dy, packed_t, dx, accumulate=True)
     _close(dx, 2 * expected_dx)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], WINOGRAD[0]], ids=str)
+def test_conv2d__rectifies_as_it_stores_and_lets_a_nan_through(shape):
+    plan, (x, w, _, _), _ = _case(shape)
+    packed, y = _packed(plan, w)[0], np.empty(plan.y_shape, np.float32)
+    x[0, 0, 0, 0] = np.nan
+    conv2d_forward(plan, x, packed, None, y, _scratch(plan), relu=True)
+    assert np.isnan(y[0, 0, 0]).all() and not np.isnan(y[1:]).any() and np.nanmin(y) == 0
 
 
 @pytest.mark.parametrize("shape", WINOGRAD[:-1], ids=str)

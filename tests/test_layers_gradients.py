@@ -26,6 +26,10 @@ from knltrain.models import Model
 CLASSES = 5
 
 
+def _rectified(conv):
+    return [conv, ReLU(f"{conv.name}.relu", after=conv)]
+
+
 def _told(conv, **options):
     """A convolution, and the batch norm that it tells the moments of what it made."""
     return [conv, BatchNorm(f"{conv.name}.bn", after=conv, **options)]
@@ -42,6 +46,8 @@ def _residual(name, stride):
 FC = Linear("fc", CLASSES)
 NETWORKS = {
     "plain": [Conv2d("c", 7, 3, pad=1, bias=0.1), ReLU("r"), FC],
+    "rectified by the convolution": [*_rectified(Conv2d("c", 7, 3, pad=1, bias=0.1)), FC],
+    "Winograd": [Conv2d("c", 32, 1, bias=0.1), *_rectified(Conv2d("d", 16, 5, pad=2)), Conv2d("e", 48, 3, pad=1), FC],
     "stride and groups": [Conv2d("a", 6, 3, 2, 1), Conv2d("b", 8, 3, 2, 1, groups=2, bias=0.1), FC],
     "batch norm": [Conv2d("c", 17, 3), BatchNorm("n", relu=True), Conv2d("d", 5, 1), BatchNorm("m"), FC],
     "batch norm, told the moments": [*_told(Conv2d("c", 17, 3), relu=True), *_told(Conv2d("d", 5, 1)), FC],

@@ -29,7 +29,8 @@ def _weights(call):
 
 
 def _conv2d_forward(a, call):
-    return {"y": reference.conv2d_forward(a["x"], _weights(call), a["bias"], *_geometry(a))}
+    y = reference.conv2d_forward(a["x"], _weights(call), a["bias"], *_geometry(a))
+    return {"y": np.maximum(y, 0) if a["relu"] else y}
 
 
 def _conv2d_backward_input(a, call):

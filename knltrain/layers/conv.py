@@ -29,7 +29,7 @@ class Conv2d(Layer):
     def __init__(self, name, channels, size, stride=1, pad=0, groups=1, bias=None, init=initialisers.he):
         super().__init__(name)
         self.channels, self.size, self.stride, self.pad, self.groups = channels, size, stride, pad, groups
-        self.gives_moments = False  # set by the batch norm behind it
+        self.gives_moments = self.rectifies = False  # set by the batch norm or the ReLU behind it
         self.bias_value, self.init = bias, init
 
     def plan(self, x, parameters, arena):
@@ -86,7 +86,7 @@ class Conv2d(Layer):
         scratch = self.arena.workspace[: self.kernel.workspace_size]
         moments = self.moments if self.gives_moments and run.train else None
         weights = self.panels(conv2d_pack, self.kernel.packed_size)
-        conv2d_forward(self.kernel, self.x.array, weights, bias, self.y.array, scratch, moments)
+        conv2d_forward(self.kernel, self.x.array, weights, bias, self.y.array, scratch, moments, self.rectifies)
 
     def backward(self, ready):
         scratch = self.arena.workspace[: self.kernel.workspace_size]

@@ -9,10 +9,17 @@ from .base import InPlace
 
 
 class ReLU(InPlace):
-    """y = max(x, 0)."""
+    """y = max(x, 0). after: the Conv2d that makes x and runs immediately before, which does this as it stores x."""
+
+    def __init__(self, name, after=None):
+        super().__init__(name)
+        self.done = after is not None
+        if after:
+            after.rectifies = True
 
     def forward(self, run):
-        relu_forward(self.x.array, self.y.array)
+        if not self.done:
+            relu_forward(self.x.array, self.y.array)
 
     def backward(self, ready):
         relu_backward(self.y.array, self.dy.array, self.dx.array)

@@ -55,11 +55,14 @@ def alexnet(
 
     def conv(name, count, size, **options):
         filler = {"init": partial(gaussian, std=0.01)} if init == "caffe" else {}
-        return [Conv2d(name, channels(count), size, bias=0.01, **options, **filler), ReLU(f"{name}.relu")]
+        return rectified(Conv2d(name, channels(count), size, bias=0.01, **options, **filler))
 
     def dense(name, count, std, bias):
         filler = {"init": partial(gaussian, std=std)} if init == "caffe" else {}
         return Linear(name, count, bias=bias, **filler)
+
+    def rectified(layer):
+        return [layer, ReLU(f"{layer.name}.relu", after=layer)]
 
     def normalize(name, places) -> list[Layer]:
         """The normalization named `name`, where the variant has one."""
@@ -85,11 +88,9 @@ def alexnet(
         *conv("conv5", 256, 3, pad=1, groups=groups),  # 13 x 13 x 256
         MaxPool("pool5", 3, 2),  # 6 x 6 x 256
         *normalize("bn6", ["jia"]),
-        dense("fc6", hidden, 0.005, 0.1),  # 4096
-        ReLU("fc6.relu"),
+        *rectified(dense("fc6", hidden, 0.005, 0.1)),  # 4096
         Dropout("drop6", dropout),
-        dense("fc7", hidden, 0.005, 0.1),  # 4096
-        ReLU("fc7.relu"),
+        *rectified(dense("fc7", hidden, 0.005, 0.1)),  # 4096
         Dropout("drop7", dropout),
         dense("fc8", classes, 0.01, 0.01),  # classes
     ]
