@@ -174,6 +174,7 @@ class Buffer:
     shape: tuple
     dtype: type = np.float32
     offset: int = 0
+    given: bool = False  # back to the arena
     array: np.ndarray = field(default=None, repr=False)
     parent: "Buffer" = field(default=None, repr=False)
 
@@ -221,6 +222,9 @@ class Arena:
     def give(self, buffer: Buffer):
         """Take back a buffer: whoever takes next may get its memory."""
         buffer = buffer.root
+        if buffer.given:
+            raise RuntimeError(f"a buffer of shape {buffer.shape} was given back before; expected once")
+        buffer.given = True
         self.holes.append((buffer.offset, _bytes(buffer)))
         self.holes.sort()
         merged = []

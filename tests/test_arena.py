@@ -45,6 +45,14 @@ def test_arena__live_buffers_never_overlap(seed):
     assert max(map(_cells, lives)) <= arena.size <= _cells(arena.buffers)
 
 
+def test_arena__takes_nothing_back_twice():
+    arena = Arena()
+    a = arena.take((4,))
+    arena.give(a)
+    with pytest.raises(RuntimeError, match="given back before"):
+        arena.give(arena.view(a, (2, 2)))
+
+
 def test_arena__memory_given_back_is_used_again():
     arena = Arena()
     a, b, c = (arena.take((16,)) for _ in range(3))

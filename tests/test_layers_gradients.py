@@ -52,6 +52,9 @@ NETWORKS = {
     "batch norm": [Conv2d("c", 17, 3), BatchNorm("n", relu=True), Conv2d("d", 5, 1), BatchNorm("m"), FC],
     "batch norm, told the moments": [*_told(Conv2d("c", 17, 3), relu=True), *_told(Conv2d("d", 5, 1)), FC],
     "non-affine": [Conv2d("c", 7, 3), BatchNorm("n", affine=False, eps=1e-4), FC],
+    "a batch norm whose output is given back": [
+        *_told(Conv2d("c", 8, 3), relu=True), MaxPool("p", 3, 2, 1), Conv2d("d", 32, 1), Conv2d("e", 8, 1), FC,
+    ],
     "max pool": [Conv2d("c", 9, 3, bias=0.0), MaxPool("p", 3, 2, 1), FC],
     "average pool": [Conv2d("c", 9, 3, bias=0.0), AvgPool("p", 2, 2), FC],
     "lrn": [Conv2d("c", 9, 3, bias=0.5), LocalResponseNorm("l", alpha=0.5), FC],

@@ -4,7 +4,8 @@ A layer is planned once and run many times. `plan` receives the buffer it reads,
 output from the arena and returns it. `plan_backward` is called in reverse order and does the same for gradients; by
 then the arena knows which buffers nobody needs any more. Ownership is simple:
 
-  - a layer that took its output `y` gives it back at the end of its own `plan_backward`;
+  - a layer that took its output `y` gives it back at the end of its own `plan_backward`, or, where no backward pass
+    reads it, when the layer behind it has been planned: whoever takes next overwrites it in the middle of forward;
   - whoever receives `dy` owns it: it returns it (worked on in place) or gives it back.
 
 `forward` and `backward` then only move numbers between buffers; they take nothing and return nothing.
@@ -30,6 +31,7 @@ class Layer:
     """The base of all layers; what is not overridden does nothing."""
 
     adds_onto = False  # whether `plan_backward` can add dx to another gradient
+    reads_x = reads_y = True  # whether `backward` reads what forward read, and what it wrote
 
     def __init__(self, name: str):
         self.name = name
@@ -45,6 +47,11 @@ class Layer:
         need_dx=False: nobody will read dx, so it may be left out. onto: a buffer to which dx is added instead of taking
         one; only the first layer of a residual branch is asked to, and only if it `adds_onto`.
         """
+
+    def give_y(self, arena: Arena):
+        """Give back y, which this layer took, if that has not been done."""
+        if not self.y.root.given:
+            arena.give(self.y)
 
     def forward(self, run: Pass):
         """Read x, write y."""
@@ -84,8 +91,12 @@ class Sequential(Layer):
         return bool(self.layers) and self.layers[0].adds_onto
 
     def plan(self, x, parameters, arena):
+        before = None
         for layer in self.layers:
             x = layer.plan(x, parameters, arena)
+            if before and not (before.reads_y or layer.reads_x):
+                before.give_y(arena)
+            before = layer
         return x
 
     def plan_backward(self, dy, arena, need_dx=True, onto=None):
@@ -125,7 +136,10 @@ class Residual(Layer):
 
     def plan(self, x, parameters, arena):
         shortcut = self.shortcut.plan(x, parameters, arena) if self.shortcut else x
-        return self.join.plan(self.main.plan(x, parameters, arena), parameters, arena, residual=shortcut)
+        y = self.join.plan(self.main.plan(x, parameters, arena), parameters, arena, residual=shortcut)
+        if self.shortcut and not self.shortcut.layers[-1].reads_y:
+            self.shortcut.layers[-1].give_y(arena)
+        return y
 
     def plan_backward(self, dy, arena, need_dx=True, onto=None):
         d_main, d_shortcut = self.join.plan_backward(dy, arena)

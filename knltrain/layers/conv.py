@@ -25,6 +25,7 @@ class Conv2d(Layer):
     """
 
     adds_onto = True
+    reads_y = False
 
     def __init__(self, name, channels, size, stride=1, pad=0, groups=1, bias=None, init=initialisers.he):
         super().__init__(name)
@@ -60,7 +61,7 @@ class Conv2d(Layer):
             self.dx = arena.view(onto, self.x.shape) if onto else arena.take(self.x.shape)
             arena.need_panels(self.kernel.packed_t_size)
         arena.give(dy)
-        arena.give(self.y)
+        self.give_y(arena)
         return self.dx
 
     def panels(self, pack, size):

@@ -42,6 +42,7 @@ class BatchNorm(Layer):
         self.mean = parameters.add(Statistic(f"{self.name}.mean", shape, 0.0, self.running))
         self.var = parameters.add(Statistic(f"{self.name}.var", shape, 1.0, self.running))
         self.x, self.residual, self.y, self.arena = x, residual, arena.take(x.shape), arena
+        self.reads_y = residual is not None  # for the mask of the ReLU, which otherwise follows from x
         self.rows = (math.prod(x.shape[:-1]), channels)
         self.scratch = batchnorm_workspace(*self.rows)
         arena.need_scratch(self.scratch + (self.after.moments_floats if self.after else 0))
@@ -51,7 +52,7 @@ class BatchNorm(Layer):
         """Returns dx, or (dx, gradient of the residual) where there is one; the latter is worked out in dy's place."""
         self.dy = dy
         self.dx = arena.take(dy.shape) if self.residual else dy
-        arena.give(self.y)
+        self.give_y(arena)
         return (self.dx, self.dy) if self.residual else self.dx
 
     def _flat(self, buffer):
@@ -100,8 +101,9 @@ class LocalResponseNorm(Layer):
 
     def plan_backward(self, dy, arena, need_dx=True, onto=None):
         self.dy, self.dx = dy, arena.take(dy.shape)
-        for buffer in (dy, self.scale, self.y):
-            arena.give(buffer)
+        arena.give(dy)
+        arena.give(self.scale)
+        self.give_y(arena)
         return self.dx
 
     def forward(self, run):

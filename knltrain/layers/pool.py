@@ -16,12 +16,14 @@ from .base import Layer
 
 
 class _Shrinking(Layer):
-    """A layer with an output of its own, smaller than its input, which backward does not read."""
+    """A layer with an output of its own, smaller than its input; backward reads neither."""
+
+    reads_x = reads_y = False
 
     def plan_backward(self, dy, arena, need_dx=True, onto=None):
         self.dy, self.dx = dy, arena.take(self.x.shape)
         arena.give(dy)
-        arena.give(self.y)
+        self.give_y(arena)
         return self.dx
 
 
