@@ -23,6 +23,7 @@ from .conv_plan import (
     IN_H,
     IN_PITCH,
     IN_W,
+    LINE_FLOATS,
     MC,
     NV,
     RANGE,
@@ -36,7 +37,7 @@ from .conv_rows import next_input, row_addresses
 from .microkernel import copy_block, peek, tile_outer
 from .winograd_weight import run_tiles_weight
 
-LINE_FLOATS, LINE_VECTORS = LINE // 4, LINE // 4 // V
+LINE_VECTORS = LINE_FLOATS // V
 SPAN = LINE_FLOATS // MC * MC  # channels of a packed line: whole tiles
 
 

@@ -22,6 +22,7 @@ from .conv_plan import (
     GRID_I,
     GRID_J,
     GROUPS,
+    LINE_FLOATS,
     MOST_WIDTH,
     MR,
     NV,
@@ -41,8 +42,6 @@ from .moments import part_moments
 from .pointwise import rectify
 from .store import goes_past, store_row
 from .winograd_transform import INPUT, OUTPUT2, OUTPUT4, POINTS, transform
-
-LINE_FLOATS = LINE // 4
 
 
 @kernel
@@ -71,6 +70,7 @@ def _pixel_addresses(y, geometry, first, count, nowhere, table, pitch, c_table):
 
 @kernel
 def _tiles_task(task, ranges, x, zeros, geometry, taps, weights, bias, y, images, accumulate, relu, moments, past):
+    """One task: TILES tiles of the grid times one of `ranges` ranges of output channels, for every group."""
     tiles = images * geometry[GRID_I] * geometry[GRID_J]
     depth, width, groups, m = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS], geometry[STEP]
     blocks = -(-width // BLOCK)

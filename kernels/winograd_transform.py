@@ -4,10 +4,9 @@ Six values of x give m = 7 - r outputs of a filter with r taps, in one dimension
 
     y = A^T ((G w) * (B^T x))        six products in place of m r; in two dimensions 36 in place of m^2 r^2
 
-It is Lagrange interpolation: filter and x are read as polynomials, evaluated at six points, multiplied there, and the
-product's coefficients follow. The matrices are made here from the points, exactly, as fractions. The usual points
-0, +-1, +-2 and infinity cost a digit of float32. With +-2/3 and +-3/2 the root mean square error is 2.2 times that of
-the direct sum (the largest, too): a number and its inverse keep all powers near 1.
+It is the transpose of multiplying two polynomials by their values at six points. The matrices are made here from the
+points, exactly, as fractions. The usual points 0, +-1, +-2 and infinity give five to six times the error of direct
+sums. With +-2/3 and +-3/2 it is 2.2 times, root mean square: a number and its inverse keep all powers near 1.
 """
 
 from fractions import Fraction
@@ -17,9 +16,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-SIZE = 6  # values of x on a side of a tile
-POINTS = SIZE * SIZE  # products of a tile
-_AT = [Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)]  # and infinity
+from .conv_plan import TILE
+
+POINTS = TILE * TILE  # products of a tile
+_PLACES = [Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)]  # points, and infinity
 
 
 def _product_of_roots(roots):
@@ -33,17 +33,17 @@ def _product_of_roots(roots):
 
 def _matrices(r):
     """B^T (6, 6), G (6, r), A^T (7 - r, 6) as lists of rows."""
-    others = [[q for q in _AT if q != p] for p in _AT]
-    bt = [[*_product_of_roots(roots), Fraction(0)] for roots in others] + [_product_of_roots(_AT)]
+    others = [[q for q in _PLACES if q != p] for p in _PLACES]
+    bt = [[*_product_of_roots(roots), Fraction(0)] for roots in others] + [_product_of_roots(_PLACES)]
     g, a = [], []
-    for p, roots in zip(_AT, others, strict=True):
+    for p, roots in zip(_PLACES, others, strict=True):
         scale = Fraction(1)
         for q in roots:
             scale /= p - q
         g.append([p**k * scale for k in range(r)])
-        a.append([p**k for k in range(SIZE + 1 - r)])
+        a.append([p**k for k in range(TILE + 1 - r)])
     g.append([Fraction(k == r - 1) for k in range(r)])
-    a.append([Fraction(k == SIZE - r) for k in range(SIZE + 1 - r)])
+    a.append([Fraction(k == TILE - r) for k in range(TILE + 1 - r)])
     return bt, g, _transposed(a)
 
 
@@ -90,7 +90,7 @@ class _Vectors:
             return self._pairs_of_columns(matrix, x)
         y, i = [], 0
         while i < len(matrix):
-            if 0 < i < SIZE - 1:
+            if 0 < i < TILE - 1:
                 row, signs = matrix[i], [a == b for a, b in zip(matrix[i], matrix[i + 1], strict=True)]
                 even = self.combine([(f, v) for f, v, same in zip(row, x, signs, strict=True) if same])
                 odd = self.combine([(f, v) for f, v, same in zip(row, x, signs, strict=True) if not same])
@@ -102,7 +102,7 @@ class _Vectors:
         return y
 
     def _pairs_of_columns(self, matrix, x):
-        pairs = [(j, j + 1) for j in range(1, SIZE - 1, 2)]
+        pairs = [(j, j + 1) for j in range(1, TILE - 1, 2)]
         sums = {j: self.builder.fadd(x[j], x[k]) for j, k in pairs}
         differences = {j: self.builder.fsub(x[j], x[k]) for j, k in pairs}
         y = []

@@ -18,9 +18,11 @@ from .conv_plan import (
     GRID_I,
     GRID_J,
     GROUPS,
+    LINE_FLOATS,
     MC,
     NV,
     STEP,
+    TILE,
     TILES,
     WIDTH,
     V,
@@ -29,8 +31,6 @@ from .conv_plan import (
 from .conv_rows import row_addresses
 from .microkernel import tile_outer
 from .winograd_transform import GRADIENT2, GRADIENT4, INPUT, POINTS, WEIGHT3, WEIGHT5, transform
-
-LINE_FLOATS = LINE // 4
 
 
 @kernel
@@ -42,6 +42,10 @@ def _channels(part, parts, channels, unit):
 
 @kernel
 def _tiles_weight_task(task, x, zeros, inputs, input_taps, dy, gradients, gradient_taps, dw, partial, images, splits):
+    """One task: CHANNELS input and CHANNELS output channels of one group, over one share of the tiles.
+
+    inputs, gradients: the grids of tiles of x and of dy, with their taps.
+    """
     tiles = images * inputs[GRID_I] * inputs[GRID_J]
     depth, width, groups, m = inputs[DEPTH], inputs[WIDTH], inputs[GROUPS], inputs[STEP]
     c_parts, k_parts = -(-depth // CHANNELS), -(-width // CHANNELS)
@@ -104,10 +108,8 @@ def _tiles_weight_task(task, x, zeros, inputs, input_taps, dy, gradients, gradie
                         sums_start + sums_planes[point] + (block * channels + c - skip) * BLOCK * 4, BLOCK * 4, skip,
                         nowhere.ctypes.data, first == first_tile, 0, 0,
                     )  # fmt: skip
-    targets = np.empty(input_taps.shape[0], np.int64)
-    side = 7 - m
-    for tap in range(side * side):
-        targets[tap] = 4 * tap * depth * groups * width
+    side = TILE + 1 - m  # of the filter
+    targets = np.arange(side * side) * depth * groups * width * 4
     out = dw.ctypes.data if split == 0 else partial.ctypes.data + (split - 1) * dw.size * 4
     for block in range(blocks):
         k = k_lo + block * BLOCK
