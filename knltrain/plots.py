@@ -56,8 +56,8 @@ def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], png: Path, title: st
 def roofline(records: list[dict], png: Path, title: str):
     """Speed over intensity of every kernel with flops, under what the machine could do, written to `png`.
 
-    records: of `bench kernels --json`, at least one of them with flops. Points above the roof: by Winograd's method,
-    which makes fewer flops than the definition has.
+    records: of `bench kernels --json`, at least one of them with flops. A ring: by Winograd's method, which makes
+    fewer flops than the definition has, and so may lie above the roof.
     """
     records = [r for r in records if r["flops"]]
     figure, ((axes,),) = _figure(1, 1, figsize=(8, 5.5))
@@ -74,11 +74,16 @@ def roofline(records: list[dict], png: Path, title: str):
         own = np.array([r["pass"] == kind for r in records])
         name = kind.replace("_", " ") if own.any() else None
         axes.scatter(intensity[own], speed[own], marker=mark, color=color, s=24, alpha=0.8, linewidth=0, label=name)
+    fewer = np.array([r["arithmetic"] < r["flops"] for r in records])
+    if fewer.any():
+        ring = {"marker": "o", "s": 90, "facecolor": "none", "edgecolor": "0.5", "linewidth": 0.7}
+        axes.scatter(intensity[fewer], speed[fewer], label="by Winograd's method: fewer flops than counted", **ring)
     axes.set(xscale="log", yscale="log", xlabel="flops per byte that must be moved", ylabel="GFLOP/s", title=title)
-    axes.set_ylim(min(speed.min() / 2, ends[0] * bandwidth), max(peak, speed.max()) * 1.6)
+    lowest, highest = min(speed.min() / 2, ends[0] * bandwidth), max(peak, speed.max()) * 1.6
+    axes.set_ylim(lowest, highest)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if highest < 30 * lowest else "")  # numbers over many decades collide
     axes.legend(frameon=False, loc="lower right")
     axes.grid(**_GRID)
     axes.spines[["top", "right"]].set_visible(False)
