@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from ._jit import kernel
 from .arch import LINE
 
-AHEAD_BYTES = 4096  # 2 to 8 KiB are the same; more is worse where several tensors are read
+DISTANCE = 4096  # bytes: 2 to 8 KiB are the same; more is worse where several tensors are read
 
 
 def prefetch_line(builder, address, near=False):
@@ -35,6 +35,6 @@ def _prefetch(typing, address):
 
 @kernel
 def ask_ahead(address, floats):
-    """While `floats` floats at an address are read, ask for as many AHEAD_BYTES behind them."""
+    """While `floats` floats at an address are read, ask for as many DISTANCE bytes behind them."""
     for line in range(0, 4 * floats, LINE):
-        _prefetch(address + AHEAD_BYTES + line)
+        _prefetch(address + DISTANCE + line)

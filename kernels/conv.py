@@ -49,10 +49,9 @@ from .conv_plan import (
     ceil,
 )
 from .conv_rows import next_input, out_addresses, row_addresses
+from .conv_store import store_c
 from .microkernel import tile_rows
-from .moments import part_moments
-from .pointwise import rectify
-from .store import goes_past, store_row
+from .store import goes_past
 from .winograd import run_tiles
 
 NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
@@ -144,15 +143,7 @@ def _rows_task(
         if n_taps == 0:  # a residue class that no tap reaches
             c[:] = 0
         first_channel = group * width + lo * BLOCK
-        if relu:
-            whole = c[skip : skip + count * pitch]
-            rectify(whole, whole)
-        if moments.size > 0:
-            mean = moments[pixel_block, 0, first_channel : first_channel + valid]
-            part_moments(c, skip, pitch, count, mean, moments[pixel_block, 1, first_channel : first_channel + valid])
-        for m in range(count):
-            source = c.ctypes.data + 4 * (skip + m * pitch)
-            store_row(source, out_rows[m] + 4 * first_channel, valid, accumulate, past)
+        store_c(c, skip, pitch, count, first_channel, valid, relu, moments, pixel_block, out_rows, accumulate, past)
 
 
 @kernel(parallel=True)

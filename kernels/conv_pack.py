@@ -13,7 +13,7 @@ from ._jit import kernel
 from ._shapes import check_array
 from .conv_plan import BLOCK, NV, V, ceil
 from .microkernel import copy_block, peek, poke, transpose_square
-from .winograd_transform import FILTER3, FILTER5, POINTS, transform
+from .winograd_transform import FILTER, POINTS, transform
 
 SIDE_BY_SIDE = 4  # panels that are packed together: whole pages of w are read in longer runs
 
@@ -106,27 +106,21 @@ def _filter_task(task, w, groups, transposed, out):
     first, channel = part * FILTER_ROWS, block * BLOCK
     count, valid = min(FILTER_ROWS, rows - first), min(BLOCK, columns - channel)
     panels = np.empty((taps, FILTER_ROWS, BLOCK), np.float32)
-    sources, targets = np.empty(taps, np.int64), np.empty(POINTS, np.int64)
-    for point in range(POINTS):
-        targets[point] = 4 * BLOCK * ((index * POINTS + point) * rows + first)
+    sources = np.empty(taps, np.int64)
+    targets = 4 * BLOCK * ((index * POINTS + np.arange(POINTS)) * rows + first)
     for t in range(taps):
         panel = panels[t].ctypes.data
         if transposed:
             source = w.ctypes.data + ((t * depth + channel) * width + group * k_group + first) * 4
             pack_columns(source, width * 4, count, valid, panel)
-            sources[taps - 1 - t] = t
         else:
             source = w.ctypes.data + ((t * depth + first) * width + group * k_group + channel) * 4
             pack_rows(source, width * 4, count, valid, panel, 0)
-            sources[t] = t
-    for t in range(taps):
-        sources[t] *= 4 * FILTER_ROWS * BLOCK
+        sources[taps - 1 - t if transposed else t] = 4 * t * FILTER_ROWS * BLOCK
+    m = 4 if taps == 9 else 2
     for row in range(count):
         here, there = panels.ctypes.data + 4 * row * BLOCK, out.ctypes.data + 4 * row * BLOCK
-        if taps == 9:
-            transform(FILTER3, V, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV)
-        else:
-            transform(FILTER5, V, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV)
+        transform(FILTER, V, m, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV)
 
 
 @kernel(parallel=True)

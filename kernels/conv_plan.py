@@ -84,12 +84,11 @@ class Conv2dPlan:
         """Output pixels of each block of forward, int64."""
         n, p, q, _ = self.y_shape
         if not self.winograd:
-            inside, size = np.ones(n * p * q, np.int64), PIXELS
-        else:
-            m, size = TILE + 1 - self.w_shape[0], TILES
-            sides = [np.minimum(m, side - np.arange(0, side, m)) for side in (p, q)]
-            inside = np.tile(np.outer(*sides).ravel(), n)
-        return np.add.reduceat(inside, size * np.arange(block_count(inside.size, size)))
+            return np.diff(PIXELS * np.arange(block_count(n * p * q, PIXELS)), append=n * p * q)
+        m = TILE + 1 - self.w_shape[0]
+        sides = [np.minimum(m, side - np.arange(0, side, m)) for side in (p, q)]
+        inside = np.tile(np.outer(*sides).ravel(), n)  # pixels of each tile
+        return np.add.reduceat(inside, TILES * np.arange(block_count(inside.size, TILES)))
 
     @property
     def padded_shape(self) -> tuple:

@@ -15,6 +15,7 @@ from .random import hash_u32
 
 @kernel
 def rectify(x, y):
+    """y = max(x, 0) of two vectors, which may be one; a NaN passes through."""
     for j in range(x.size):
         y[j] = np.float32(0) if x[j] < 0 else x[j]
 

@@ -37,11 +37,10 @@ from .conv_plan import (
     ceil,
 )
 from .conv_rows import row_addresses
+from .conv_store import store_c
 from .microkernel import tile_rows
-from .moments import part_moments
-from .pointwise import rectify
-from .store import goes_past, store_row
-from .winograd_transform import INPUT, OUTPUT2, OUTPUT4, POINTS, transform
+from .store import goes_past
+from .winograd_transform import INPUT, OUTPUT, POINTS, transform
 
 
 @kernel
@@ -104,7 +103,7 @@ def _tiles_task(task, ranges, x, zeros, geometry, taps, weights, bias, y, images
         c_start = c.ctypes.data + 4 * skip
         for t in range(count):
             transform(
-                INPUT, V, sources.ctypes.data + 8 * t, 8 * count, group * depth * 4,
+                INPUT, V, m, sources.ctypes.data + 8 * t, 8 * count, group * depth * 4,
                 v_planes.ctypes.data, 8, v_start + v_rows[t], depth // V,
             )  # fmt: skip
         for block in range(lo, hi):
@@ -118,31 +117,16 @@ def _tiles_task(task, ranges, x, zeros, geometry, taps, weights, bias, y, images
                     )  # fmt: skip
             along, vectors = (block - lo) * BLOCK * 4, min(BLOCK, width - block * BLOCK) // V
             for t in range(count):
-                if m == 4:
-                    transform(
-                        OUTPUT4, V, p_planes.ctypes.data, 8, p_start + p_rows[t],
-                        c_rows.ctypes.data + 8 * t, 8 * count, c_start + along, vectors,
-                    )  # fmt: skip
-                else:
-                    transform(
-                        OUTPUT2, V, p_planes.ctypes.data, 8, p_start + p_rows[t],
-                        c_rows.ctypes.data + 8 * t, 8 * count, c_start + along, vectors,
-                    )  # fmt: skip
+                transform(
+                    OUTPUT, V, m, p_planes.ctypes.data, 8, p_start + p_rows[t],
+                    c_rows.ctypes.data + 8 * t, 8 * count, c_start + along, vectors,
+                )  # fmt: skip
         first_channel = group * width + lo * BLOCK
         if bias.size > 0:
             for row in range(inside):
                 for j in range(valid):
                     c[skip + row * valid + j] += bias[first_channel + j]
-        if relu:
-            whole = c[skip : skip + inside * valid]
-            rectify(whole, whole)
-        if moments.size > 0:
-            mean = moments[tile_block, 0, first_channel : first_channel + valid]
-            part_moments(c, skip, valid, inside, mean, moments[tile_block, 1, first_channel : first_channel + valid])
-        for row in range(inside):
-            store_row(
-                c.ctypes.data + 4 * (skip + row * valid), out_rows[row] + 4 * first_channel, valid, accumulate, past
-            )
+        store_c(c, skip, valid, inside, first_channel, valid, relu, moments, tile_block, out_rows, accumulate, past)
 
 
 @kernel(parallel=True)

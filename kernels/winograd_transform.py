@@ -53,8 +53,9 @@ def _transposed(rows):
 
 _BT, _G3, _A3T = _matrices(3)
 _, _G5, _A5T = _matrices(5)
-MATRICES = (_BT, _G3, _G5, _A3T, _A5T, *map(_transposed, (_A3T, _A5T, _G3, _G5)))
-INPUT, FILTER3, FILTER5, OUTPUT4, OUTPUT2, GRADIENT4, GRADIENT2, WEIGHT3, WEIGHT5 = range(len(MATRICES))
+_THREE = (_BT, _G3, _A3T, _transposed(_A3T), _transposed(_G3))
+_FIVE = (_BT, _G5, _A5T, _transposed(_A5T), _transposed(_G5))
+INPUT, FILTER, OUTPUT, GRADIENT, WEIGHT = range(len(_THREE))  # what is transformed: places in both
 
 
 class _Vectors:
@@ -114,19 +115,18 @@ class _Vectors:
 
 
 @intrinsic
-def transform(typing, matrix, width, sources, source_pitch, shift, targets, target_pitch, target_shift, vectors):
-    """Y = L X L^T, L = MATRICES[matrix] (p, q), for `vectors` vectors of V floats side by side.
+def transform(typing, what, width, m, sources, source_pitch, shift, targets, target_pitch, target_shift, vectors):
+    """Y = L X L^T for `vectors` vectors of V floats side by side; L (p, q) for `what`, with tiles of m x m outputs.
 
     sources: address of the address of X[0, 0]; that of X[i, j] stands (i q + j) source_pitch bytes on. `shift` bytes
     are added to each address. The same for Y (p, p) and targets.
     """
-    if not all(isinstance(value, types.IntegerLiteral) for value in (matrix, width)):
+    if not all(isinstance(value, types.IntegerLiteral) for value in (what, width)):
         return None
-    rows, v = MATRICES[matrix.literal_value], width.literal_value
-    p, q = len(rows), len(rows[0])
+    three, five, v = _THREE[what.literal_value], _FIVE[what.literal_value], width.literal_value
 
     def codegen(context, builder, sig, args):
-        sources_, source_pitch_, shift_, targets_, target_pitch_, target_shift_, vectors_ = args[2:]
+        m_, sources_, source_pitch_, shift_, targets_, target_pitch_, target_shift_, vectors_ = args[2:]
         calculate = _Vectors(builder, v)
         i64 = ir.IntType(64)
 
@@ -135,16 +135,27 @@ def transform(typing, matrix, width, sources, source_pitch, shift, targets, targ
             address = builder.load(builder.inttoptr(slot, i64.as_pointer()))
             return builder.inttoptr(builder.add(address, offset), calculate.type.as_pointer())
 
-        with cgutils.for_range(builder, vectors_) as loop:
-            along = builder.mul(loop.index, ir.Constant(i64, 4 * v))
-            here, there = builder.add(shift_, along), builder.add(target_shift_, along)
-            half = []  # L X, column by column
-            for j in range(q):
-                column = [place(sources_, source_pitch_, i * q + j, here) for i in range(q)]
-                half.append(calculate.times(rows, [builder.load(x, align=4) for x in column]))
-            for i in range(p):
-                for j, value in enumerate(calculate.times(rows, [column[i] for column in half])):
-                    builder.store(value, place(targets_, target_pitch_, i * p + j, there), align=4)
+        def emit(rows):
+            p, q = len(rows), len(rows[0])
+            with cgutils.for_range(builder, vectors_) as loop:
+                along = builder.mul(loop.index, ir.Constant(i64, 4 * v))
+                here, there = builder.add(shift_, along), builder.add(target_shift_, along)
+                half = []  # L X, column by column
+                for j in range(q):
+                    column = [place(sources_, source_pitch_, i * q + j, here) for i in range(q)]
+                    half.append(calculate.times(rows, [builder.load(x, align=4) for x in column]))
+                for i in range(p):
+                    for j, value in enumerate(calculate.times(rows, [column[i] for column in half])):
+                        builder.store(value, place(targets_, target_pitch_, i * p + j, there), align=4)
+
+        if three == five:
+            emit(three)
+        else:
+            with builder.if_else(builder.icmp_signed("==", m_, ir.Constant(i64, 4))) as (of_three, of_five):
+                with of_three:
+                    emit(three)
+                with of_five:
+                    emit(five)
         return context.get_dummy_value()
 
-    return types.void(matrix, width, *([types.int64] * 7)), codegen
+    return types.void(what, width, *([types.int64] * 8)), codegen

@@ -30,7 +30,7 @@ from .conv_plan import (
 )
 from .conv_rows import row_addresses
 from .microkernel import tile_outer
-from .winograd_transform import GRADIENT2, GRADIENT4, INPUT, POINTS, WEIGHT3, WEIGHT5, transform
+from .winograd_transform import GRADIENT, INPUT, POINTS, WEIGHT, transform
 
 
 @kernel
@@ -81,23 +81,17 @@ def _tiles_weight_task(task, x, zeros, inputs, input_taps, dy, gradients, gradie
         sums_start = sums.ctypes.data + -sums.ctypes.data % LINE
         for t in range(count):
             transform(
-                INPUT, V, sources.ctypes.data + 8 * t, 8 * most, (group * depth + c_lo) * 4,
+                INPUT, V, m, sources.ctypes.data + 8 * t, 8 * most, (group * depth + c_lo) * 4,
                 v_planes.ctypes.data, 8, v_start + v_rows[t], channels // V,
             )  # fmt: skip
             for block in range(blocks):
                 k = k_lo + block * BLOCK
                 there = g_start + (block * most + t) * BLOCK * 4
                 vectors = min(BLOCK, k_hi - k) // V
-                if m == 4:
-                    transform(
-                        GRADIENT4, V, dy_sources.ctypes.data + 8 * t, 8 * most, (group * width + k) * 4,
-                        g_planes.ctypes.data, 8, there, vectors,
-                    )  # fmt: skip
-                else:
-                    transform(
-                        GRADIENT2, V, dy_sources.ctypes.data + 8 * t, 8 * most, (group * width + k) * 4,
-                        g_planes.ctypes.data, 8, there, vectors,
-                    )  # fmt: skip
+                transform(
+                    GRADIENT, V, m, dy_sources.ctypes.data + 8 * t, 8 * most, (group * width + k) * 4,
+                    g_planes.ctypes.data, 8, there, vectors,
+                )  # fmt: skip
         for point in range(POINTS):
             for block in range(blocks):
                 b = g_start + g_planes[point] + block * most * BLOCK * 4
@@ -117,10 +111,7 @@ def _tiles_weight_task(task, x, zeros, inputs, input_taps, dy, gradients, gradie
         for c in range(channels):
             here = sums.ctypes.data + -sums.ctypes.data % LINE + (block * channels + c) * BLOCK * 4
             there = out + 4 * ((c_lo + c) * groups * width + group * width + k)
-            if m == 4:
-                transform(WEIGHT3, V, sums_planes.ctypes.data, 8, here, targets.ctypes.data, 8, there, vectors)
-            else:
-                transform(WEIGHT5, V, sums_planes.ctypes.data, 8, here, targets.ctypes.data, 8, there, vectors)
+            transform(WEIGHT, V, m, sums_planes.ctypes.data, 8, here, targets.ctypes.data, 8, there, vectors)
 
 
 @kernel(parallel=True)

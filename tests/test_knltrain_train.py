@@ -272,7 +272,7 @@ def test_train__too_little_memory_says_how_much(monkeypatch):
     from knltrain.models import Model, build, model
 
     monkeypatch.setattr(model, "available_bytes", lambda: 3 << 30)
-    with pytest.raises(ValueError, match=r"slot_batch 512 needs \d\d\.\d GiB, this machine has 3.0 GiB free"):
+    with pytest.raises(ValueError, match=r"slot_batch 512 needs 3\d\.\d GiB, this machine has 3.0 GiB free"):
         Model(*build("resnet50"), 512)
 
 
