@@ -100,21 +100,22 @@ def _dropout_body(key, first, x, threshold, scale, y):
 
 
 @kernel(parallel=True)
-def _dropout(parts, x, threshold, scale, keys, y):
+def _dropout(parts, x, threshold, scale, keys, purpose, y):
     for i in numba.prange(x.shape[0] * parts):
         n, part = i // parts, i % parts
         start, stop = part * x.shape[1] // parts, (part + 1) * x.shape[1] // parts
-        _dropout_body(keys[n], start, x[n, start:stop], threshold, scale, y[n, start:stop])
+        _dropout_body(keys[n] ^ purpose, start, x[n, start:stop], threshold, scale, y[n, start:stop])
 
 
-def dropout_forward(x, rate, keys, y):
+def dropout_forward(x, rate, keys, y, purpose=0):
     """y = x / (1 - rate) where kept, else 0; element j of image n is kept with probability 1 - rate.
 
     Parameters
     ----------
     x, y : (N, ...) float32; y may be x
     rate : 0 <= rate < 1
-    keys : (N,) uint64, from `sample_key`: the mask is a pure function of (keys[n], j), so nothing is stored
+    keys : (N,) uint64, from `sample_key`: the mask is a pure function of (keys[n] ^ purpose, j), so nothing is stored
+    purpose : a number that tells layers apart
 
     Raises: TypeError, ValueError. Twin: reference.dropout_forward.
     """
@@ -125,12 +126,13 @@ def dropout_forward(x, rate, keys, y):
         raise ValueError(f"dropout: found rate {rate}, expected 0 <= rate < 1: correct the layer")
     images = x.reshape(x.shape[0], -1)
     parts = -(-images.shape[1] // CHUNK)
-    _dropout(parts, images, np.uint32(int(rate * 2**32)), np.float32(1 / (1 - rate)), keys, y.reshape(images.shape))
+    threshold, scale = np.uint32(int(rate * 2**32)), np.float32(1 / (1 - rate))
+    _dropout(parts, images, threshold, scale, keys, np.uint64(purpose), y.reshape(images.shape))
 
 
-def dropout_backward(dy, rate, keys, dx):
+def dropout_backward(dy, rate, keys, dx, purpose=0):
     """dx = dy / (1 - rate) where kept, else 0: the forward pass again, on the gradient. dx may be dy."""
-    dropout_forward(dy, rate, keys, dx)
+    dropout_forward(dy, rate, keys, dx, purpose)
 
 
 # ---- bias gradient -------------------------------------------------------------------------------------------

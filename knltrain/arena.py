@@ -1,10 +1,7 @@
-"""Memory: three flat blocks for what is learned, one planned block for everything that comes and goes.
+"""What is learned, in flat blocks: all parameters end to end, with named views of value, gradient and momentum.
 
-`Parameters` lays all parameters end to end and gives each layer named views of value, gradient and momentum. Because
-the blocks are flat, a gradient bucket is a slice, and the update, a checkpoint and a comparison are one walk each.
-
-`Arena` is used twice. First symbolically: layers `take` and `give` buffers in the order in which a step will use
-them, and every buffer gets an offset. Then `allocate` makes the one block, and a step allocates nothing.
+Because the blocks are flat, a gradient bucket is a slice, and the update, a checkpoint and a comparison are one walk
+each.
 """
 
 import math
@@ -78,13 +75,13 @@ class Parameters:
     def __init__(self):
         self.parameters: list[Parameter] = []
         self.statistics: list[Statistic] = []
-        self._names = set()
+        self.named: dict[str, Parameter | Statistic] = {}
 
     def add(self, parameter):
         """Register a Parameter or a Statistic; returns it. Names must be unique."""
-        if parameter.name in self._names:
+        if parameter.name in self.named:
             raise ValueError(f"two tensors are named {parameter.name!r}; expected unique names")
-        self._names.add(parameter.name)
+        self.named[parameter.name] = parameter
         (self.parameters if isinstance(parameter, Parameter) else self.statistics).append(parameter)
         return parameter
 
@@ -162,108 +159,3 @@ def name_key(name: str) -> int:
 
 def _padded(count: int) -> int:
     return -(-count * FLOAT // ALIGN) * ALIGN // FLOAT
-
-
-# ---- what comes and goes ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class Buffer:
-    """A tensor that lives in the arena for a part of the step; `array` exists after `Arena.allocate`."""
-
-    shape: tuple
-    dtype: type = np.float32
-    offset: int = 0
-    given: bool = False  # back to the arena
-    array: np.ndarray = field(default=None, repr=False)
-    parent: "Buffer" = field(default=None, repr=False)
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-    def view(self, shape) -> "Buffer":
-        """The same memory under another shape of the same size."""
-        return Buffer(tuple(shape), self.dtype, parent=self)
-
-    @property
-    def root(self) -> "Buffer":
-        return self.parent.root if self.parent else self
-
-
-class Arena:
-    """First-fit planner: offsets are decided in the order of `take` and `give`, memory is made once, at the end."""
-
-    def __init__(self):
-        self.buffers: list[Buffer] = []
-        self.views: list[Buffer] = []
-        self.holes: list[tuple[int, int]] = []  # free (offset, bytes) below `size`, sorted, never adjacent
-        self.size = 0
-        self.scratch = self.panel_floats = 0
-
-    def take(self, shape, dtype=np.float32) -> Buffer:
-        """A buffer that is nobody else's until it is given back."""
-        buffer = Buffer(tuple(shape), dtype)
-        need = _bytes(buffer)
-        for index, (offset, free) in enumerate(self.holes):
-            if free >= need:
-                buffer.offset = offset
-                self.holes[index : index + 1] = [(offset + need, free - need)] if free > need else []
-                break
-        else:
-            if self.holes and sum(self.holes[-1]) == self.size:  # grow the last hole
-                buffer.offset = self.holes.pop()[0]
-            else:
-                buffer.offset = self.size
-            self.size = buffer.offset + need
-        self.buffers.append(buffer)
-        return buffer
-
-    def give(self, buffer: Buffer):
-        """Take back a buffer: whoever takes next may get its memory."""
-        buffer = buffer.root
-        if buffer.given:
-            raise RuntimeError(f"a buffer of shape {buffer.shape} was given back before; expected once")
-        buffer.given = True
-        self.holes.append((buffer.offset, _bytes(buffer)))
-        self.holes.sort()
-        merged = []
-        for offset, free in self.holes:
-            if merged and sum(merged[-1]) == offset:
-                merged[-1] = (merged[-1][0], merged[-1][1] + free)
-            else:
-                merged.append((offset, free))
-        self.holes = merged
-
-    def view(self, buffer: Buffer, shape) -> Buffer:
-        """`buffer` under another shape; bound when the arena is allocated."""
-        view = buffer.view(shape)
-        self.views.append(view)
-        return view
-
-    def need_scratch(self, floats: int):
-        """Ask for at least so many floats of scratch, shared by all layers, contents undefined between calls."""
-        self.scratch = max(self.scratch, floats)
-
-    def need_panels(self, floats: int):
-        """The same for packed weights, which are used beside the scratch."""
-        self.panel_floats = max(self.panel_floats, floats)
-
-    @property
-    def total_bytes(self) -> int:
-        return self.size + (self.scratch + self.panel_floats) * FLOAT + 3 * ALIGN
-
-    def allocate(self):
-        """Make the block and bind every buffer to its place in it."""
-        raw = np.empty(self.size + ALIGN, np.uint8)
-        start = -raw.ctypes.data % ALIGN
-        for buffer in self.buffers:
-            here = raw[start + buffer.offset : start + buffer.offset + buffer.nbytes]
-            buffer.array = here.view(buffer.dtype).reshape(buffer.shape)
-        for view in self.views:
-            view.array = view.root.array.reshape(view.shape)
-        self.workspace, self.panels = aligned_zeros(self.scratch), aligned_zeros(self.panel_floats)
-
-
-def _bytes(buffer: Buffer) -> int:
-    return -(-buffer.nbytes // ALIGN) * ALIGN

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kernels import rank_of_label
+
 from .checkpoint import CheckpointError, best_checkpoint, load, load_latest
 from .config import load_recipe
 from .data import Augment, DataSet, EvalLoader, eval_rows
@@ -39,22 +41,18 @@ def evaluate(model: Model, data: DataSet, augment: Augment, comm, threads: int =
     mirror: an image counts by the sum of its logits and those of its mirror image.
     Labels that tie for a place are counted by the lower class first, so the result is the same on every machine.
     """
-    batch = model.slot_batch
-    keys = np.zeros(batch, np.uint64)
-    labels = np.zeros(batch, np.int64)
-    counts = [0, 0, 0]
+    batch, counts = model.slot_batch, [0, 0, 0]
     with EvalLoader(data, eval_rows(len(data), comm.rank, comm.size, batch), augment, threads=threads) as loader:
         for part in loader:
             count = len(part.labels)
-            model.images[:count], labels[:count] = part.images, part.labels
-            model.forward(False, keys)
+            model.feed(part.images)
+            logits = model.infer()
             if mirror:
-                logits = model.loss.logits.array.copy()
-                model.images[:count] = part.images[:, :, ::-1]
-                model.forward(False, keys)
-                model.loss.logits.array[...] += logits
-            model.loss.run(labels, 0.0)
-            ranks = model.loss.ranks[:count]
+                logits = logits.copy()
+                model.feed(part.images[:, :, ::-1])
+                logits += model.infer()
+            ranks = np.zeros(count, np.int64)
+            rank_of_label(logits[:count], part.labels, ranks)
             sums = count, int((ranks < 1).sum()), int((ranks < 5).sum())
             counts = [total + more for total, more in zip(counts, sums, strict=True)]
     return Accuracy(*(sum(column) for column in zip(*comm.gather(counts), strict=True)))

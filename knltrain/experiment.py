@@ -101,6 +101,7 @@ def make_model(recipe: Recipe, classes: int, slots: int = 0, ranks_on_node: int 
         layers,
         input_shape,
         batch,
+        recipe.batch.global_batch,
         smoothing=smoothing,
         seed=recipe.run.seed,
         train=slots > 0,

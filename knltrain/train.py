@@ -58,7 +58,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
     restart = Restart(run_dir, model, optimizer, comm, identity(recipe, data), keep, every_s, report.note)
     life = Lifecycle(run_dir, comm.rank, report.note)
     trace = Trace(run_dir / f"trace-{comm.rank:05}.json", comm.rank, recipe.comm.trace_steps)
-    keys, scalars = np.zeros(recipe.batch.slot_batch, np.uint64), model.parameters.scalars
+    scalars = model.parameters.scalars
 
     with (
         closing(report), life, closing(restart), closing(reducer),
@@ -82,10 +82,9 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
             finite = True
             for _ in slots:
                 batch = next(loader)
-                model.images[...] = batch.images
-                keys[:] = [sample_key(recipe.run.seed, batch.epoch, row, DROPOUT) for row in batch.rows]
-                model.forward(True, keys)
-                model.loss.run(batch.labels, 1.0 / recipe.batch.global_batch)  # the sum over ranks is then the mean
+                keys = [sample_key(recipe.run.seed, batch.epoch, row, DROPOUT) for row in batch.rows]
+                model.feed(batch.images, batch.labels, keys)
+                model.forward()
                 model.backward(reducer.ready)  # a bucket is summed as soon as its last gradient is there
                 finite &= bool(np.isfinite(model.loss.losses).all())
                 correct = np.count_nonzero(model.loss.ranks == 0)

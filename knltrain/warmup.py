@@ -39,13 +39,11 @@ def warmup(recipe: Recipe) -> str:
     exchange = Exchange(comm)
     model = make_model(recipe, classes, len(slots), gradient_memory=exchange.allocate)
     optimizer, reducer = make_optimizer(recipe, model), make_reducer(recipe, model, exchange, slots, Watch(comm))
-    keys = np.zeros(slot_batch, np.uint64)
     with make_loader(recipe, derived, data, slots) as loader:
         for _ in slots:
             images = next(loader)
-            model.images[...] = images.images
-            model.forward(True, keys)
-            model.loss.run(images.labels, 1.0 / batch.global_batch)
+            model.feed(images.images, images.labels)
+            model.forward()
             model.backward(reducer.ready)
             reducer.end_slot()
     model.parameters.update_statistics(len(slots))

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "knltrain.arena": {"kernels", "numpy"},
     "knltrain.layers": {"kernels", "knltrain.arena", "numpy"},
     "knltrain.models": {"kernels", "knltrain.arena", "knltrain.layers", "numpy"},
-    "knltrain.optim": {"kernels", "knltrain.arena", "numpy"},
+    "knltrain.optim": {"kernels", "knltrain.arena", "knltrain.layers", "numpy"},
     "knltrain.comm": {"kernels", "knltrain.arena", "numpy", "mpi4py"},
     "knltrain.data": {"kernels", "numpy", "h5py", "PIL", "simplejpeg"},
     "knltrain.checkpoint": {"numpy", "h5py"},

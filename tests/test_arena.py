@@ -1,9 +1,9 @@
-"""The arena and the blocks of parameters: nobody's memory is anybody else's."""
+"""The blocks of parameters: no tensor's memory is another's."""
 
 import numpy as np
 import pytest
 
-from knltrain.arena import ALIGN, SCALARS, Arena, Parameter, Parameters, Statistic
+from knltrain.arena import ALIGN, SCALARS, Parameter, Parameters, Statistic
 
 
 def _span(array):
@@ -14,66 +14,6 @@ def _span(array):
 def _disjoint(arrays):
     spans = sorted(_span(a) for a in arrays)
     return all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
-
-
-def _cells(buffers):
-    return sum(-(-b.nbytes // ALIGN) * ALIGN for b in buffers)
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_arena__live_buffers_never_overlap(seed):
-    rng = np.random.default_rng(seed)
-    arena, live, lives = Arena(), [], []
-    for _ in range(80):
-        if live and rng.random() < 0.45:
-            arena.give(live.pop(rng.integers(len(live))))
-        else:
-            dtype = (np.float32, np.uint8)[rng.integers(2)]
-            live.append(arena.take(rng.integers(1, 9, size=rng.integers(1, 4)), dtype))
-        lives.append(list(live))
-    arena.need_scratch(50)
-    arena.need_scratch(20)
-    arena.need_panels(70)
-    arena.allocate()
-    always = [arena.workspace, arena.panels]
-    for together in lives:
-        assert _disjoint([b.array for b in together] + always)
-    for buffer in arena.buffers:
-        assert buffer.array.shape == buffer.shape and buffer.array.ctypes.data % ALIGN == 0
-    assert arena.workspace.shape == (50,) and arena.panels.shape == (70,)
-    assert all(array.ctypes.data % ALIGN == 0 for array in always)
-    assert max(map(_cells, lives)) <= arena.size <= _cells(arena.buffers)
-
-
-def test_arena__takes_nothing_back_twice():
-    arena = Arena()
-    a = arena.take((4,))
-    arena.give(a)
-    with pytest.raises(RuntimeError, match="given back before"):
-        arena.give(arena.view(a, (2, 2)))
-
-
-def test_arena__memory_given_back_is_used_again():
-    arena = Arena()
-    a, b, c = (arena.take((16,)) for _ in range(3))
-    arena.give(a)
-    arena.give(arena.view(b, (4, 4)))  # a view gives its buffer; the two holes become one
-    d, e = arena.take((32,)), arena.take((16,))
-    arena.give(e)
-    arena.take((48,))  # grows the hole at the end
-    assert (d.offset, c.offset, e.offset, arena.size) == (0, 128, 192, 384)
-
-
-def test_arena__views_are_the_same_memory():
-    arena = Arena()
-    buffer = arena.take((2, 3, 4))
-    flat = arena.view(buffer, (6, 4))
-    again = arena.view(flat, (24,))
-    arena.allocate()
-    buffer.array[...] = np.arange(24).reshape(2, 3, 4)
-    assert flat.array.shape == (6, 4) and np.array_equal(again.array, np.arange(24))
-    assert _span(flat.array) == _span(again.array) == _span(buffer.array)
-    assert again.root is buffer
 
 
 def _parameters():

@@ -7,12 +7,11 @@ import numba
 import pytest
 
 from knltrain import cli
-from knltrain.arena import Arena, Parameters
 from knltrain.bench import step
 from knltrain.bench.step import profile
 from knltrain.bench.torch_process import CONFIGURATIONS, TorchProcess, check_installed, peak_memory_bytes
 from knltrain.bench.workload import Workload
-from knltrain.models import build
+from knltrain.models import build, declare
 
 TINY = ["bench", "step", "--model", "resnet_cifar8", "--slot-batch", "2", "--set", "width=8", "--set", "input_size=16"]
 KEYS = {
@@ -87,9 +86,7 @@ def test_against_torch__refuses_a_model_that_it_does_not_have(capsys):
 def test_torch_models__have_our_parameters(model):
     from knltrain.bench import torch_models
 
-    layers, shape = build(model)
-    parameters, arena = Parameters(), Arena()
-    layers.plan(arena.take((1, *shape)), parameters, arena)
+    parameters = declare(*build(model)).parameters
     network = getattr(torch_models, model)(1000)
     theirs = sorted(tuple(p.shape) for p in network.parameters())
     assert sum(p.numel() for p in network.parameters()) == parameters.count

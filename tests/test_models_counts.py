@@ -4,8 +4,7 @@ import tracemalloc
 
 import pytest
 
-from knltrain.arena import Arena, Parameters
-from knltrain.models import Model, build, describe, model
+from knltrain.models import Model, build, declare, describe, model
 
 
 def _cifar(n):
@@ -19,10 +18,8 @@ def _cifar(n):
 
 
 def _counts(name, **options):
-    layers, input_shape = build(name, **options)
-    parameters, arena = Parameters(), Arena()
-    layers.plan(arena.take((1, *input_shape)), parameters, arena)
-    return parameters, sum(layer.multiply_adds for layer in layers.leaves())
+    program = declare(*build(name, **options))
+    return program.parameters, sum(op.flops for op in program.forward) // 2
 
 
 @pytest.mark.parametrize(
@@ -157,7 +154,7 @@ def test_model__takes_what_it_says(monkeypatch):
         taken = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    need = made.arena.total_bytes + made.parameters.total_bytes
+    need = made.memory_bytes + made.parameters.total_bytes
     assert need <= taken < need + (1 << 20)
     monkeypatch.setattr(model, "available_bytes", lambda: need)
     Model(*network, 8)

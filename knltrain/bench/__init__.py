@@ -1,8 +1,6 @@
 """Benchmarks as commands: `knltrain bench kernels`, `step`, `checkpoint`, `data`, `feed`,
 `allreduce`, `overlap`; see docs/benchmarks.md.
 
-probe.py      watches which kernels a training step calls, with what, and for how long
-costs.py      what a call must do: flops, and the passes over memory it cannot avoid
 twins.py      is the result right? every call against NumPy, before anything is timed
 ceiling.py    what the machine can do at this moment, measured in turn with the kernel
 workload.py   the model, its synthetic batch and its step

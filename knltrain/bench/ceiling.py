@@ -13,8 +13,8 @@ import numpy as np
 
 from kernels import ARCH, STREAM_UNIT, fma_peak, stream
 
+from ..layers import Op, Pass, run
 from ..report import machine_facts
-from .costs import Cost
 
 PEAK_SECONDS = 3e-3  # of one look at the peak
 HEADLINE_BYTES = 256 << 20  # of the streams that the head of a table names
@@ -76,10 +76,10 @@ class Ceiling:
         best = {name: max(rate(name), rate(f"{name} past the caches")) for name in ("copy", "fill")}
         return {"read": rate("read"), **best}
 
-    def _moves(self, cost: Cost, past: str):
+    def _moves(self, passes: list[Pass], past: str):
         """Streams that make the same passes: what is read in place of, beside, or without a write."""
         moves = []
-        for one in cost.passes:
+        for one in passes:
             copied = min(one.read, one.written) - one.in_place
             rest = one.read - one.in_place - copied
             place = one.in_place
@@ -95,31 +95,32 @@ class Ceiling:
         here = slice(start // unit * STREAM_UNIT, (start // unit + max(1, round(count / unit))) * STREAM_UNIT)
         return self.source[here], self.source[here] if in_place else self.target[here]
 
-    def stream_seconds(self, cost: Cost) -> float:
-        """Seconds of streams that move the bytes of `cost`, now, with or without stores past the caches."""
+    def stream_seconds(self, passes: list[Pass]) -> float:
+        """Seconds of streams that make the same passes, now, with or without stores past the caches."""
 
-        def run(moves):
+        def make(moves):
             for move in moves:
                 stream(*move)
 
-        return min(clock(run, self._moves(cost, past)) for past in ("", " past the caches"))
+        return min(clock(make, self._moves(passes, past)) for past in ("", " past the caches"))
 
-    def time(self, cost: Cost, run, before, seconds: float = 0.4, least: int = 5, most: int = 50) -> Timing:
-        """Time run() for about `seconds`, with a look at the ceiling between any two; before() is called untimed."""
+    def time(self, op: Op, before, seconds: float = 0.4, least: int = 5, most: int = 50) -> Timing:
+        """Time an op for about `seconds`, with a look at the ceiling between any two; before() is called untimed."""
         before()
-        run()
-        taken, peaks, streams = [], [self.peak()], [self.stream_seconds(cost)]
-        near = streams[0] > cost.arithmetic / peaks[0] / 2  # else memory is far from being the limit: looked at once
+        run(op)
+        passes = op.traffic()
+        taken, peaks, streams = [], [self.peak()], [self.stream_seconds(passes)]
+        near = streams[0] > op.arithmetic / peaks[0] / 2  # else memory is far from being the limit: looked at once
         while len(taken) < most and (len(taken) < least or sum(taken) < seconds):
             before()
-            taken.append(clock(run))
+            taken.append(clock(run, op))
             peaks.append(self.peak())
-            streams.append(self.stream_seconds(cost) if near else streams[0])
+            streams.append(self.stream_seconds(passes) if near else streams[0])
         of_peak, of_roofline = [], []
         for i, mine in enumerate(taken):
             peak = (peaks[i] + peaks[i + 1]) / 2
-            floor = max(cost.arithmetic / peak, (streams[i] + streams[i + 1]) / 2)
-            of_peak.append(cost.flops / peak / mine)
+            floor = max(op.arithmetic / peak, (streams[i] + streams[i + 1]) / 2)
+            of_peak.append(op.flops / peak / mine)
             of_roofline.append(floor / mine)
         return Timing(*map(statistics.median, (taken, peaks, streams, of_peak, of_roofline)))
 

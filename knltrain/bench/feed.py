@@ -84,7 +84,7 @@ def step(folder: Path, model: str) -> float:
 
         def fed():
             batch = next(loader)
-            work.images, work.labels = batch.images, batch.labels % work.model.loss.shape[1]
+            work.images, work.labels = batch.images, batch.labels % work.model.logits.shape[1]
             work.step()
 
         def synthetic():

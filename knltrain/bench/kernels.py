@@ -1,6 +1,6 @@
-"""`knltrain bench kernels`: every distinct kernel call of a model's training step, checked, then timed.
+"""`knltrain bench kernels`: every distinct op of a model's training step, checked, then timed.
 
-The calls are recorded from a step of the model itself and repeated on the step's own memory, at its size.
+The ops are those of the model's own program, repeated on the step's own memory, at its size.
 """
 
 import json
@@ -12,70 +12,89 @@ import numpy as np
 
 from kernels import set_threads
 
+from ..layers import CONVOLUTION, KINDS, Observer, Op
+from ..layers import run as run_op
 from . import twins
 from .ceiling import Ceiling, Timing, machine_line
-from .costs import CONVOLUTION, PASSES, Cost, cost, shape
-from .probe import Call, watch
 from .workload import Workload
 
 CHECK_BATCH = 2  # images of the step whose results are compared with NumPy
-SMALL_BYTES = 1 << 20  # a kernel without flops that moves less is checked, not timed: its call costs more than its work
+SMALL_BYTES = 1 << 20  # a kernel without flops that moves less is checked, not timed: the call costs more
 
 
 @dataclass
 class Row:
-    """A distinct call, how often a step makes it, and what was measured."""
+    """A distinct op, how often a step runs it, and what was measured."""
 
-    call: Call
-    cost: Cost
+    op: Op
     count: int = 1
     timing: Timing = None
 
 
-def distinct_calls(workload: Workload) -> list[Row]:
-    """The calls of one step in the order of its convolutions' kinds, equal ones merged."""
-    rows = {}
+class Check(Observer):
+    """Compares every distinct op that is `wanted` with NumPy; counts them all."""
 
-    def begin(call):
-        if call.signature in rows:
-            rows[call.signature].count += 1
-        else:
-            rows[call.signature] = Row(call, cost(call))
+    def __init__(self, wanted, compare: bool):
+        self.wanted, self.compare = wanted, compare
+        self.rows: dict[tuple, Row] = {}
+        self.errors, self.before = [0.0], None
 
-    with watch(begin, lambda call, note, seconds: None):
-        workload.step()
-    return sorted(rows.values(), key=lambda row: PASSES.index(row.cost.kind))
+    def begin(self, op):
+        key, self.before = signature(op), None
+        if key in self.rows:
+            self.rows[key].count += 1
+        elif self.wanted(op):
+            self.rows[key] = Row(op)
+            self.before = twins.snapshot(op) if self.compare else None
 
-
-def check(model: str, options: dict, wanted) -> float:
-    """Compare every distinct call of a step of CHECK_BATCH images with NumPy; returns the largest relative error."""
-    seen, errors = set(), [0.0]
-
-    def begin(call):
-        if call.signature in seen or not wanted(call):
-            return None
-        seen.add(call.signature)
-        return twins.snapshot(call)
-
-    def end(call, before, seconds):
-        if before is not None:
-            errors.append(twins.error(call, before))
-
-    workload = Workload(model, CHECK_BATCH, options)
-    with watch(begin, end):
-        workload.step()
-    return max(errors)
+    def end(self, op, seconds):
+        if self.before is not None:
+            self.errors.append(twins.error(op, self.before))
 
 
-def refill(call: Call):
+def signature(op: Op) -> tuple:
+    """Equal for two ops that do the same work: shapes and settings, not contents."""
+    return (op.name, *((name, _kind(value)) for name, value in op.arguments.items()))
+
+
+def _kind(value):
+    if isinstance(value, np.ndarray):
+        return (value.shape, value.dtype.str)
+    if hasattr(value, "w_shape"):  # the plan of a convolution
+        return (value.x_shape, value.w_shape, value.stride, value.pad, value.groups)
+    return "number" if isinstance(value, (float, np.uint64)) else value  # a rate or a key changes no work
+
+
+def observe_step(workload: Workload, wanted, compare: bool) -> Check:
+    """Run one step and look at every op of it."""
+    check = Check(wanted, compare)
+    workload.observe(check)
+    workload.step()
+    workload.observe(None)
+    return check
+
+
+def shape(op: Op) -> str:
+    """The work of an op in words: `32x56x56x64 -> 256, 1x1/1`; with a W where it is done by Winograd's method."""
+    plan = op.arguments.get("plan")
+    if plan is None:
+        arrays = [array for array in op.arguments.values() if isinstance(array, np.ndarray)]
+        return "x".join(map(str, max(arrays, key=lambda array: array.size if array.ndim > 1 else 0).shape))
+    (r, s, _, k), groups = plan.w_shape, f" in {plan.groups} groups" if plan.groups > 1 else ""
+    by = " W" if op.arithmetic < op.flops else ""
+    return f"{'x'.join(map(str, plan.x_shape))} -> {k}, {r}x{s}/{plan.stride}{groups}{by}"
+
+
+def refill(op: Op):
     """A function to call before each repetition: gives back to a kernel that works in place what it has overwritten.
 
-    Found by trying: what differs after a second call was an input.
+    Found by trying: what differs after a second run was an input.
     """
-    call.run()
-    first = {name: array.copy() for name, array in call.arrays().items()}
-    call.run()
-    changed = [(array, first[name]) for name, array in call.arrays().items() if _differ(array, first[name])]
+    arrays = [array for array in op.arguments.values() if isinstance(array, np.ndarray)]
+    run_op(op)
+    first = [array.copy() for array in arrays]
+    run_op(op)
+    changed = [(array, copy) for array, copy in zip(arrays, first, strict=True) if _differ(array, copy)]
     del first
 
     def before():
@@ -98,23 +117,23 @@ def run(model, slot_batch, threads=0, options=None, passes=(), layers=(), plot=N
     if threads:
         set_threads(threads)
 
-    def wanted(call):
-        return (not layers or call.layer in layers) and (not passes or cost(call).kind in passes)
+    def wanted(op):
+        return (not layers or op.owner.name in layers) and (not passes or op.kind in passes)
 
-    worst = check(model, options, wanted)
+    worst = max(observe_step(Workload(model, CHECK_BATCH, options), wanted, True).errors)
     workload = Workload(model, slot_batch, options)
-    workload.step()  # touches all memory
-    found = [row for row in distinct_calls(workload) if wanted(row.call)]
-    rows = [row for row in found if row.cost.flops or row.cost.bytes >= SMALL_BYTES]
+    found = observe_step(workload, wanted, False).rows.values()  # and all memory is touched
+    found = sorted(found, key=lambda row: KINDS.index(row.op.kind))
+    rows = [row for row in found if row.op.flops or row.op.nbytes >= SMALL_BYTES]
     if not found:
-        raise ValueError(f"no call of {model} fits --layer {' '.join(layers)} --pass {' '.join(passes)}: see the table")
-    if plot and not any(row.cost.flops for row in rows):
+        raise ValueError(f"no op of {model} fits --layer {' '.join(layers)} --pass {' '.join(passes)}: see the table")
+    if plot and not any(row.op.flops for row in rows):
         raise ValueError(f"--plot {plot}: found no kernel with flops, expected some: see --pass and --layer")
-    ceiling = Ceiling(max((one.read + one.written for row in rows for one in row.cost.passes), default=1))
+    ceiling = Ceiling(max((one.read + one.written for row in rows for one in row.op.traffic()), default=1))
     bandwidths = ceiling.bandwidths()
     for number, row in enumerate(rows, start=1):
-        _progress(f"{number}/{len(rows)} {row.call.layer} {row.call.kernel}")
-        row.timing = ceiling.time(row.cost, row.call.run, refill(row.call))
+        _progress(f"{number}/{len(rows)} {row.op.owner.name} {row.op.name}")
+        row.timing = ceiling.time(row.op, refill(row.op))
     _progress("")
     if as_json:
         print(json.dumps([_record(row, bandwidths) for row in rows], indent=1))
@@ -134,23 +153,23 @@ def _progress(text: str):
 
 
 def _record(row: Row, bandwidths) -> dict:
-    timing, flops = row.timing, row.cost.flops
+    timing, flops = row.timing, row.op.flops
     return {
-        "layer": row.call.layer,
-        "pass": row.cost.kind,
-        "kernel": row.call.kernel,
-        "shape": shape(row.call),
+        "layer": row.op.owner.name,
+        "pass": row.op.kind,
+        "kernel": row.op.name,
+        "shape": shape(row.op),
         "calls_per_step": row.count,
         "seconds": timing.seconds,
         "flops": flops,
-        "arithmetic": row.cost.arithmetic,
-        "bytes": row.cost.bytes,
+        "arithmetic": row.op.arithmetic,
+        "bytes": row.op.nbytes,
         "gflop_per_s": flops / timing.seconds / 1e9,
-        "gb_per_s": row.cost.bytes / timing.seconds / 1e9,
+        "gb_per_s": row.op.nbytes / timing.seconds / 1e9,
         "share_of_peak": timing.of_peak,
         "share_of_roofline": timing.of_roofline,
         "peak_gflop_per_s": timing.peak / 1e9,
-        "stream_gb_per_s": row.cost.bytes / timing.stream_seconds / 1e9,
+        "stream_gb_per_s": row.op.nbytes / timing.stream_seconds / 1e9,
         "copy_gb_per_s": bandwidths["copy"] / 1e9,
     }
 
@@ -173,41 +192,41 @@ def _head(model, slot_batch, ceiling, bandwidths, worst) -> str:
 
 def table(rows: list[Row], small: int) -> str:
     """Rows by kind, with a sum under each part; small: how many calls of a step are too small to be timed."""
-    width = max((len(row.call.layer) for row in rows), default=0)
-    wide = max((len(shape(row.call)) for row in rows), default=0)
+    width = max((len(row.op.owner.name) for row in rows), default=0)
+    wide = max((len(shape(row.op)) for row in rows), default=0)
     lines = []
-    heavy = [row for row in rows if row.cost.kind in CONVOLUTION]
+    heavy = [row for row in rows if row.op.kind in CONVOLUTION]
     if heavy:
         head = f"{'layer':{width}}  {'pass':15}  {'shape':{wide}}  calls"
         lines += ["", head + "        ms  GFLOP/s    GB/s  of peak  of roofline"]
         for row in heavy:
             t = row.timing
             lines.append(
-                f"{row.call.layer:{width}}  {row.cost.kind:15}  {shape(row.call):{wide}}  {row.count:5}"
-                f"  {1e3 * t.seconds:8.3f}  {row.cost.flops / t.seconds / 1e9:7.0f}"
-                f"  {row.cost.bytes / t.seconds / 1e9:6.1f}  {t.of_peak:7.1%}  {t.of_roofline:11.1%}"
+                f"{row.op.owner.name:{width}}  {row.op.kind:15}  {shape(row.op):{wide}}  {row.count:5}"
+                f"  {1e3 * t.seconds:8.3f}  {row.op.flops / t.seconds / 1e9:7.0f}"
+                f"  {row.op.nbytes / t.seconds / 1e9:6.1f}  {t.of_peak:7.1%}  {t.of_roofline:11.1%}"
             )
-        if any(row.cost.arithmetic < row.cost.flops for row in heavy):
+        if any(row.op.arithmetic < row.op.flops for row in heavy):
             lines.append("W: by Winograd's method; GFLOP/s and peak in flops of the definition, roofline in those made")
         lines += ["", "by pass, weighted by the work of a step:"]
         for kind in (*CONVOLUTION, "together"):
-            some = [row for row in heavy if kind in (row.cost.kind, "together")]
+            some = [row for row in heavy if kind in (row.op.kind, "together")]
             if some:
                 lines.append(_sum_line(kind, some))
-    light = [row for row in rows if row.cost.kind not in CONVOLUTION]
+    light = [row for row in rows if row.op.kind not in CONVOLUTION]
     if light:
         head = f"{'layer':{width}}  {'kernel':23}  {'shape':{wide}}  calls"
         lines += ["", head + "        ms       MB    GB/s  stream GB/s  of stream"]
         for row in light:
             t = row.timing
             lines.append(
-                f"{row.call.layer:{width}}  {row.call.kernel:23}  {shape(row.call):{wide}}  {row.count:5}"
-                f"  {1e3 * t.seconds:8.3f}  {row.cost.bytes / 1e6:7.1f}  {row.cost.bytes / t.seconds / 1e9:6.1f}"
-                f"  {row.cost.bytes / t.stream_seconds / 1e9:11.1f}  {t.of_roofline:9.1%}"
+                f"{row.op.owner.name:{width}}  {row.op.name:23}  {shape(row.op):{wide}}  {row.count:5}"
+                f"  {1e3 * t.seconds:8.3f}  {row.op.nbytes / 1e6:7.1f}  {row.op.nbytes / t.seconds / 1e9:6.1f}"
+                f"  {row.op.nbytes / t.stream_seconds / 1e9:11.1f}  {t.of_roofline:9.1%}"
             )
         lines += ["", "by kernel, weighted by the work of a step:"]
-        for kernel in dict.fromkeys(row.call.kernel for row in light):
-            some = [row for row in light if row.call.kernel == kernel]
+        for kernel in dict.fromkeys(row.op.name for row in light):
+            some = [row for row in light if row.op.name == kernel]
             lines.append(_sum_line(kernel, some))
     if small:
         lines += ["", f"not timed: {small} calls a step that move less than {SMALL_BYTES >> 20} MiB each"]
@@ -219,9 +238,9 @@ def _sum_line(name, rows) -> str:
     taken = sum(row.count * row.timing.seconds for row in rows)
     roofline = sum(row.count * row.timing.seconds * row.timing.of_roofline for row in rows) / taken
     line = f"  {name:23}  {1e3 * taken:9.2f} ms a step"
-    flops = sum(row.count * row.cost.flops for row in rows)
+    flops = sum(row.count * row.op.flops for row in rows)
     if flops:
         peak = sum(row.count * row.timing.seconds * row.timing.of_peak for row in rows) / taken
         return line + f"  {flops / taken / 1e9:6.0f} GFLOP/s  {peak:6.1%} of peak  {roofline:6.1%} of roofline"
-    moved = sum(row.count * row.cost.bytes for row in rows)
+    moved = sum(row.count * row.op.nbytes for row in rows)
     return line + f"  {moved / taken / 1e9:6.1f} GB/s     {roofline:6.1%} of stream"

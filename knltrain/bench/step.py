@@ -9,9 +9,8 @@ import numba
 
 from kernels import set_threads
 
+from ..layers import KINDS, Observer
 from .ceiling import Ceiling, clock, machine_line
-from .costs import PASSES, cost
-from .probe import watch
 from .torch_process import CONFIGURATIONS, MODELS, TorchProcess, check_installed, peak_memory_bytes
 from .workload import CLASSES, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Workload
 
@@ -152,6 +151,16 @@ def _best(rivals) -> dict:
 # ---- where the time goes -------------------------------------------------------------------------------------
 
 
+class Spans(Observer):
+    """Seconds of ops by layer and kind."""
+
+    def __init__(self):
+        self.seconds = defaultdict(float)
+
+    def end(self, op, seconds):
+        self.seconds[op.owner.name, op.kind] += seconds
+
+
 def profile(workload: Workload) -> tuple[dict, dict]:
     """Seconds of a step by kind, and by layer and kind; "rest" is what is no kernel: Python, copying the batch.
 
@@ -159,17 +168,14 @@ def profile(workload: Workload) -> tuple[dict, dict]:
     """
     steps = []
     for _ in range(PROFILED_STEPS):
-        seconds = defaultdict(float)
-
-        def end(call, kind, taken, seconds=seconds):
-            seconds[call.layer, kind] += taken
-
-        with watch(lambda call: cost(call).kind, end):
-            total = clock(workload.step)
-        seconds["", "rest"] = total - sum(seconds.values())
-        steps.append(seconds)
+        spans = Spans()
+        workload.observe(spans)
+        total = clock(workload.step)
+        workload.observe(None)
+        spans.seconds["", "rest"] = total - sum(spans.seconds.values())
+        steps.append(spans.seconds)
     places = {place: statistics.median(step[place] for step in steps) for place in steps[0]}
-    kinds = {kind: sum(taken for (_, k), taken in places.items() if k == kind) for kind in (*PASSES, "rest")}
+    kinds = {kind: sum(taken for (_, k), taken in places.items() if k == kind) for kind in (*KINDS, "rest")}
     layers = defaultdict(dict)
     for (layer, kind), taken in places.items():
         if layer:

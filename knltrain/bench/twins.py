@@ -1,86 +1,96 @@
-"""Is the result right? A call of a kernel beside its twin in NumPy, in float64, on the step's own numbers."""
+"""Is the result right? An op beside its twin in NumPy, in float64, on the step's own numbers."""
+
+import inspect
 
 import numpy as np
 
 from kernels import reference
 
-from .probe import Call
+from ..layers import Op
 
 TOLERANCE = 2e-5  # of the largest element: float32 sums of up to some ten thousand products
 
 
-def snapshot(call: Call) -> dict:
-    """The arguments as they are before the call: floats in float64, so that a twin can work with them."""
-    with np.errstate(invalid="ignore"):  # memory that the call will fill may hold anything, signalling NaNs too
+def snapshot(op: Op) -> dict:
+    """The arguments as they are before the op runs: floats in float64, so that a twin can work with them."""
+    with np.errstate(invalid="ignore"):  # memory that the kernel will fill may hold anything, signalling NaNs too
         copies = {
             name: array.astype(np.float64) if array.dtype == np.float32 else array.copy()
-            for name, array in call.arrays().items()
-            if name not in ("workspace", "packed", "packed_t")
+            for name, array in op.arguments.items()
+            if isinstance(array, np.ndarray) and name not in ("workspace", "packed", "packed_t")
         }
-    return call.arguments | copies
+    bound = inspect.signature(op.kernel).bind(**op.arguments)
+    bound.apply_defaults()
+    return bound.arguments | copies
 
 
 def _geometry(a):
     return a["plan"].stride, a["plan"].pad, a["plan"].groups
 
 
-def _weights(call):
-    return call.owner.w.w.astype(np.float64)
+def _weights(op):
+    return op.uses[0].w.astype(np.float64)
 
 
-def _conv2d_forward(a, call):
-    y = reference.conv2d_forward(a["x"], _weights(call), a["bias"], *_geometry(a))
+def _conv2d_forward(a, op):
+    y = reference.conv2d_forward(a["x"], _weights(op), a["bias"], *_geometry(a))
     return {"y": np.maximum(y, 0) if a["relu"] else y}
 
 
-def _conv2d_backward_input(a, call):
-    dx = reference.conv2d_backward_input(a["dy"], _weights(call), a["plan"].x_shape, *_geometry(a))
+def _conv2d_backward_input(a, op):
+    dx = reference.conv2d_backward_input(a["dy"], _weights(op), a["plan"].x_shape, *_geometry(a))
     return {"dx": dx + a["dx"] if a["accumulate"] else dx}
 
 
-def _conv2d_backward_weight(a, call):
+def _conv2d_backward_weight(a, op):
     return {"dw": reference.conv2d_backward_weight(a["x"], a["dy"], a["plan"].w_shape[:2], *_geometry(a))}
 
 
-def _batchnorm_forward(a, call):
+def _batchnorm_forward(a, op):
     results = reference.batchnorm_forward(a["x"], a["gamma"], a["beta"], a["eps"], a["residual"], a["relu"])
     return dict(zip(("y", "mean", "var"), results, strict=True))
 
 
-def _batchnorm_backward(a, call):
+def _batchnorm_backward(a, op):
     y = a["y"]
-    if y is None:  # as the kernel does, from x
-        y, _, _ = reference.batchnorm_forward(a["x"], a["gamma"], a["beta"], a["eps"], None, a["relu"])
+    if y is None:  # from x, in the kernel's own float32: near 0 its sign is a matter of rounding
+        gamma, beta = (1.0, 0.0) if a["gamma"] is None else (a["gamma"], a["beta"])
+        y = np.float32(a["x"] - a["mean"]) * np.float64(np.float32(gamma / np.sqrt(a["var"] + a["eps"]))) + beta
     arguments = [a[name] for name in ("dy", "gamma", "mean", "var", "eps", "relu")]
     results = reference.batchnorm_backward(a["x"], y, *arguments)
     return dict(zip(("dx", "dgamma", "dbeta", "dresidual"), results, strict=True))
 
 
-def _maxpool_forward(a, call):
+def _maxpool_forward(a, op):
     y, argmax = reference.maxpool_forward(a["x"], a["size"], a["stride"], a["pad"])
     return {"y": y, "argmax": argmax}
 
 
-def _lrn_forward(a, call):
+def _lrn_forward(a, op):
     y, scale = reference.lrn_forward(a["x"], a["size"], a["alpha"], a["beta"], a["k"])
     return {"y": y, "scale": scale}
 
 
-def _softmax(a, call):
+def _softmax(a, op):
     loss, dlogits = reference.softmax_cross_entropy(a["logits"], a["labels"], a["smoothing"], a["scale"])
     return {"loss": loss, "dlogits": dlogits}
 
 
-def _momentum_update(a, call):
+def _momentum_update(a, op):
     d = a["gradient_scale"] * (a["g"] + a["weight_decay"] * a["w"])
     v = a["momentum"] * a["v"] + d
     return {"v": v, "w": a["w"] - a["step_scale"] * (a["momentum"] * v + d if a["nesterov"] else v)}
 
 
+def _dropout(output, source):
+    """The mask is the same forward and backward."""
+    return lambda a, op: {output: reference.dropout_forward(a[source], a["rate"], a["keys"] ^ a["purpose"])}
+
+
 def _plain(kernel, output, *names, shape_of=None):
     """The twin of the same name, from arguments in its order (and the shape of one that it cannot know)."""
 
-    def twin(a, call):
+    def twin(a, op):
         arguments = [a[name].shape if name == shape_of else a[name] for name in names]
         return {output: getattr(reference, kernel)(*arguments)}
 
@@ -108,18 +118,17 @@ _TWINS = {
     "relu_forward": _plain("relu_forward", "y", "x"),
     "relu_backward": _plain("relu_backward", "dx", "y", "dy"),
     "add_forward": _plain("add_forward", "y", "a", "b", "relu"),
-    "accumulate": _plain("add_forward", "a", "a", "b"),
-    "dropout_forward": _plain("dropout_forward", "y", "x", "rate", "keys"),
-    "dropout_backward": _plain("dropout_backward", "dx", "dy", "rate", "keys"),
+    "dropout_forward": _dropout("y", "x"),
+    "dropout_backward": _dropout("dx", "dy"),
     "bias_gradient": _plain("bias_gradient", "db", "dy"),
     "rank_of_label": _plain("rank_of_label", "ranks", "logits", "labels"),
     # checked with the convolutions that read what they pack, and with the update: nothing of their own
-    "conv2d_pack": lambda a, call: {},
-    "conv2d_pack_transposed": lambda a, call: {},
+    "conv2d_pack": lambda a, op: {},
+    "conv2d_pack_transposed": lambda a, op: {},
 }
 
 
-def _random_sums(call: Call, before: dict) -> dict:
+def _random_sums(before: dict) -> dict:
     """Outputs that are sums over pixels and may cancel (to nothing, before a batch norm) → how large such sums are."""
     if "db" not in before and "dbeta" not in before:
         return {}
@@ -127,24 +136,24 @@ def _random_sums(call: Call, before: dict) -> dict:
     return dict.fromkeys(("db", "dbeta", "dgamma"), np.sqrt((dy**2).sum(axis=0)).max())
 
 
-def error(call: Call, before: dict) -> float:
-    """Largest difference from the twin as a share of its largest element, over all outputs of a call just done.
+def error(op: Op, before: dict) -> float:
+    """Largest difference from the twin as a share of its largest element, over all outputs of an op that has just run.
 
-    before: `snapshot(call)` from before the call. Raises RuntimeError where it is more than TOLERANCE: a defect;
+    before: `snapshot(op)` from before it ran. Raises RuntimeError where it is more than TOLERANCE: a defect;
     ValueError for a kernel without a twin in the table above.
     """
-    if call.kernel not in _TWINS:
-        raise ValueError(f"kernel {call.kernel} has no entry in knltrain/bench/twins.py; expected its twin")
-    worst, sums = 0.0, _random_sums(call, before)
-    for name, expected in _TWINS[call.kernel](before, call).items():
-        found = call.arguments[name]
+    if op.name not in _TWINS:
+        raise ValueError(f"kernel {op.name} has no entry in knltrain/bench/twins.py; expected its twin")
+    worst, sums = 0.0, _random_sums(before)
+    for name, expected in _TWINS[op.name](before, op).items():
+        found = op.arguments.get(name)
         if found is None:
             continue
         largest = max(np.abs(expected).max(), sums.get(name, 0), np.finfo(np.float32).tiny)
         share = float(np.abs(found.astype(np.float64) - np.reshape(expected, found.shape)).max() / largest)
         if not share <= TOLERANCE:  # also where it is a NaN
             raise RuntimeError(
-                f"kernel {call.kernel} of layer {call.layer}: {name} differs from its twin by {share:.1e} of the "
+                f"kernel {op.name} of layer {op.owner.name}: {name} differs from its twin by {share:.1e} of the "
                 f"largest element, expected at most {TOLERANCE:.0e}"
             )
         worst = max(worst, share)

@@ -3,10 +3,9 @@
 import numpy as np
 
 from ..data.synthetic import Synthetic
-from ..layers import Conv2d
+from ..layers import Observer
 from ..models import Model, build
 from ..optim import Lars
-from .costs import BACKWARD_INPUT, CONVOLUTION
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 5e-5
 CLASSES = 1000
@@ -31,7 +30,7 @@ class Workload:
         for parameter in self.model.parameters.parameters:
             if not parameter.w.any():  # a gradient of exactly zero would prove nothing
                 parameter.w[...] = 0.1
-        classes = self.model.loss.shape[1]
+        classes = self.model.logits.shape[1]
         data = Synthetic(slot_batch, shape[0], classes, pictures=slot_batch)
         pixels = np.stack([data.image(row) for row in range(slot_batch)])
         self.images = (pixels.astype(np.float32) - 127.5) / 60
@@ -41,34 +40,29 @@ class Workload:
     def step(self):
         """One whole step: packing, copy of the batch, forward, loss, backward, statistics, update."""
         self.begin_step()
-        self.model.backward(lambda parameter: None)
+        self.model.backward()
         self.end_step()
 
     def begin_step(self):
         """What comes before the backward pass."""
-        model = self.model
-        model.images[...] = self.images
-        model.forward(True, self.keys)
-        model.loss.run(self.labels, 1.0 / len(self.labels))
+        self.model.feed(self.images, self.labels, self.keys)
+        self.model.forward()
 
     def end_step(self):
         """What comes after it, where there is nobody to exchange gradients with."""
         self.model.parameters.update_statistics(1)
         self.optimizer.step(LEARNING_RATE)
 
+    def observe(self, observer: Observer | None):
+        """Let `observer` be told of every op of the steps that follow; None: nobody."""
+        self.model.observer = self.optimizer.observer = observer
+
     @property
     def flops(self) -> int:
         """Of the convolutions and fully connected layers in one step: three directions, where dx is wanted."""
-        return sum(2 * plan.multiply_adds for plan, _ in self._directions())
+        return sum(op.flops for op in self.model.training.ops)
 
     @property
     def arithmetic(self) -> int:
         """Those of them that are really made: fewer by Winograd's method."""
-        return sum(2 * plan.arithmetic(direction) for plan, direction in self._directions())
-
-    def _directions(self):
-        for layer in self.model.layers.leaves():
-            if isinstance(layer, Conv2d):
-                for direction in CONVOLUTION:
-                    if direction != BACKWARD_INPUT or layer.dx is not None:
-                        yield layer.kernel, direction
+        return sum(op.arithmetic for op in self.model.training.ops)

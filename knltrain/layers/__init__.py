@@ -1,25 +1,41 @@
-"""Layers: arrays become tensors with owners, kernels become steps of a plan."""
+"""Layers declare tensors and ops; a program of them is fused, gets its memory, and runs."""
 
-from .base import Layer, Pass, Residual, Sequential
+from .base import Layer, Residual, Sequential
 from .conv import Conv2d, Linear
+from .fusion import fuse
 from .loss import SoftmaxCrossEntropy
+from .memory import ALIGN, Memory
 from .norm import BatchNorm, LocalResponseNorm
 from .pointwise import Dropout, ReLU
 from .pool import AvgPool, GlobalAvgPool, MaxPool
+from .program import CONVOLUTION, KINDS, UPDATE, Field, Observer, Op, Pass, Program, Tensor, execute, run
 
 __all__ = [
+    "ALIGN",
     "AvgPool",
     "BatchNorm",
+    "CONVOLUTION",
     "Conv2d",
     "Dropout",
+    "Field",
     "GlobalAvgPool",
-    "LocalResponseNorm",
+    "KINDS",
     "Layer",
     "Linear",
+    "LocalResponseNorm",
     "MaxPool",
+    "Memory",
+    "Observer",
+    "Op",
     "Pass",
+    "Program",
     "ReLU",
     "Residual",
     "Sequential",
     "SoftmaxCrossEntropy",
+    "Tensor",
+    "UPDATE",
+    "execute",
+    "fuse",
+    "run",
 ]

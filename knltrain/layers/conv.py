@@ -16,6 +16,7 @@ from kernels import (
 from ..arena import Parameter
 from . import init as initialisers
 from .base import Layer
+from .program import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, MEMORY, PACKING, Field, Op
 
 
 class Conv2d(Layer):
@@ -24,16 +25,12 @@ class Conv2d(Layer):
     init: a function of the weights' shape that returns an initialiser; bias: the bias's initial value, None for none.
     """
 
-    adds_onto = True
-    reads_y = False
-
     def __init__(self, name, channels, size, stride=1, pad=0, groups=1, bias=None, init=initialisers.he):
         super().__init__(name)
         self.channels, self.size, self.stride, self.pad, self.groups = channels, size, stride, pad, groups
-        self.gives_moments = self.rectifies = False  # set by the batch norm or the ReLU behind it
         self.bias_value, self.init = bias, init
 
-    def plan(self, x, parameters, arena):
+    def forward(self, program, x):
         n, h, w, c = x.shape
         if c % self.groups or self.channels % self.groups:
             raise ValueError(
@@ -41,68 +38,45 @@ class Conv2d(Layer):
                 "expected both divisible by the groups: change the width"
             )
         shape = (self.size, self.size, c // self.groups, self.channels)
-        self.kernel = conv2d_plan(x.shape, shape, self.stride, self.pad, self.groups)
-        self.w = parameters.add(Parameter(f"{self.name}.w", shape, self.init(shape)))
-        self.b = None
+        self.plan = plan = conv2d_plan(x.shape, shape, self.stride, self.pad, self.groups)
+        self.x, self.w, self.b = x, program.add(Parameter(f"{self.name}.w", shape, self.init(shape))), None
         if self.bias_value is not None:
-            zero = initialisers.constant((self.channels,), self.bias_value)
-            self.b = parameters.add(Parameter(f"{self.name}.b", (self.channels,), zero, decay=False, adapt=False))
-        self.x, self.y = x, arena.take(self.kernel.y_shape)
-        self.multiply_adds = self.kernel.multiply_adds // n
-        self.arena = arena
-        self.bias_floats = bias_gradient_workspace(math.prod(self.kernel.y_shape[:3]), self.channels) if self.b else 0
-        arena.need_scratch(max(self.kernel.workspace_size + self.moments_floats, self.bias_floats))
-        arena.need_panels(self.kernel.packed_size)
-        return self.y
+            value = initialisers.constant((self.channels,), self.bias_value)
+            self.b = program.add(Parameter(f"{self.name}.b", (self.channels,), value, decay=False, adapt=False))
+        packed = self._panels(program.forward, conv2d_pack, "packed", plan.packed_size)
+        y = self.tensor("y", plan.y_shape)
+        bias = self.b and Field(self.b, "w")
+        others = {"plan": plan, "bias": bias, "workspace": self.scratch("workspace", plan.workspace_size)}
+        uses = (self.w, self.b) if self.b else (self.w,)
+        self._direction(program.forward, FORWARD, conv2d_forward, {"x": x, "packed": packed}, {"y": y}, others, uses)
+        return y
 
-    def plan_backward(self, dy, arena, need_dx=True, onto=None):
-        self.dy, self.accumulate = dy, onto is not None
-        if need_dx:
-            self.dx = arena.view(onto, self.x.shape) if onto else arena.take(self.x.shape)
-            arena.need_panels(self.kernel.packed_t_size)
-        arena.give(dy)
-        self.give_y(arena)
-        return self.dx
+    def backward(self, program, dy):
+        plan, others = self.plan, {"plan": self.plan, "workspace": self.scratch("workspace", self.plan.workspace_size)}
+        reads, writes = {"x": self.x, "dy": dy}, {"dw": Field(self.w, "dw")}
+        self._direction(program.backward, BACKWARD_WEIGHT, conv2d_backward_weight, reads, writes, others)
+        if self.b:
+            pixels = math.prod(plan.y_shape[:3])
+            scratch = self.scratch("workspace", bias_gradient_workspace(pixels, self.channels))
+            reads, others = {"dy": dy.view(pixels, self.channels)}, {"workspace": scratch}
+            program.backward.append(Op(self, MEMORY, bias_gradient, reads, {"db": Field(self.b, "dw")}, others))
+        packed = self._panels(program.backward, conv2d_pack_transposed, "packed_t", plan.packed_t_size)
+        reads, dx, others = {"dy": dy, "packed_t": packed}, self.tensor("dx", self.x.shape), {"plan": plan}
+        self._direction(program.backward, BACKWARD_INPUT, conv2d_backward_input, reads, {"dx": dx}, others, (self.w,))
+        return dx
 
-    def panels(self, pack, size):
+    def _direction(self, ops, kind, kernel, reads, writes, others, uses=()):
+        flops, made = 2 * self.plan.multiply_adds, 2 * self.plan.arithmetic(kind)
+        ops.append(Op(self, kind, kernel, reads, writes, others, flops=flops, arithmetic=made, uses=uses))
+
+    def _panels(self, ops, pack, name, floats):
         """The weights as the kernel reads them: packed just before, so that they lie in a cache, or as they are."""
-        if self.kernel.direct:
-            return self.w.w
-        panels = self.arena.panels[:size]
-        pack(self.kernel, self.w.w, panels)
+        w = Field(self.w, "w")
+        if self.plan.direct:
+            return w
+        panels = self.scratch(name, floats)
+        ops.append(Op(self, PACKING, pack, {"w": w}, {name: panels}, {"plan": self.plan}))
         return panels
-
-    @property
-    def moments_floats(self) -> int:
-        return math.prod(self.kernel.moments_shape) if self.gives_moments else 0
-
-    @property
-    def moments(self):
-        """What forward tells the batch norm that runs next: the end of the workspace, which that leaves alone."""
-        shape = self.kernel.moments_shape
-        return self.arena.workspace[-math.prod(shape) :].reshape(shape)
-
-    def forward(self, run):
-        bias = None if self.b is None else self.b.w
-        scratch = self.arena.workspace[: self.kernel.workspace_size]
-        moments = self.moments if self.gives_moments and run.train else None
-        weights = self.panels(conv2d_pack, self.kernel.packed_size)
-        conv2d_forward(self.kernel, self.x.array, weights, bias, self.y.array, scratch, moments, self.rectifies)
-
-    def backward(self, ready):
-        scratch = self.arena.workspace[: self.kernel.workspace_size]
-        conv2d_backward_weight(self.kernel, self.x.array, self.dy.array, self.w.dw, scratch)
-        if self.b is not None:
-            dy = self.dy.array.reshape(-1, self.channels)
-            bias_gradient(dy, self.b.dw, self.arena.workspace[: self.bias_floats])
-            ready(self.b)
-        ready(self.w)
-        if self.dx is not None:
-            weights = self.panels(conv2d_pack_transposed, self.kernel.packed_t_size)
-            conv2d_backward_input(self.kernel, self.dy.array, weights, self.dx.array, self.accumulate)
-
-    def own_parameters(self):
-        return [self.w] if self.b is None else [self.w, self.b]
 
 
 class Linear(Conv2d):
@@ -111,13 +85,9 @@ class Linear(Conv2d):
     def __init__(self, name, channels, bias=0.0, init=initialisers.he):
         super().__init__(name, channels, 1, bias=bias, init=init)
 
-    def plan(self, x, parameters, arena):
-        flat = (x.shape[0], 1, 1, math.prod(x.shape[1:]))
+    def forward(self, program, x):
         self.image_shape = x.shape
-        return super().plan(x if x.shape == flat else arena.view(x, flat), parameters, arena)
+        return super().forward(program, x.view(x.shape[0], 1, 1, math.prod(x.shape[1:])))
 
-    def plan_backward(self, dy, arena, need_dx=True, onto=None):
-        dx = super().plan_backward(dy, arena, need_dx, onto)
-        if dx is None or self.image_shape == dx.shape:
-            return dx
-        return arena.view(dx, self.image_shape)
+    def backward(self, program, dy):
+        return super().backward(program, dy).view(*self.image_shape)

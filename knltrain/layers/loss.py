@@ -4,7 +4,7 @@ import numpy as np
 
 from kernels import rank_of_label, softmax_cross_entropy
 
-from ..arena import Arena, Buffer
+from .program import MEMORY, Op, Program, Tensor
 
 
 class SoftmaxCrossEntropy:
@@ -12,24 +12,27 @@ class SoftmaxCrossEntropy:
 
     The gradient is scaled by 1/global_batch, so that its SUM over slots and ranks is the gradient of the mean loss:
     nothing is rescaled later (Goyal et al. 2017, remark 3).
+
+    Of the last slot: labels (N,) int64, which the caller fills; losses (N,) float32; ranks (N,) int64, 0 where the
+    label has the largest logit.
     """
 
-    def __init__(self, smoothing: float = 0.0):
+    name = "loss"
+
+    def __init__(self, slot_batch: int, global_batch: int, smoothing: float = 0.0):
         if not 0 <= smoothing < 1:
             raise ValueError(f"label smoothing {smoothing}, expected 0 <= smoothing < 1")
-        self.smoothing = smoothing
+        self.smoothing, self.scale = smoothing, 1.0 / global_batch
+        self.labels, self.ranks = np.zeros(slot_batch, np.int64), np.zeros(slot_batch, np.int64)
+        self.losses = np.zeros(slot_batch, np.float32)
 
-    def plan(self, logits: Buffer, arena: Arena) -> Buffer:
-        n, classes = logits.shape[0], logits.shape[-1]
-        self.logits, self.dlogits = logits, arena.take(logits.shape)
-        self.shape = (n, classes)
-        self.losses = np.zeros(n, np.float32)
-        self.ranks = np.zeros(n, np.int64)
-        return self.dlogits
-
-    def run(self, labels: np.ndarray, scale: float):
-        """Fill `losses`, `ranks` (0: the label has the largest logit) and the gradient of the logits times `scale`."""
-        logits = self.logits.array.reshape(self.shape)
-        dlogits = self.dlogits.array.reshape(self.shape)
-        softmax_cross_entropy(logits, labels, self.smoothing, scale, self.losses, dlogits)
-        rank_of_label(logits, labels, self.ranks)
+    def forward(self, program: Program, logits: Tensor) -> Tensor:
+        """Declare the losses, the ranks, and the gradient of the logits, which is returned."""
+        rows = logits.view(logits.shape[0], logits.shape[-1])
+        dlogits = Tensor("loss.dlogits", logits.shape)
+        others = {"labels": self.labels, "loss": self.losses, "smoothing": self.smoothing, "scale": self.scale}
+        writes = {"dlogits": dlogits.view(*rows.shape)}
+        program.forward.append(Op(self, MEMORY, softmax_cross_entropy, {"logits": rows}, writes, others))
+        others = {"labels": self.labels}
+        program.forward.append(Op(self, MEMORY, rank_of_label, {"logits": rows}, {"ranks": self.ranks}, others))
+        return dlogits

@@ -1,31 +1,30 @@
-"""Layers that work element by element, in place: ReLU and dropout."""
+"""Layers that work element by element, in place where they may: ReLU and dropout."""
 
 import numpy as np
 
 from kernels import dropout_backward, dropout_forward, relu_backward, relu_forward
 
 from ..arena import name_key
-from .base import InPlace
+from .base import Layer
+from .program import MEMORY, Op
 
 
-class ReLU(InPlace):
-    """y = max(x, 0). after: the Conv2d that makes x and runs immediately before, which does this as it stores x."""
+class ReLU(Layer):
+    """y = max(x, 0)."""
 
-    def __init__(self, name, after=None):
-        super().__init__(name)
-        self.done = after is not None
-        if after:
-            after.rectifies = True
+    def forward(self, program, x):
+        self.y = self.tensor("y", x.shape)
+        program.forward.append(Op(self, MEMORY, relu_forward, {"x": x}, {"y": self.y}, overwrites={"y": ("x",)}))
+        return self.y
 
-    def forward(self, run):
-        if not self.done:
-            relu_forward(self.x.array, self.y.array)
-
-    def backward(self, ready):
-        relu_backward(self.y.array, self.dy.array, self.dx.array)
+    def backward(self, program, dy):
+        dx = self.tensor("dx", dy.shape)
+        reads, overwrites = {"y": self.y, "dy": dy}, {"dx": ("dy",)}
+        program.backward.append(Op(self, MEMORY, relu_backward, reads, {"dx": dx}, overwrites=overwrites))
+        return dx
 
 
-class Dropout(InPlace):
+class Dropout(Layer):
     """y = x * m / (1 - rate) with m in {0, 1}; m is a function of (image key, layer name, element) alone."""
 
     def __init__(self, name, rate=0.5):
@@ -34,14 +33,14 @@ class Dropout(InPlace):
             raise ValueError(f"layer {name!r}: dropout rate {rate}, expected 0 <= rate < 1")
         self.rate, self.purpose = rate, np.uint64(name_key(name))
 
-    def plan(self, x, parameters, arena):
-        self.keys = np.zeros(x.shape[0], np.uint64)
-        return super().plan(x, parameters, arena)
+    def forward(self, program, x):
+        return self._masked(program, program.forward, dropout_forward, "x", x, "y") if program.train else x
 
-    def forward(self, run):
-        if run.train:
-            np.bitwise_xor(run.keys, self.purpose, out=self.keys)
-            dropout_forward(self.x.array, self.rate, self.keys, self.y.array)
+    def backward(self, program, dy):
+        return self._masked(program, program.backward, dropout_backward, "dy", dy, "dx")
 
-    def backward(self, ready):
-        dropout_backward(self.dy.array, self.rate, self.keys, self.dx.array)
+    def _masked(self, program, ops, kernel, source, value, target):
+        out = self.tensor(target, value.shape)
+        others = {"rate": self.rate, "keys": program.keys, "purpose": self.purpose}
+        ops.append(Op(self, MEMORY, kernel, {source: value}, {target: out}, others, overwrites={target: (source,)}))
+        return out

@@ -1,4 +1,4 @@
-"""Pooling: maximum, average, and the average over the whole image."""
+"""Pooling: maximum, average, and the average over the whole image. Backward reads neither x nor y."""
 
 import numpy as np
 
@@ -13,75 +13,64 @@ from kernels import (
 )
 
 from .base import Layer
+from .program import MEMORY, Op
 
 
-class _Shrinking(Layer):
-    """A layer with an output of its own, smaller than its input; backward reads neither."""
-
-    reads_x = reads_y = False
-
-    def plan_backward(self, dy, arena, need_dx=True, onto=None):
-        self.dy, self.dx = dy, arena.take(self.x.shape)
-        arena.give(dy)
-        self.give_y(arena)
-        return self.dx
-
-
-class _Pool(_Shrinking):
+class _Pool(Layer):
     def __init__(self, name, size, stride, pad=0):
         super().__init__(name)
-        self.size, self.stride, self.pad = size, stride, pad
+        self.window = {"size": size, "stride": stride, "pad": pad}
 
-    def plan(self, x, parameters, arena):
+    def output(self, x):
+        """y, and what of the window the kernels take as arguments."""
         n, h, w, c = x.shape
-        p, q = (output_size(length, self.size, self.stride, self.pad) for length in (h, w))
-        self.x, self.y = x, arena.take((n, p, q, c))
-        return self.y
+        self.x_shape = x.shape
+        return self.tensor("y", (n, *(output_size(length, *self.window.values()) for length in (h, w)), c))
+
+    def backward(self, program, dy):
+        dx = self.tensor("dx", self.x_shape)
+        kernel, more = self.gradient()
+        program.backward.append(Op(self, MEMORY, kernel, {"dy": dy, **more}, {"dx": dx}, self.window))
+        return dx
 
 
 class MaxPool(_Pool):
     """Maximum over size x size windows; forward remembers which element won."""
 
-    def plan(self, x, parameters, arena):
-        y = super().plan(x, parameters, arena)
-        self.argmax = arena.take(y.shape, np.uint8)
+    def forward(self, program, x):
+        y = self.output(x)
+        self.argmax = self.tensor("argmax", y.shape, dtype=np.uint8)
+        writes = {"y": y, "argmax": self.argmax}
+        program.forward.append(Op(self, MEMORY, maxpool_forward, {"x": x}, writes, self.window))
         return y
 
-    def plan_backward(self, dy, arena, need_dx=True, onto=None):
-        dx = super().plan_backward(dy, arena)
-        arena.give(self.argmax)
-        return dx
-
-    def forward(self, run):
-        maxpool_forward(self.x.array, self.size, self.stride, self.pad, self.y.array, self.argmax.array)
-
-    def backward(self, ready):
-        maxpool_backward(self.dy.array, self.argmax.array, self.size, self.stride, self.pad, self.dx.array)
+    def gradient(self):
+        return maxpool_backward, {"argmax": self.argmax}
 
 
 class AvgPool(_Pool):
     """Mean over size x size windows, padding counted as zeros."""
 
-    def forward(self, run):
-        avgpool_forward(self.x.array, self.size, self.stride, self.pad, self.y.array)
+    def forward(self, program, x):
+        y = self.output(x)
+        program.forward.append(Op(self, MEMORY, avgpool_forward, {"x": x}, {"y": y}, self.window))
+        return y
 
-    def backward(self, ready):
-        avgpool_backward(self.dy.array, self.size, self.stride, self.pad, self.dx.array)
+    def gradient(self):
+        return avgpool_backward, {}
 
 
-class GlobalAvgPool(_Shrinking):
+class GlobalAvgPool(Layer):
     """Mean over all pixels: (N, H, W, C) to (N, 1, 1, C)."""
 
-    def plan(self, x, parameters, arena):
-        n, _, _, c = x.shape
-        self.x, self.y = x, arena.take((n, 1, 1, c))
-        return self.y
+    def forward(self, program, x):
+        self.x_shape = n, _, _, c = x.shape
+        y = self.tensor("y", (n, 1, 1, c))
+        program.forward.append(Op(self, MEMORY, global_avgpool_forward, {"x": x}, {"y": y.view(n, c)}))
+        return y
 
-    def _rows(self, buffer):
-        return buffer.array.reshape(buffer.shape[0], buffer.shape[-1])
-
-    def forward(self, run):
-        global_avgpool_forward(self.x.array, self._rows(self.y))
-
-    def backward(self, ready):
-        global_avgpool_backward(self._rows(self.dy), self.dx.array)
+    def backward(self, program, dy):
+        n, _, _, c = self.x_shape
+        dx = self.tensor("dx", self.x_shape)
+        program.backward.append(Op(self, MEMORY, global_avgpool_backward, {"dy": dy.view(n, c)}, {"dx": dx}))
+        return dx

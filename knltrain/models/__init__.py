@@ -3,8 +3,10 @@
 import difflib
 import inspect
 
-from ..arena import Arena, Parameters
-from ..layers import Sequential
+import numpy as np
+
+from ..arena import Parameters
+from ..layers import Layer, Op, Program, Sequential, Tensor
 from .alexnet import alexnet, alexnet_bn
 from .model import Model
 from .resnet import davidnet, resnet, resnet_cifar
@@ -19,7 +21,7 @@ FAMILIES = {
 
 LARGEST = 2**20  # of any numeric option: far beyond use, yet no size overflows
 
-__all__ = ["FAMILIES", "Model", "build", "describe"]
+__all__ = ["FAMILIES", "Model", "build", "declare", "describe"]
 
 
 def build(name: str, **options) -> tuple[Sequential, tuple]:
@@ -79,18 +81,29 @@ def _nearest(word, known) -> str:
     return f", the nearest known is {match[0]!r}" if match else ""
 
 
+def declare(layers: Layer, input_shape, slot_batch: int = 1) -> Program:
+    """The training program of a network as its layers declare it: nothing fused, no memory, no loss."""
+    images = Tensor("images", (slot_batch, *input_shape))
+    program = Program(images, Parameters(), True, np.zeros(slot_batch, np.uint64))
+    layers.backward(program, layers.forward(program, images))
+    return program
+
+
 def describe(name: str, **options) -> str:
     """A table of the model for one image: layer, output shape, parameters, multiply-adds, bytes of the output."""
     layers, input_shape = build(name, **options)
-    parameters, arena = Parameters(), Arena()
-    layers.plan(arena.take((1, *input_shape)), parameters, arena)
-    rows, seen = [], set()
-    for layer in layers.leaves():
-        own = sum(p.size for p in layer.own_parameters())
-        fresh = id(layer.y.root) not in seen  # a layer in place adds no memory
-        seen.add(id(layer.y.root))
-        shape = " x ".join(str(n) for n in layer.y.shape[1:])
-        rows.append((layer.name, type(layer).__name__, shape, own, layer.multiply_adds, layer.y.nbytes if fresh else 0))
+    program = declare(layers, input_shape)
+    by_layer: dict[str, list[Op]] = {}
+    for op in program.forward:
+        by_layer.setdefault(op.owner.name, []).append(op)
+    rows = []
+    for layer, ops in by_layer.items():
+        y = ops[-1].writes["y"]
+        own = sum(parameter.size for op in ops for parameter in op.uses)
+        shape = " x ".join(str(n) for n in y.root.shape[1:])
+        fresh = not ops[-1].overwrites  # a layer in place adds no memory
+        adds = sum(op.flops for op in ops) // 2
+        rows.append((layer, type(ops[0].owner).__name__, shape, own, adds, y.nbytes if fresh else 0))
     total = [sum(row[column] for row in rows) for column in (3, 4, 5)]
     rows.append(("total", "", "input " + " x ".join(map(str, input_shape)), *total))
     width = max(len(row[0]) for row in rows)

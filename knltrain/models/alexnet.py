@@ -62,7 +62,7 @@ def alexnet(
         return Linear(name, count, bias=bias, **filler)
 
     def rectified(layer):
-        return [layer, ReLU(f"{layer.name}.relu", after=layer)]
+        return [layer, ReLU(f"{layer.name}.relu")]
 
     def normalize(name, places) -> list[Layer]:
         """The normalization named `name`, where the variant has one."""

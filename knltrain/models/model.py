@@ -1,49 +1,62 @@
-"""A network made ready to run: planned for one slot size, its memory allocated, each direction one call."""
+"""A network made ready to run: its programs built for one slot size, their memory allocated, each pass one call."""
 
 import os
 
 import numpy as np
 
-from ..arena import Arena, Parameters
-from ..layers import Pass, Sequential, SoftmaxCrossEntropy
+from ..arena import Parameters
+from ..layers import ALIGN, Memory, Observer, Program, Sequential, SoftmaxCrossEntropy, Tensor, execute, fuse
 
 
 class Model:
-    """`layers` planned for slots of `slot_batch` images of `input_shape` (H, W, C).
+    """`layers` as programs for slots of `slot_batch` images of `input_shape` (H, W, C), all in one block of memory.
 
-    After construction: `parameters` (blocks and names), `images` (N, H, W, C) to be filled by the caller,
-    `loss` with per-image losses and ranks. train=False plans no gradients, which saves most of the memory.
-    gradient_memory: see `Parameters.allocate`.
+    `parameters`: blocks and names. `training`, `inference`: the programs; train=False leaves out the first, which saves
+    most of the memory. `loss`: of the last slot, with its gradient divided by `global_batch` (default: slot_batch).
+    `observer`: is told of every op that runs. gradient_memory: see `Parameters.allocate`.
 
     Before anything is allocated the whole need, with the copies of the gradient block that the caller will add to it,
     is compared with this rank's share of the node's free memory. Raises ValueError where it is too little.
     """
 
     def __init__(
-        self, layers: Sequential, input_shape, slot_batch: int, smoothing=0.0, seed=0, train=True,
+        self, layers: Sequential, input_shape, slot_batch: int, global_batch=None, smoothing=0.0, seed=0, train=True,
         ranks_on_node=1, gradient_copies=0, gradient_memory=None,
     ):  # fmt: skip
-        self.layers, self.slot_batch = layers, slot_batch
-        self.parameters, self.arena = Parameters(), Arena()
-        self.loss = SoftmaxCrossEntropy(smoothing)
-        images = self.arena.take((slot_batch, *input_shape))
-        logits = layers.plan(images, self.parameters, self.arena)
-        dlogits = self.loss.plan(logits, self.arena)
-        if train:
-            layers.plan_backward(dlogits, self.arena, need_dx=False)
+        self.slot_batch, self.parameters = slot_batch, Parameters()
+        self.keys = np.zeros(slot_batch, np.uint64)
+        self.observer: Observer | None = None
+        images = Tensor("images", (slot_batch, *input_shape))
+        images.place = np.zeros(0, np.float32)  # beside the planned memory: the same for both programs
+        self.loss = SoftmaxCrossEntropy(slot_batch, global_batch or slot_batch, smoothing)
+        self.training = self._program(layers, images, self.loss) if train else None
+        self.inference = self._program(layers, images, None)
+        self.programs = [program for program in (self.training, self.inference) if program]
+        memories = [Memory(program) for program in self.programs]
+        self.memory_bytes = images.nbytes + max(memory.nbytes for memory in memories) + 2 * ALIGN
         self._check_memory(ranks_on_node, gradient_copies)
         self.parameters.allocate(seed, gradient_memory)
-        self.arena.allocate()
+        images.place, block = (_block(n) for n in (images.nbytes, self.memory_bytes - images.nbytes - 2 * ALIGN))
+        images.place = images.place.view(np.float32)
+        for program, memory in zip(self.programs, memories, strict=True):
+            memory.bind(block)
+            program.bind()
         self.images = images.array
+        self.logits = self.inference.results[0].array.reshape(slot_batch, -1)
 
-    @property
-    def memory_bytes(self) -> int:
-        """Activations, gradients of activations, and scratch."""
-        return self.arena.total_bytes
+    def _program(self, layers, images, loss) -> Program:
+        program = Program(images, self.parameters, loss is not None, self.keys)
+        logits = layers.forward(program, images)
+        if loss:
+            layers.backward(program, loss.forward(program, logits))
+        else:
+            program.results.append(logits)
+        fuse(program)
+        return program
 
     def _check_memory(self, ranks, gradient_copies):
         parameters = self.parameters
-        need = self.arena.total_bytes + parameters.total_bytes + gradient_copies * parameters.gradient_bytes
+        need = self.memory_bytes + parameters.total_bytes + gradient_copies * parameters.gradient_bytes
         free = available_bytes() // ranks
         if need > free:
             several = ranks > 1
@@ -53,13 +66,35 @@ class Model:
                 f"choose a smaller slot_batch{' or fewer ranks on this node' * several}"
             )
 
-    def forward(self, train: bool, keys: np.ndarray):
-        """From `images` to the logits that `loss` reads; keys (N,) uint64 seed what is random, one per image."""
-        self.layers.forward(Pass(train, keys))
+    def feed(self, images: np.ndarray, labels: np.ndarray | None = None, keys: np.ndarray | None = None):
+        """Copy in up to slot_batch images (n, H, W, C), labels (n,), and keys (n,) for what is random, one per image.
 
-    def backward(self, ready):
+        The rest of the slot keeps what it held.
+        """
+        self.images[: len(images)] = images
+        for array, values in ((self.loss.labels, labels), (self.keys, keys)):
+            if values is not None:
+                array[: len(values)] = values
+
+    def forward(self):
+        """From the images to `loss`: one training pass, with batch statistics and dropout."""
+        execute(self.training.forward, self.observer)
+
+    def backward(self, ready=None):
         """From the loss's gradient to all parameter gradients; ready(parameter) is called as each is complete."""
-        self.layers.backward(ready)
+        execute(self.training.backward, self.observer, ready)
+
+    def infer(self) -> np.ndarray:
+        """The logits (N, classes) of the images, with running statistics and without dropout; overwritten next time."""
+        execute(self.inference.forward, self.observer)
+        return self.logits
+
+
+def _block(nbytes: int) -> np.ndarray:
+    """uint8, beginning at a cache line."""
+    raw = np.empty(nbytes + ALIGN, np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    return raw[start : start + nbytes]
 
 
 def available_bytes() -> int:

@@ -17,8 +17,7 @@ DEPTHS = {
 
 def _conv_bn(name, channels, size, stride=1, relu=True):
     """Convolution without bias, batch norm, ReLU."""
-    conv = Conv2d(name, channels, size, stride, pad=size // 2)
-    return [conv, BatchNorm(f"{name}.bn", relu=relu, after=conv)]
+    return [Conv2d(name, channels, size, stride, pad=size // 2), BatchNorm(f"{name}.bn", relu=relu)]
 
 
 def _block(name, c_in, channels, c_out, stride, bottleneck, stride_on, zero_gamma):
@@ -32,7 +31,7 @@ def _block(name, c_in, channels, c_out, stride, bottleneck, stride_on, zero_gamm
         ]
     else:
         convs = [*_conv_bn(f"{name}.conv1", channels, 3, stride), Conv2d(f"{name}.conv2", c_out, 3, pad=1)]
-    join = BatchNorm(f"{convs[-1].name}.bn", relu=True, gamma=0.0 if zero_gamma else 1.0, after=convs[-1])
+    join = BatchNorm(f"{convs[-1].name}.bn", relu=True, gamma=0.0 if zero_gamma else 1.0)
     shortcut = None
     if stride != 1 or c_in != c_out:
         shortcut = Sequential(f"{name}.shortcut", *_conv_bn(f"{name}.shortcut", c_out, 1, stride, relu=False))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kernels import momentum_update, squared_norms
 
 from ..arena import Parameter
+from ..layers import UPDATE, Observer, Op, run
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Lars:
     Raises ValueError for an unknown variant, a constant out of range, or a correction without its buffer.
     """
 
+    name = "update"
+
     def __init__(
         self,
         parameters: Iterable[Parameter],
@@ -91,12 +94,14 @@ class Lars:
         self.decay_bias_and_norm = decay_bias_and_norm
         self.previous_lr = 0.0
         self.trust_ratios: dict[str, float] = {}
+        self.observer: Observer | None = None
+        self._ops: dict[tuple, Op] = {}
 
     def step(self, lr: float, parameters: Iterable[Parameter] | None = None):
         """One update of every parameter from its gradient; `parameters`: the same ones, in the order they are ready."""
         self.begin(lr)
         for p in self.parameters if parameters is None else parameters:
-            self.update(p, squared_norms(p.w, p.gradient) if self.adapts(p) else None)
+            self.update(p, self._run(p, squared_norms, "wg") if self.adapts(p) else None)
 
     def begin(self, lr: float):
         """A step at this rate begins: `update` follows, once for every element of every parameter."""
@@ -113,8 +118,21 @@ class Lars:
         """Update the elements `part`, in memory order, of a parameter; norms: squared, of all of w and its gradient."""
         rate = self._rate(p, norms)
         inside, outside = (rate, 1.0) if self.rule.lr_in_buffer else (1.0, rate)
-        w, g, v = (array.reshape(-1)[part] for array in (p.w, p.gradient, p.v))
-        momentum_update(w, g, v, self._momentum, self._decay(p), inside, outside, self.nesterov)
+        rates = {"momentum": self._momentum, "weight_decay": self._decay(p)}
+        rates |= {"gradient_scale": inside, "step_scale": outside, "nesterov": self.nesterov}
+        self._run(p, momentum_update, "wgv", "wv", part, **rates)
+
+    def _run(self, p: Parameter, kernel, reads: str, writes="", part=slice(None), **numbers):
+        """Run a kernel on the elements `part` of w, g and v of a parameter, as an op; returns what it returns."""
+        op = self._ops.get((p.name, kernel, part.start))
+        if op is None:
+            arrays = {"w": p.w, "g": p.gradient, "v": p.v}
+            arrays = {name: arrays[name].reshape(-1)[part] for name in reads}
+            op = Op(self, UPDATE, kernel, arrays, {name: arrays[name] for name in writes}, {}, uses=(p,))
+            op.bind()
+            self._ops[p.name, kernel, part.start] = op
+        op.arguments.update(numbers)
+        return run(op, self.observer)
 
     def _decay(self, p: Parameter) -> float:
         decays = p.decay and (p.adapt or not self.rule.skip)

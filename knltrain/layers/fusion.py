@@ -1,0 +1,81 @@
+"""Passes over the lists of a program, before its memory is planned: what two ops can do in one, and what nobody needs.
+
+A fusion looks only at the tensors that ops share. Where it does not fit (a layer between, a second reader) it is not
+made, and the ops stay as they were declared.
+"""
+
+from kernels import add_forward, batchnorm_forward, conv2d_backward_input, conv2d_forward, relu_forward
+
+from .program import Op, Program, Tensor
+
+
+def fuse(program: Program):
+    """All passes, in their order: a convolution tells the moments of its sums, not those of a ReLU's output."""
+    drop_unread(program)
+    tell_moments(program)
+    rectify_as_stored(program)
+    add_onto(program)
+
+
+def drop_unread(program: Program):
+    """Remove ops that write only tensors nobody reads: the gradient of the images, and its packed weights."""
+    read = {tensor.root for tensor in program.results}
+    for ops in (program.backward, program.forward):
+        for op in reversed(list(ops)):
+            if all(isinstance(value, Tensor) and value.root not in read for value in op.writes.values()):
+                ops.remove(op)
+            else:
+                read |= {tensor.root for tensor in op.tensors()}
+
+
+def tell_moments(program: Program):
+    """Convolution, then batch norm: the moments of x are taken while it lies in the cache, and x is read once less."""
+    writers = _writers(program.forward)
+    for norm in _calls(program, batchnorm_forward):
+        conv = writers.get(norm.reads["x"].root)
+        if conv and conv.kernel is conv2d_forward:
+            plan = conv.others["plan"]
+            moments = Tensor(f"{conv.owner.name}.moments", plan.moments_shape, scratch=True)
+            conv.others["moments"] = norm.others["moments"] = moments
+            norm.others["counts"] = plan.moments_counts
+            norm.passes = norm.passes[1:]
+
+
+def rectify_as_stored(program: Program):
+    """Convolution, then ReLU, and nobody else reads what is between: the convolution stores max(y, 0)."""
+    writers = _writers(program.forward)
+    for relu in _calls(program, relu_forward):
+        x = relu.reads["x"]
+        conv = writers.get(x.root)
+        if conv and conv.kernel is conv2d_forward and _readers(program, x) == [relu]:
+            conv.writes["y"] = relu.writes["y"].view(*conv.writes["y"].shape)
+            conv.others["relu"] = True
+            program.forward.remove(relu)
+
+
+def add_onto(program: Program):
+    """Where two gradients meet and a convolution's backward-input makes the later one, it adds its dx to the other."""
+    writers = _writers(program.backward)
+    for add in _calls(program, add_forward):
+        other, main = sorted((add.reads["a"], add.reads["b"]), key=lambda t: program.backward.index(writers[t.root]))
+        conv = writers[main.root]
+        alone = _readers(program, main) == _readers(program, other) == [add]
+        if conv.kernel is conv2d_backward_input and alone:
+            conv.writes["dx"], conv.onto = add.writes["y"].view(*main.shape), other
+            conv.others["accumulate"] = True
+            program.backward.remove(add)
+
+
+def _calls(program: Program, kernel) -> list[Op]:
+    return [op for op in program.ops if op.kernel is kernel]
+
+
+def _writers(ops: list[Op]) -> dict[Tensor, Op]:
+    """The op that writes each tensor."""
+    return {value.root: op for op in ops for value in op.writes.values() if isinstance(value, Tensor)}
+
+
+def _readers(program: Program, tensor: Tensor) -> list[Op | None]:
+    """The ops that read a tensor; a result has one more reader, who comes after them all."""
+    found = [op for op in program.ops if any(other.root is tensor.root for other in op.inputs())]
+    return found + [None] * any(result.root is tensor.root for result in program.results)

@@ -1,0 +1,183 @@
+"""A program: what is fused and what is not, that results do not depend on it, and where its tensors lie."""
+
+import numpy as np
+import pytest
+
+from knltrain.arena import Parameters
+from knltrain.layers import (
+    BatchNorm,
+    Conv2d,
+    Dropout,
+    GlobalAvgPool,
+    Linear,
+    MaxPool,
+    Memory,
+    Observer,
+    Program,
+    ReLU,
+    Residual,
+    Sequential,
+    SoftmaxCrossEntropy,
+    Tensor,
+    fuse,
+)
+from knltrain.models import Model, build, model
+
+BATCH, SHAPE = 4, (9, 8, 3)
+
+
+def _network(between):
+    """Every fusion there is; with a layer `between`, none of them is possible."""
+
+    def apart(name):
+        return [Dropout(name, 0.0)] if between else []  # changes nothing, and is in the way
+
+    main = [Conv2d("a", 12, 3, pad=1), *apart("a.between"), BatchNorm("a.bn", relu=True), Conv2d("b", 12, 1)]
+    main = [*apart("before"), *main, *apart("b.between")]
+    return Sequential(
+        "net",
+        *[Conv2d("stem", 12, 3, bias=0.1), *apart("stem.between"), ReLU("relu"), Conv2d("wide", 12, 1)],
+        Residual("block", Sequential("main", *main), BatchNorm("join", relu=True)),
+        *[GlobalAvgPool("pool"), Linear("fc", 5)],
+    )
+
+
+def _made(layers, monkeypatch=None):
+    """The model after one step on fixed numbers."""
+    if monkeypatch:
+        monkeypatch.setattr(model, "fuse", lambda program: None)
+    made = Model(layers, SHAPE, BATCH, seed=3)
+    rng = np.random.default_rng(5)
+    made.feed(rng.standard_normal((BATCH, *SHAPE)), rng.integers(0, 5, BATCH), np.arange(BATCH, dtype=np.uint64))
+    made.forward()
+    made.backward()
+    return made
+
+
+def _kernels(made):
+    return [op.name for op in made.training.ops]
+
+
+def test_fuse__makes_every_fusion_it_can():
+    made = _made(_network(between=False))
+    ops = made.training.ops
+    assert "relu_forward" not in _kernels(made) and "add_forward" not in _kernels(made)
+    by_layer = {(op.owner.name, op.name): op for op in ops}
+    assert by_layer["stem", "conv2d_forward"].arguments["relu"]
+    assert by_layer["a", "conv2d_backward_input"].arguments["accumulate"]
+    assert ("stem", "conv2d_backward_input") not in by_layer  # nobody reads the gradient of the images
+    told = [op.owner.name for op in ops if op.name == "batchnorm_forward" and "moments" in op.others]
+    assert told == ["a.bn", "join"]
+
+
+def test_fuse__is_not_made_across_a_layer_between_and_the_result_stays_right():
+    fused, apart = _made(_network(between=False)), _made(_network(between=True))
+    kernels = _kernels(apart)
+    assert "relu_forward" in kernels and "add_forward" in kernels
+    assert not any("moments" in op.others for op in apart.training.ops)
+    np.testing.assert_allclose(fused.loss.losses, apart.loss.losses, rtol=2e-6)
+    for p in fused.parameters.parameters:
+        other = apart.parameters.named[p.name].dw
+        np.testing.assert_allclose(p.dw, other, rtol=1e-4, atol=2e-5 * np.abs(other).max())
+
+
+def test_fuse__changes_no_bit_but_for_moments(monkeypatch):
+    layers = [Conv2d("a", 7, 3, bias=0.1), ReLU("r"), MaxPool("p", 2, 2), Dropout("d", 0.4), Linear("fc", 5)]
+    fused = _made(Sequential("n", *layers))
+    plain = _made(Sequential("n", *layers), monkeypatch)
+    assert len(plain.training.ops) > len(fused.training.ops)
+    assert np.array_equal(fused.parameters.gradient, plain.parameters.gradient)
+    assert np.array_equal(fused.loss.losses, plain.loss.losses)
+
+
+def test_fuse__leaves_a_relu_whose_input_somebody_else_reads():
+    conv = Conv2d("c", 12, 3, pad=1)
+    block = Residual("block", Sequential("main", ReLU("r"), Conv2d("d", 12, 1)), BatchNorm("join"))
+    made = _made(Sequential("n", conv, block, Linear("fc", 5)))
+    assert "relu_forward" in _kernels(made)
+
+
+def test_layers__may_serve_two_models_at_once():
+    layers = _network(between=False)
+    one, two = _made(layers), Model(layers, SHAPE, BATCH, seed=4)
+    before = one.parameters.value.copy()
+    two.parameters.value[...] = 0
+    one.forward()
+    assert np.array_equal(one.parameters.value, before) and one.loss.losses.any()
+
+
+def test_program__refuses_two_layers_of_one_name():
+    with pytest.raises(ValueError, match="two tensors are named 'c.w'"):
+        Model(Sequential("n", Conv2d("c", 3, 1), Conv2d("c", 3, 1), Linear("fc", 2)), SHAPE, BATCH)
+
+
+def test_observer__is_told_of_every_op_in_order():
+    class Names(Observer):
+        def __init__(self):
+            self.begun, self.ended = [], []
+
+        def begin(self, op):
+            self.begun.append(op)
+
+        def end(self, op, seconds):
+            self.ended.append(op)
+            assert seconds >= 0
+
+    made = _made(_network(between=False))
+    made.observer = names = Names()
+    made.forward()
+    made.backward()
+    assert names.begun == names.ended == made.training.ops
+
+
+def test_infer__reads_running_statistics_and_drops_nothing():
+    made = _made(Sequential("n", Conv2d("c", 8, 3), BatchNorm("b"), Dropout("d", 0.9), Linear("fc", 5)))
+    logits = made.infer().copy()
+    assert np.array_equal(made.infer(), logits)
+    made.parameters.named["b.mean"].running[...] = 1
+    assert not np.array_equal(made.infer(), logits)
+
+
+# ---- memory --------------------------------------------------------------------------------------------------
+
+
+def _planned(name, batch, **options):
+    layers, shape = build(name, **options)
+    images = Tensor("images", (batch, *shape))
+    images.place = np.zeros(batch * np.prod(shape), np.float32)  # has one already
+    program = Program(images, Parameters(), True, np.zeros(batch, np.uint64))
+    loss = SoftmaxCrossEntropy(batch, batch)
+    layers.backward(program, loss.forward(program, layers.forward(program, images)))
+    fuse(program)
+    return program, Memory(program)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "alexnet_bn", "alexnet", "resnet_cifar8", "davidnet"])
+def test_memory__tensors_in_use_at_once_never_overlap(name):
+    program, memory = _planned(name, 2)
+    block = np.zeros(memory.nbytes, np.uint8)
+    assert max(storage.stop for storage in memory.storages) == memory.nbytes
+    for index in range(len(program.ops)):
+        together = [storage for storage in memory.storages if storage.first <= index <= storage.last]
+        together = [storage for storage in together if storage.size]
+        together.sort(key=lambda storage: storage.offset)
+        for one, next_ in zip(together, together[1:], strict=False):
+            assert one.stop <= next_.offset
+    memory.bind(block)
+    for op in program.ops:
+        for tensor in op.tensors():
+            assert tensor.array.shape == tensor.shape and tensor.array.ctypes.data % 4 == 0
+
+
+# MiB of activations, their gradients and scratch at these slot batches, images included: what layers that gave their
+# buffers back by hand needed; the planner must not need more
+BY_HAND = [("resnet50", 32, 2538), ("alexnet_bn", 128, 743), ("alexnet", 128, 1175), ("resnet_cifar20", 64, 103)]
+
+
+@pytest.mark.parametrize(("name", "batch", "mebibytes"), BY_HAND)
+def test_memory__is_not_above_what_it_was_by_hand_and_near_what_is_alive(name, batch, mebibytes):
+    program, memory = _planned(name, batch)
+    assert memory.nbytes + program.images.nbytes <= mebibytes * 2**20
+    kept = [storage for storage in memory.storages if not storage.scratch]
+    alive = [sum(s.size for s in kept if s.first <= i <= s.last) for i in range(len(program.ops))]
+    assert memory.kept <= 1.02 * max(alive)
