@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint sz clean
+.PHONY: help demo test fuzz lint sz clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## render, pack, train on two ranks, evaluate, draw: all in demo
 test: $(STAMP)  ## run all tests
 	@echo "make: running the tests"
 	@$(BIN)/python -m pytest -q
+
+fuzz: $(STAMP)  ## damaged and hostile input by the thousand, seeded
+	@$(BIN)/python tests/fuzz.py
 
 lint: $(STAMP)  ## check the style of the code
 	@echo "make: checking the style"
