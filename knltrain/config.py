@@ -12,100 +12,112 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .keys import KINDS, REQUIRED, Rule, key, shown
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; one line: where, what was found, what was expected."""
 
 
-# ---- sections: one line per key: default, then unit and meaning ----------------------------------------------------
+# ---- sections: one line per key ------------------------------------------------------------------------------
+
+EPOCHS = 10**6
+RGB = {"count": 3, "most": 1024}
+LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import these from where they are known would load
+SHUFFLES = ("quasi", "full", "sequential")  # Numba; a test compares them
+STAGES = ("none", "local", "memory")
+ALGORITHMS = ("auto", "hierarchical", "mpi", "ring", "halving", "doubling", "tree", "torus")
+WIRES = ("fp32", "bf16", "fp16")
+VARIANTS = ("caffe2017", "mlperf", "larc_clip", "nus")
+POLICIES = ("poly", "step", "cosine", "constant")
 
 
 @dataclass(frozen=True)
 class Model:
-    name: str  # which network: a name known to `knltrain describe`
+    name: str = key(REQUIRED, "which network: a name known to `knltrain describe`", least=1)
     args: dict = field(default_factory=dict)  # every other key of [model], checked by the network itself
 
 
 @dataclass(frozen=True)
 class Data:
-    train: str  # folder of shards; relative to the recipe (in --set: to the current folder)
-    val: str = ""  # folder of shards to evaluate on; "": none
-    val_mirror: bool = False  # evaluate a picture by the sum of its logits and those of its mirror image
-    augmentation: str = "crop_flip"  # none | crop_flip | scale | scale_aspect | color
-    crop: int = 224  # pixels, side of the network's input
-    short_side: int = 0  # pixels of the short side before a crop (not of scale_aspect); 0: as stored, 256 if unscaled
-    pad: int = 0  # pixels of zeros around a stored image before a random crop
-    cutout: int = 0  # pixels, side of a square of mean colour laid over each training picture; 0: none
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # 0..255, red green blue, subtracted
-    mean_image: str = ""  # instead of mean: .npy file of a mean picture, as Caffe's; raw shards of its size only
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)  # 0..255, red green blue, divided by; 256 for Caffe's scale
-    min_area: float = 0.08  # share of the image, least area of a scale_aspect crop
-    shuffle: str = "quasi"  # quasi (reads stay large) | full (a permutation of all rows) | sequential
-    stage: str = "none"  # none | local | memory: copy the shards to each node's disk or shared memory first
-    reader_threads: int = 1  # per rank, 1..256
-    prefetch: int = 2  # batches read ahead, per rank, 1..64
+    train: str = key(REQUIRED, "folder of shards; relative to the recipe (of --set: to here)", least=1, free=True)
+    val: str = key("", "folder of shards to evaluate on; '': none", free=True)
+    val_mirror: bool = key(False, "evaluate a picture by the sum of its logits and those of its mirror image")
+    augmentation: str = key("crop_flip", "what training does to a picture", one_of=LEVELS)
+    crop: int = key(224, "pixels, side of the network's input", above=0, most=8192)
+    short_side: int = key(0, "pixels of the short side before a crop; 0: as stored, 256 if unscaled", most=8192)
+    pad: int = key(0, "pixels of zeros around a stored image before a random crop", most=1024)
+    cutout: int = key(0, "pixels, side of a square of mean colour laid over each training picture; 0: none", most=8192)
+    mean: tuple[float, ...] = key((123.675, 116.28, 103.53), "0..255, red green blue, subtracted", **RGB)
+    mean_image: str = key("", "instead of mean: .npy file of a mean picture, as Caffe's; raw shards of its size only")
+    std: tuple[float, ...] = key((58.395, 57.12, 57.375), "the same, divided by; 256 for Caffe's scale", **RGB, above=0)
+    min_area: float = key(0.08, "share of the image, least area of a scale_aspect crop", above=0, most=1)
+    shuffle: str = key("quasi", "order of the rows; quasi: reads stay large", one_of=SHUFFLES)
+    stage: str = key("none", "copy the shards to each node first: its disk, its memory", one_of=STAGES, free=True)
+    reader_threads: int = key(1, "a rank", above=0, most=256, free=True)
+    prefetch: int = key(2, "batches read ahead, a rank", above=0, most=64, free=True)
 
 
 @dataclass(frozen=True)
 class Batch:
-    global_batch: int = 256  # images per update, over all ranks
-    slot_batch: int = 32  # images per slot: the unit of batch norm statistics and of sums
+    global_batch: int = key(256, "images per update, over all ranks", above=0, most=2**24)
+    slot_batch: int = key(32, "images per slot: the unit of batch norm statistics and of sums", above=0, most=2**16)
 
 
 @dataclass(frozen=True)
 class Optim:
-    variant: str = "caffe2017"  # caffe2017 | mlperf | larc_clip | nus
-    trust_coefficient: float = 0.001  # LARS's eta; 0: plain SGD
-    momentum: float = 0.9  # share of the past kept per step
-    nesterov: bool = False  # look ahead by one step of momentum
-    weight_decay: float = 0.0005  # per step, times the weight, added to the gradient
-    epsilon: float = 0.0  # added below the trust ratio, in units of the gradient's norm
-    momentum_correction: bool = False  # in warm-up, rescale the past to the rising rate (Goyal et al.)
-    decay_bias_and_norm: bool = False  # weight decay also for biases and batch norm
-    label_smoothing: float = 0.0  # probability moved from the label to all classes alike
+    variant: str = key("caffe2017", "whose formula of LARS", one_of=VARIANTS)
+    trust_coefficient: float = key(0.001, "LARS's eta; 0: plain SGD", most=10**6)
+    momentum: float = key(0.9, "share of the past kept per step", below=1)
+    nesterov: bool = key(False, "look ahead by one step of momentum")
+    weight_decay: float = key(0.0005, "per step, times the weight, added to the gradient", most=1000)
+    epsilon: float = key(0.0, "added below the trust ratio, in units of the gradient's norm", most=1000)
+    momentum_correction: bool = key(False, "in warm-up, rescale the past to the rising rate (Goyal et al.)")
+    decay_bias_and_norm: bool = key(False, "weight decay also for biases and batch norm")
+    label_smoothing: float = key(0.0, "probability moved from the label to all classes alike", below=1)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    policy: str = "poly"  # poly | step | cosine | constant
-    base_lr: float = 0.1  # learning rate at the end of warm-up, for the whole global batch
-    warmup_epochs: float = 0.0  # epochs
-    warmup: str = "linear"  # linear | quadratic
-    start_lr: float = -1.0  # learning rate of step 0; negative: base_lr / warm-up steps
-    power: float = 2.0  # exponent of poly
-    end_lr: float = 0.0  # where poly and cosine end
-    origin: str = "zero"  # zero (decay counts from step 0, as Caffe) | warmup (from its end, as MLPerf)
-    milestones: tuple[float, ...] = ()  # epochs at which step multiplies by factor
-    factor: float = 0.1  # of policy step
+    policy: str = key("poly", "how the rate falls after warm-up", one_of=POLICIES)
+    base_lr: float = key(0.1, "learning rate at the end of warm-up, for the whole global batch", above=0, most=10**6)
+    warmup_epochs: float = key(0.0, "epochs until the rate is base_lr", most=EPOCHS)
+    warmup: str = key("linear", "how the rate rises", one_of=("linear", "quadratic"))
+    start_lr: float = key(-1.0, "learning rate of step 0; negative: base_lr / warm-up steps", least=-1, most=10**6)
+    power: float = key(2.0, "exponent of poly", above=0, most=100)
+    end_lr: float = key(0.0, "where poly and cosine end", most=10**6)
+    origin: str = key("zero", "decay counts from step 0 (Caffe) or warm-up's end (MLPerf)", one_of=("zero", "warmup"))
+    milestones: tuple[float, ...] = key((), "epochs at which step multiplies by factor", most=EPOCHS)
+    factor: float = key(0.1, "of policy step", above=0, most=1000)
 
 
 @dataclass(frozen=True)
 class Comm:
-    algorithm: str = "auto"  # auto | hierarchical | mpi | ring | halving | doubling | tree | torus
-    wire: str = "fp32"  # fp32 | bf16 | fp16: how gradients travel between nodes; sums are fp32
-    bucket_bytes: int = 0  # bytes of gradient reduced at once, changes only speed; 0: chosen by measuring
-    cut_before: tuple[str, ...] = ()  # instead: buckets begin at these tensors, named as in a checkpoint: ["fc6.w"]
-    overlap: bool = True  # exchange while the backward pass goes on
-    shard_update: bool = False  # each rank updates its part of the weights and sends them: the same bits, less work
-    check_every_steps: int = 100  # compare the replicas of all ranks by a hash; 0: never
-    stall_warn_s: float = 60.0  # seconds without progress until the ranks that are waited for are named
-    stall_end_s: float = 600.0  # and until the job is ended
-    trace_steps: int = 0  # write the exchanges of so many first steps to trace-RANK.json in the run folder
-    pretended_nodes: int = 0  # cut the ranks of one machine into so many nodes, for tests; 0: as it is
-    pretended_bandwidth: float = 0.0  # bytes/s of a network to pretend, by sleeping; 0: as it is
+    algorithm: str = key("auto", "of the sum over ranks", one_of=ALGORITHMS, free=True)
+    wire: str = key("fp32", "how gradients travel between nodes; sums are fp32", one_of=WIRES)
+    bucket_bytes: int = key(0, "of gradient reduced at once; 0: chosen by measuring", most=2**31 - 1, free=True)
+    cut_before: tuple[str, ...] = key((), "instead: buckets begin at these tensors, as ['fc6.w']", free=True)
+    overlap: bool = key(True, "exchange while the backward pass goes on", free=True)
+    shard_update: bool = key(False, "each rank updates its part of the weights and sends them", free=True)
+    check_every_steps: int = key(100, "compare the replicas of all ranks by a hash; 0: never", free=True)
+    stall_warn_s: float = key(60.0, "seconds without progress until ranks are named", above=0, free=True)
+    stall_end_s: float = key(600.0, "and until the job is ended", above=0, free=True)
+    trace_steps: int = key(0, "write exchanges of so many first steps to RUN/trace-RANK.json", free=True)
+    pretended_nodes: int = key(0, "cut one machine's ranks into so many nodes; 0: as it is", most=2**16, free=True)
+    pretended_bandwidth: float = key(0.0, "bytes/s, by sleeping; 0: as it is", most=10**13, free=True)
 
 
 @dataclass(frozen=True)
 class Run:
-    epochs: float = 90.0  # length of the run and of the schedule
-    max_steps: int = 0  # stop after so many steps, the schedule unchanged; 0: run to the end
-    seed: int = 0  # of weights, order, augmentation and dropout
-    evaluate_every_epochs: float = 1.0  # 0: only at the end
-    checkpoint_every_steps: int = 0  # 0: not by steps
-    checkpoint_every_epochs: float = 1.0  # 0: not by epochs; the shorter of the two counts; one is always at the end
-    checkpoint_every_minutes: float = 10.0  # beside the two above: what a crash may cost; 0: not by the clock
-    keep_checkpoints: int = 2  # the newest so many; the best is kept besides
-    log_every_seconds: float = 5.0  # seconds between progress lines in a file
+    epochs: float = key(90.0, "length of the run and of the schedule", above=0, most=EPOCHS)
+    max_steps: int = key(0, "stop after so many steps, the schedule unchanged; 0: run to the end", free=True)
+    seed: int = key(0, "of weights, order, augmentation and dropout", most=2**63 - 1)
+    evaluate_every_epochs: float = key(1.0, "0: only at the end", most=EPOCHS, free=True)
+    checkpoint_every_steps: int = key(0, "0: not by steps", free=True)
+    checkpoint_every_epochs: float = key(1.0, "0: not by epochs; else the shorter counts", most=EPOCHS, free=True)
+    checkpoint_every_minutes: float = key(10.0, "besides; what a crash may cost; 0: not by the clock", free=True)
+    keep_checkpoints: int = key(2, "the newest so many; the best is kept besides", above=0, most=10**6, free=True)
+    log_every_seconds: float = key(5.0, "seconds between progress lines in a file", free=True)
 
 
 @dataclass(frozen=True)
@@ -121,27 +133,12 @@ class Recipe:
 
 SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe)}
 
-CHOICES = {  # said again by optim and data, which to import here would load Numba; a test compares them
-    "data.augmentation": ("none", "crop_flip", "scale", "scale_aspect", "color"),
-    "data.shuffle": ("quasi", "full", "sequential"),
-    "data.stage": ("none", "local", "memory"),
-    "comm.algorithm": ("auto", "hierarchical", "mpi", "ring", "halving", "doubling", "tree", "torus"),
-    "comm.wire": ("fp32", "bf16", "fp16"),
-    "optim.variant": ("caffe2017", "mlperf", "larc_clip", "nus"),
-    "schedule.policy": ("poly", "step", "cosine", "constant"),
-    "schedule.warmup": ("linear", "quadratic"),
-    "schedule.origin": ("zero", "warmup"),
-}
-POSITIVE = (
-    *("batch.global_batch", "batch.slot_batch", "data.crop", "data.min_area", "data.std"),
-    *("comm.stall_warn_s", "comm.stall_end_s"),
-    *("data.prefetch", "data.reader_threads", "run.epochs", "run.keep_checkpoints", "schedule.base_lr"),
-    *("schedule.factor", "schedule.power"),
-)
-NOT_EMPTY = ("model.name", "data.train")
-MAY_BE_NEGATIVE = ("schedule.start_lr",)
-BELOW_ONE = ("optim.momentum", "optim.label_smoothing")
-AT_MOST = {"data.min_area": 1, "data.prefetch": 64, "data.reader_threads": 256}
+
+def rules() -> dict[str, Rule]:
+    """The rule of every key, by `section.key`; the free keys of [model] have none."""
+    named = ((f"{section}.{f.name}", f) for section, cls in SECTIONS.items() for f in dataclasses.fields(cls))
+    return {name: f.metadata["rule"] for name, f in named if f.metadata}
+
 
 # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -164,22 +161,22 @@ def parse_recipe(text: str, overrides=(), *, source: str = "recipe", folder=".")
     """As load_recipe, from TOML text: `source` names it in errors, `folder` is where its relative paths start."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
         raise RecipeError(f"{source}: not valid TOML: {error}") from None
     values = {section: {} for section in SECTIONS}
     for section, keys in table.items():
         if not isinstance(keys, dict):
             raise RecipeError(f"{source}: key {section} stands outside a section; {_nearest('', section)}")
-        for key, value in keys.items():
-            _store(values, source, section, key, value, folder)
+        for name, value in keys.items():
+            _store(values, source, section, name, value, folder)
         if section not in SECTIONS:  # an empty section that nobody knows
             raise RecipeError(f"{source}: unknown section [{section}]; {_nearest(section, '')}")
     for override in overrides:
         name, equals, value = override.partition("=")
-        section, dot, key = name.strip().partition(".")
+        section, dot, name = name.strip().partition(".")
         if not (equals and dot):
             raise RecipeError(f"--set {override}: expected section.key=value, as in schedule.base_lr=2.0")
-        _store(values, f"--set {override}", section, key, _parse_value(value, section, key), ".")
+        _store(values, f"--set {override}", section, name, _parse_value(value, section, name), ".")
     for section, cls in SECTIONS.items():
         for f in dataclasses.fields(cls):
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
@@ -187,7 +184,7 @@ def parse_recipe(text: str, overrides=(), *, source: str = "recipe", folder=".")
                 raise RecipeError(f"{source}: {section}.{f.name} is missing; add it under [{section}]")
     recipe = Recipe(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
     for name, found, expected in _problems(recipe):
-        raise RecipeError(f"{source}: {name} is {found!r}; expected {expected}")
+        raise RecipeError(f"{source}: {name} is {shown(found)}; expected {expected}")
     return recipe
 
 
@@ -202,14 +199,19 @@ def _store(values, source, section, key, value, folder):
     known = _fields(section)
     if key not in known and section == "model":
         if not _is_plain(value):
-            raise RecipeError(f"{source}: model.{key} is {value!r}; expected text, a number, true, false or a list")
+            raise RecipeError(
+                f"{source}: model.{key} is {shown(value)}; expected text, a number, true, false or a list"
+            )
         values["model"].setdefault("args", {})[key] = value
         return
     if key not in known:
         raise RecipeError(f"{source}: unknown key {section}.{key}; {_nearest(section, key)}")
     value = _convert(value, known[key], f"{source}: {section}.{key}")
     if (section, key) in (("data", "train"), ("data", "val"), ("data", "mean_image")) and value:
-        value = str((Path(folder) / Path(value).expanduser()).resolve())
+        try:
+            value = str((Path(folder) / Path(value).expanduser()).resolve())
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL, too long, an unknown ~user
+            raise RecipeError(f"{source}: {section}.{key} is {shown(value)}; expected a path ({error})") from None
     values[section][key] = value
 
 
@@ -218,13 +220,14 @@ def _convert(value, kind, where: str):
     if kind in (tuple[float, ...], tuple[str, ...]):
         item_kind = kind.__args__[0]
         if not isinstance(value, list):
-            raise RecipeError(f"{where} is {value!r}; expected a list of {'names' if item_kind is str else 'numbers'}")
+            raise RecipeError(
+                f"{where} is {shown(value)}; expected a list of {'names' if item_kind is str else 'numbers'}"
+            )
         return tuple(_convert(item, item_kind, where) for item in value)
     if kind is float and type(value) is int:
-        return float(value)
+        return float(value) if abs(value) < 2**1023 else math.inf
     if type(value) is not kind:
-        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}[kind]
-        raise RecipeError(f"{where} is {value!r}; expected {expected}")
+        raise RecipeError(f"{where} is {shown(value)}; expected {KINDS[kind]}")
     return value
 
 
@@ -246,7 +249,7 @@ def toml_value(text: str):
     text = text.strip()
     try:
         table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return table["value"] if len(table) == 1 else text
 
@@ -267,37 +270,17 @@ def _nearest(section: str, key: str) -> str:
 
 def _problems(recipe: Recipe):
     """Yield (name, found, expected) for every value that is out of its range."""
-    for section in SECTIONS:
-        for key in _fields(section):
-            name, value = f"{section}.{key}", getattr(getattr(recipe, section), key)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if name in CHOICES and value not in CHOICES[name]:
-                yield name, value, f"one of {', '.join(CHOICES[name])}"
-            if name in NOT_EMPTY and not value:
-                yield name, value, "a name"
-            if any(isinstance(x, str) for x in numbers):
-                continue
-            if not all(math.isfinite(x) for x in numbers):
-                yield name, value, "a finite number"
-            if name in POSITIVE and not all(x > 0 for x in numbers):
-                yield name, value, "more than 0"
-            if name not in MAY_BE_NEGATIVE and not all(x >= 0 for x in numbers):
-                yield name, value, "0 or more"
-            if name in BELOW_ONE and value >= 1:
-                yield name, value, "less than 1"
-            if name in AT_MOST and value > AT_MOST[name]:
-                yield name, value, f"at most {AT_MOST[name]}"
-    batch, data = recipe.batch, recipe.data
+    for name, rule in rules().items():
+        section, _, field_name = name.partition(".")
+        value = getattr(getattr(recipe, section), field_name)
+        if rule.expected(value):
+            yield name, value, rule.expected(value)
+    batch = recipe.batch
     if batch.global_batch % batch.slot_batch:
         yield "batch.slot_batch", batch.slot_batch, f"a divisor of batch.global_batch, {batch.global_batch}"
-    for key in ("mean", "std"):
-        if len(getattr(data, key)) != 3:
-            yield f"data.{key}", getattr(data, key), "three numbers: red, green, blue"
     milestones = recipe.schedule.milestones
     if list(milestones) != sorted(milestones):
         yield "schedule.milestones", milestones, "rising epochs"
-    if recipe.run.seed >= 2**63:
-        yield "run.seed", recipe.run.seed, "less than 2^63"
     if recipe.optim.momentum_correction and recipe.optim.variant in ("larc_clip", "nus"):
         yield "optim.momentum_correction", True, "false with this variant, whose buffer does not scale with the rate"
 

@@ -1,6 +1,5 @@
 """From a recipe to its parts: the only place that translates the recipe's keys into constructor arguments."""
 
-import dataclasses
 import hashlib
 
 import numba
@@ -20,7 +19,7 @@ from .comm import (
     sums_order,
     waiting_sums,
 )
-from .config import Derived, Recipe
+from .config import Derived, Recipe, rules
 from .data import Augment, DataSet, Loader, Order, read_mean_image
 from .models import Model, build
 from .optim import Lars
@@ -57,17 +56,15 @@ def open_data(recipe: Recipe, comm=None) -> tuple[DataSet, DataSet]:
 def identity(recipe: Recipe, data: DataSet) -> dict:
     """Everything the result of a run depends on, as flat JSON-able values: two equal ones give the same bits.
 
-    Left out is what changes only speed and output: places, threads, buckets, how often something is logged or saved.
+    Left out are the recipe's free keys: places, threads, buckets, how often something is logged or saved.
     """
-    free = {"data.train", "data.val", "data.reader_threads", "data.prefetch", "data.stage"}
-    facts = {"data.images": len(data), "data.classes": list(data.class_names)}
-    facts |= {"comm.wire": recipe.comm.wire, "comm.sums": sums_order(recipe.comm.algorithm)}
-    for section, values in dataclasses.asdict(recipe).items():
-        for key, value in values.items():
-            name = f"{section}.{key}"
-            counts = {"run": key in ("epochs", "seed"), "comm": False}.get(section, name not in free)
-            if counts:
-                facts[name] = list(value) if isinstance(value, tuple) else value
+    facts = {"data.images": len(data), "data.classes": list(data.class_names), "data.rows": data.digest}
+    facts |= {"comm.sums": sums_order(recipe.comm.algorithm), "model.args": recipe.model.args}
+    for name, rule in rules().items():
+        if not rule.free:
+            section, _, key = name.partition(".")
+            value = getattr(getattr(recipe, section), key)
+            facts[name] = list(value) if isinstance(value, tuple) else value
     if recipe.data.mean_image:  # what is in it counts, not where it lies
         mean = read_mean_image(recipe.data.mean_image, data.size)
         facts["data.mean_image"] = hashlib.sha256(mean.tobytes()).hexdigest()[:16]

@@ -3,13 +3,16 @@
 import h5py
 import numpy as np
 import pytest
+from tinyrun import RECIPE
 
+from knltrain.config import parse_recipe
 from knltrain.data import DataSet, ShardError, files
 from knltrain.data.shards import Row, finish_shard, write_shard
+from knltrain.experiment import identity
 
 
-def write(folder, *, rows=20, shards=2, encoding="raw", size=4, last="class2"):
-    random = np.random.default_rng(0)
+def write(folder, *, rows=20, shards=2, encoding="raw", size=4, last="class2", seed=0, plan=""):
+    random = np.random.default_rng(seed)
     folder.mkdir()
     per = rows // shards
     for s in range(shards):
@@ -20,7 +23,7 @@ def write(folder, *, rows=20, shards=2, encoding="raw", size=4, last="class2"):
             content.append(Row(data, (s * per + i) % 3, f"class{(s * per + i) % 3}/é{s * per + i}.jpg"))
         path = folder / f"shard-{s:05d}.h5"
         names = ["class0", "class1", last]
-        write_shard(path, content, encoding=encoding, size=size, first_row=s * per, class_names=names)
+        write_shard(path, content, encoding=encoding, size=size, first_row=s * per, class_names=names, plan=plan)
         finish_shard(path, path, rows)
     return folder
 
@@ -49,6 +52,21 @@ def test_dataset__reads_what_was_written(tmp_path, encoding):
     data.advise(np.arange(3, 17))
     with pytest.raises(IndexError, match="row 20"):
         data.read(20)
+
+
+def test_dataset__digest_is_of_the_rows_and_not_of_the_place(tmp_path):
+    first, moved = (DataSet(write(tmp_path / name)) for name in "ab")
+    others = [DataSet(write(tmp_path / "c", seed=1)), DataSet(write(tmp_path / "d", plan="another"))]
+    assert first.digest == moved.digest
+    assert [other.n_rows == first.n_rows and other.digest != first.digest for other in others] == [True, True]
+
+
+def test_identity__counts_the_rows(tmp_path):
+    recipe = parse_recipe(RECIPE)
+    first, moved, other = (
+        identity(recipe, DataSet(write(tmp_path / name, seed=int(name[1])))) for name in ("a0", "b0", "c1")
+    )
+    assert first == moved and [key for key in first if first[key] != other[key]] == ["data.rows"]
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import knltrain.optim as optim
-from knltrain.config import CHOICES, Recipe, RecipeError, derive, load_recipe, parse_recipe, resolved
+from knltrain.config import Recipe, RecipeError, derive, load_recipe, parse_recipe, resolved, rules
 from knltrain.data.augment import LEVELS
 
 SMALL = """
@@ -79,7 +79,7 @@ def test_recipe__unknown_names_get_the_nearest():
         ("optim.nesterov=1", "optim.nesterov is 1; expected true or false"),
         ("data.mean=3", "data.mean is 3; expected a list of numbers"),
         ("data.mean=[1, 'x', 2]", "data.mean is 'x'; expected a number"),
-        ("data.mean=[1, 2]", "expected three numbers"),
+        ("data.mean=[1, 2]", "expected a list of 3 numbers"),
         ("data.std=[1, 0, 2]", "expected more than 0"),
         ("data.train=''", "data.train is ''; expected a name"),
         ("batch.slot_batch=48", "batch.slot_batch is 48; expected a divisor of batch.global_batch, 128"),
@@ -89,11 +89,21 @@ def test_recipe__unknown_names_get_the_nearest():
         ("optim.variant=lars", "expected one of caffe2017, mlperf, larc_clip, nus"),
         ("schedule.base_lr=nan", "expected a finite number"),
         ("schedule.milestones=[9, 3]", "expected rising epochs"),
-        ("run.seed=9223372036854775808", "expected less than 2^63"),
+        ("run.seed=9223372036854775808", "expected at most 9223372036854775807"),
         ("data.prefetch=0", "data.prefetch is 0; expected more than 0"),
         ("data.prefetch=65", "data.prefetch is 65; expected at most 64"),
         ("data.reader_threads=257", "data.reader_threads is 257; expected at most 256"),
         ("data.min_area=1.5", "data.min_area is 1.5; expected at most 1"),
+        ("run.epochs=1e308", "run.epochs is 1e+308; expected at most 1000000"),
+        ("run.epochs=inf", "run.epochs is inf; expected a finite number"),
+        (f"run.epochs={'9' * 400}", "run.epochs is inf; expected a finite number"),
+        (f"run.max_steps={'9' * 400}", "expected at most 1000000000"),
+        (f"run.max_steps={'9' * 5000}", "expected a whole number"),
+        (f"run.max_steps=0x{'f' * 5000}", "run.max_steps is 0xffff"),
+        (f"data.pad={10**30}", "expected at most 1024"),
+        (f"data.mean={'[' * 3000}", "expected a list of numbers"),
+        ("data.val=~no_such_user/x", "data.val is '~no_such_user/x'; expected a path"),
+        ('data.val="\\u0000"', "expected a path (embedded null byte)"),
     ],
 )
 def test_recipe__wrong_values_say_what_was_expected(override, words):
@@ -107,7 +117,8 @@ def test_recipe__correction_needs_its_variant():
 
 def test_recipe__says_what_is_missing_or_unreadable(tmp_path):
     assert refused("[data]\ntrain = 'x'") == "small.toml: model.name is missing; add it under [model]"
-    assert "not valid TOML" in refused("[model\n")
+    for broken in ("[model\n", f"[run]\nseed = {'[' * 3000}", f"[run]\nseed = {'9' * 5000}"):
+        assert "small.toml: not valid TOML" in refused(broken)
     with pytest.raises(RecipeError, match="No such file"):
         load_recipe(tmp_path / "none.toml")
     with pytest.raises(RecipeError, match="Is a directory"):
@@ -163,8 +174,9 @@ def test_derive__too_few_images():
 
 
 def test_choices__are_those_of_the_optimizer_and_of_the_augmentation():
-    assert CHOICES["data.augmentation"] == LEVELS
-    assert CHOICES["optim.variant"] == tuple(optim.VARIANTS)
-    assert CHOICES["schedule.policy"] == optim.POLICIES
-    assert CHOICES["schedule.warmup"] == optim.WARMUPS
-    assert CHOICES["schedule.origin"] == optim.ORIGINS
+    choices = {name: rule.one_of for name, rule in rules().items()}
+    assert choices["data.augmentation"] == LEVELS
+    assert choices["optim.variant"] == tuple(optim.VARIANTS)
+    assert choices["schedule.policy"] == optim.POLICIES
+    assert choices["schedule.warmup"] == optim.WARMUPS
+    assert choices["schedule.origin"] == optim.ORIGINS

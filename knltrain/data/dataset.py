@@ -1,6 +1,7 @@
 """A folder of shards as one list of rows: the index in memory, the rows by pread."""
 
 import bisect
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -28,7 +29,8 @@ class DataSet:
     stage : none; or local, memory: copy the shards to this node's disk or memory first (see `stage`)
 
     Attributes: n_rows, encoding, size, class_names (list of str), labels (n_rows,) int32, page_rows (rows of a page
-    that suits these shards). The index takes 8 bytes a row, and 12 more where rows differ in length.
+    that suits these shards), digest (text: where it is equal, the rows are, wherever the folder lies). The index takes
+    8 bytes a row, and 12 more where rows differ in length.
 
     Raises: ShardError if the folder holds no complete data set of one kind; ImportError for jpeg without a decoder.
     """
@@ -40,7 +42,7 @@ class DataSet:
         except ValueError as error:
             raise ShardError(str(error)) from None
         self.n_rows, self.encoding, self.size = index["n_rows"], index["encoding"], index["size"]
-        self.class_names = index["class_names"]
+        self.class_names, self.digest = index["class_names"], index["digest"]
         self.labels, self._checksums = index["labels"], index["checksums"]
         self._begins, self._lengths = index.get("begins"), index.get("lengths")  # of rows in their files; jpeg only
         self._first_rows, self._data_at = index["first_rows"].tolist(), index["data_at"].tolist()
@@ -193,6 +195,8 @@ def read_index(folder: Path) -> dict:
         "labels": np.concatenate([shard.labels for shard in shards]),
         "checksums": np.concatenate([shard.checksums for shard in shards]),
     }
+    facts = json.dumps([first.plan, first.encoding, first.size]).encode()
+    index["digest"] = hashlib.sha256(facts + index["checksums"].tobytes()).hexdigest()[:16]
     for name in ("first_row", "data_at", "names_at", "name_bytes"):
         key = "first_rows" if name == "first_row" else name
         index[key] = np.array([getattr(shard, name) for shard in shards], np.int64)
