@@ -46,7 +46,7 @@ evaluate_every_epochs = 4
 NETWORKS = {
     "resnet": '[model]\nname = "resnet_cifar8"\nwidth = 8\n',
     "alexnet": '[model]\nname = "alexnet_bn"\nwidth = 0.125\nhidden = 32\nstem_size = 3\nstem_stride = 1\n'
-    'init = "he"\n',
+    'init = "fan_in"\n',
 }
 STEPS = 12  # 4 epochs of 52 // 16 steps
 

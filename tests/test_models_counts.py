@@ -166,3 +166,19 @@ def test_describe__ends_with_the_sums():
     lines = describe("resnet50").splitlines()
     assert lines[0].split()[:2] == ["layer", "kind"]
     assert "25,557,032" in lines[-1] and "4,089,184,256" in lines[-1]
+
+
+@pytest.mark.parametrize(("options", "fan"), [({}, "out"), ({"init": "fan_out"}, "out"), ({"init": "fan_in"}, "in")])
+def test_resnet__init_scales_with_the_fan_that_is_named(options, fan):
+    parameters, _ = _counts("resnet18", width=32, **options)
+    parameters.allocate(seed=0)
+    w = {p.name: p.w for p in parameters.parameters}
+    for name, fans in {"conv1.w": (147, 7 * 7 * 32), "stage2.0.conv1.w": (9 * 32, 9 * 64)}.items():
+        expected = 2 / fans[fan == "out"]
+        assert w[name].var() == pytest.approx(expected, rel=0.06), name
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet_cifar20", "davidnet", "alexnet_bn"])
+def test_build__an_unknown_init_names_the_known_ones(name):
+    with pytest.raises(ValueError, match="init is 'he'; expected one of .*fan_in, fan_out"):
+        declare(*build(name, init="he"))

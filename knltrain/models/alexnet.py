@@ -20,7 +20,7 @@ from ..layers import (
     ReLU,
     Sequential,
 )
-from ..layers.init import gaussian
+from ..layers.init import FANS, gaussian, he
 
 NORMS = ("lrn", "bn", "jia")
 
@@ -43,23 +43,24 @@ def alexnet(
     single-tower form. width: factor on the channels of all convolutions; hidden: units of fc6 and fc7.
     stem_size, stem_stride: conv1's filter, smaller for small images. dropout: rate after fc6 and fc7.
     init: "caffe" is N(0, 0.01) (fc6, fc7: 0.005) with biases 0.01 (fc6, fc7: 0.1), never zero, so that LARS on biases
-    has a norm to work with; "he" scales with the fan-in, which narrow variants need.
+    has a norm to work with; "fan_in" and "fan_out" scale with a layer's size (He et al.), which narrow variants need.
     """
     if norm not in NORMS:
         raise ValueError(f"alexnet: norm is {norm!r}, expected one of {', '.join(NORMS)}")
-    if init not in ("caffe", "he"):
-        raise ValueError(f"alexnet: init is {init!r}, expected caffe or he")
+    if init not in ("caffe", *FANS):
+        raise ValueError(f"alexnet: init is {init!r}; expected one of caffe, {', '.join(FANS)}")
 
     def channels(count):
         return max(groups, round(count * width / groups) * groups)
 
+    def filler(std):
+        return partial(gaussian, std=std) if init == "caffe" else partial(he, fan=init)
+
     def conv(name, count, size, **options):
-        filler = {"init": partial(gaussian, std=0.01)} if init == "caffe" else {}
-        return rectified(Conv2d(name, channels(count), size, bias=0.01, **options, **filler))
+        return rectified(Conv2d(name, channels(count), size, bias=0.01, **options, init=filler(0.01)))
 
     def dense(name, count, std, bias):
-        filler = {"init": partial(gaussian, std=std)} if init == "caffe" else {}
-        return Linear(name, count, bias=bias, **filler)
+        return Linear(name, count, bias=bias, init=filler(std))
 
     def rectified(layer):
         return [layer, ReLU(f"{layer.name}.relu")]
