@@ -17,7 +17,25 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from .hdf5 import Untrusted, attributes, opened, stored
+from .keys import Rule, shown
+
 FORMAT, VERSION = "knltrain-checkpoint", 1
+FACTS = {
+    "format": Rule("what the file is", str, one_of=(FORMAT,)),
+    "version": Rule("of the format", int, one_of=(VERSION,)),
+}
+CONTENTS = {
+    "step": Rule("steps done", int, most=10**15),
+    "names": Rule("of the arrays", list),
+    "meta": Rule("see META", dict),
+}
+META = {
+    "step": CONTENTS["step"],
+    "previous_lr": Rule("learning rate of the last step", float),
+    "experiment": Rule("all that the result depends on", dict),
+}
+CRC32 = {"crc32": Rule("of name, type, shape and bytes", int, most=2**32 - 1)}
 TEMPORARY = ".tmp"
 NAME = re.compile(r"checkpoint-(\d+)\.h5")
 
@@ -33,7 +51,7 @@ def save(folder, step: int, arrays: dict[str, np.ndarray], meta: dict, *, keep: 
     """Write arrays and meta as the checkpoint of `step`, then drop old ones; returns the file's path.
 
     arrays : by name ("value/conv1.w"), any numeric dtype and shape; read only
-    meta : JSON-able; comes back from `load` with "step" added
+    meta : JSON-able, with what META asks for; comes back from `load` with "step" added
     keep : the newest so many files up to `step` stay, and the best
     best_metric : this step's metric (higher is better), if it was measured
 
@@ -141,7 +159,7 @@ def _read_best(folder: Path) -> dict | None:
     try:
         best = json.loads((folder / "best.json").read_text())
         return best if NAME.fullmatch(best["name"]) and math.isfinite(best["metric"]) else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 
@@ -179,13 +197,13 @@ def load(path) -> tuple[dict[str, np.ndarray], dict]:
     Raises CheckpointError for a file that is absent, foreign, of another version, truncated or damaged anywhere.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint; expected a file written by `knltrain train`")
     try:
-        with h5py.File(path, "r") as file:
+        with opened(path) as file:
             return _read(path, file)
-    except CheckpointError:
-        raise
+    except Untrusted as error:
+        raise CheckpointError(f"{path}: {error}: use an older checkpoint") from None
     except Exception as error:  # h5py raises nearly every kind of error on a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: truncated or damaged ({reason}); use an older checkpoint") from None
@@ -209,24 +227,33 @@ def load_latest(folder, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarr
 
 
 def _read(path: Path, file: h5py.File) -> tuple[dict[str, np.ndarray], dict]:
-    kind, version = file.attrs.get("format"), file.attrs.get("version")
-    if kind != FORMAT:
-        raise CheckpointError(f"{path}: format is {kind!r}; expected {FORMAT!r}, a file written by `knltrain train`")
-    if version != VERSION:
-        raise CheckpointError(f"{path}: format version {version}; this program reads {VERSION}: use the other release")
-    contents = json.loads(_get(path, file, "contents").tobytes())
-    return {name: _get(path, file["arrays"], name) for name in contents["names"]}, contents["meta"]
+    attributes(file.id, FACTS)
+    contents = json.loads(_get(file, "contents", "contents").tobytes())
+    _check(contents, CONTENTS)
+    meta = contents["meta"]
+    _check(meta, META)
+    named = NAME.fullmatch(path.name)
+    if {meta["step"], contents["step"], int(named.group(1)) if named else meta["step"]} != {meta["step"]}:
+        raise Untrusted(f"found step {meta['step']}, expected that of the file's name")
+    return {name: _get(file, f"arrays/{name}", name) for name in contents["names"]}, meta
 
 
-def _get(path: Path, group, name: str) -> np.ndarray:
-    dataset = group[name]
-    if dataset.size * dataset.dtype.itemsize > path.stat().st_size:  # a damaged shape must not ask for all memory
-        raise CheckpointError(f"{path}: array {name} claims shape {dataset.shape}, more than the file: use an older")
-    array = dataset[()] if dataset.shape == () else dataset[...]
-    array = np.asarray(array, dataset.dtype)
-    found, expected = _checksum(name, array), dataset.attrs["crc32"]
-    if found != expected:
-        raise CheckpointError(
-            f"{path}: array {name} has checksum {found:08x}; expected {expected:08x}: use an older checkpoint"
-        )
+def _check(table, rules):
+    if not isinstance(table, dict):
+        raise Untrusted(f"found {shown(table)}, expected a table")
+    for name, rule in rules.items():
+        expected = rule.expected(table.get(name))
+        if expected:
+            raise Untrusted(f"found {name} {shown(table.get(name))}, expected {expected}")
+
+
+def _get(file, place: str, name: str) -> np.ndarray:
+    """The array at a place in the file, whose checksum counts its name."""
+    found = stored(file, place)
+    if found.dtype.kind not in "biuf":
+        raise Untrusted(f"found array {shown(name)} of {found.dtype}, expected numbers")
+    array = found.read()
+    checksum, expected = _checksum(name, array), attributes(found.dataset, CRC32)["crc32"]
+    if checksum != expected:
+        raise Untrusted(f"array {shown(name)} has checksum {checksum:08x}; expected {expected:08x}")
     return array

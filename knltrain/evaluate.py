@@ -72,7 +72,7 @@ def evaluate_run(path: Path, data: Path | None, comm) -> None:
     recipe = load_recipe(folder / RECIPE)
     dataset = DataSet(data or recipe.data.val or recipe.data.train, comm)
     arrays, meta = _load(path)
-    if meta["experiment"]["data.classes"] != dataset.class_names:
+    if meta["experiment"].get("data.classes") != dataset.class_names:
         raise ValueError(f"{dataset.folder} has other classes than {folder}; expected the same: pack both alike")
     model = make_model(recipe, len(dataset.class_names), ranks_on_node=share.ranks_on_node)
     apply_state(model.parameters, arrays, path)

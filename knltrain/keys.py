@@ -7,7 +7,14 @@ from typing import NamedTuple
 REQUIRED = dataclasses.MISSING
 LARGEST = 10**9  # of any number without another bound: far beyond use, yet no product of two overflows
 LONGEST = 4096  # characters of a text, and items of a list
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes", dict: "a table"}
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text in quotes",
+    list: "a list",
+    dict: "a table",
+}
 
 
 class Rule(NamedTuple):
@@ -29,10 +36,10 @@ class Rule(NamedTuple):
 
     def expected(self, value) -> str:
         """What was expected in place of `value`; "" where it is what it may be."""
+        if self.one_of:
+            return "" if value in self.one_of else _one_of(self.one_of)
         if self.kind is not None and type(value) is not self.kind:
             return KINDS[self.kind]
-        if self.one_of:
-            return "" if value in self.one_of else f"one of {', '.join(self.one_of)}"
         if isinstance(value, str):
             return "a name" if len(value) < self.least else _at_most(len(value), LONGEST, " characters")
         if isinstance(value, tuple):
@@ -53,6 +60,10 @@ class Rule(NamedTuple):
 
 def _at_most(value, most, unit="") -> str:
     return f"at most {most}{unit}" if value > most else ""
+
+
+def _one_of(choices) -> str:
+    return f"one of {', '.join(choices)}" if len(choices) > 1 else repr(choices[0])
 
 
 def key(default, help: str, **bounds):

@@ -11,6 +11,7 @@ import numpy as np
 
 from .background import Writer
 from .checkpoint import CheckpointError, checkpoints, load_latest, save
+from .keys import shown
 
 FOLDER = "checkpoints"  # in the run folder
 PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
@@ -64,8 +65,8 @@ class Restart:
         for key in self.experiment:
             if begun.get(key) != self.experiment[key]:
                 raise CheckpointError(
-                    f"{self.folder}: this run was begun with {key} = {begun.get(key)!r}, now it is "
-                    f"{self.experiment[key]!r}: use the recipe in the run folder, or another --run folder"
+                    f"{self.folder}: this run was begun with {key} = {shown(begun.get(key))}, now it is "
+                    f"{shown(self.experiment[key])}: use the recipe in the run folder, or another --run folder"
                 )
         apply_state(self.parameters, arrays, self.folder)
         self.last_saved = meta["step"]
@@ -139,10 +140,11 @@ class Restart:
 
 
 def apply_state(parameters, arrays: dict, where) -> None:
-    """Copy a checkpoint's arrays into the blocks of a model, after checking that names and shapes agree."""
+    """Copy a checkpoint's arrays into the blocks of a model, after checking that names, shapes and types agree."""
     state = parameters.state()
     differing = sorted(state.keys() ^ arrays.keys())
-    differing += [name for name in state.keys() & arrays.keys() if arrays[name].shape != state[name].shape]
+    both = sorted(state.keys() & arrays.keys())
+    differing += [n for n in both if (arrays[n].shape, arrays[n].dtype) != (state[n].shape, state[n].dtype)]
     if differing:
         raise CheckpointError(
             f"{where}: checkpoint of another model (differing: {', '.join(differing[:3])}): use the recipe of that run"

@@ -18,12 +18,13 @@ MAY_IMPORT = {
     "knltrain.models": {"kernels", "knltrain.arena", "knltrain.layers", "numpy"},
     "knltrain.optim": {"kernels", "knltrain.arena", "knltrain.layers", "numpy"},
     "knltrain.comm": {"kernels", "knltrain.arena", "numpy", "mpi4py"},
-    "knltrain.data": {"kernels", "knltrain.keys", "numpy", "h5py", "PIL", "simplejpeg"},
-    "knltrain.checkpoint": {"knltrain.keys", "numpy", "h5py"},
+    "knltrain.data": {"kernels", "knltrain.hdf5", "knltrain.keys", "numpy", "h5py", "PIL", "simplejpeg"},
+    "knltrain.checkpoint": {"knltrain.hdf5", "knltrain.keys", "numpy", "h5py"},
     "knltrain.background": set(),
-    "knltrain.restart": {"knltrain.background", "knltrain.checkpoint", "knltrain.models", "numpy"},
+    "knltrain.restart": {"knltrain.background", "knltrain.checkpoint", "knltrain.keys", "knltrain.models", "numpy"},
     "knltrain.lifecycle": set(),
     "knltrain.keys": set(),
+    "knltrain.hdf5": {"knltrain.keys", "numpy", "h5py"},
     "knltrain.startup": {"kernels", "numpy"},
     "knltrain.doctor": {
         "kernels", "knltrain.arena", "knltrain.data", "knltrain.machine", "knltrain.report", "knltrain.hardware",
@@ -45,7 +46,7 @@ MAY_IMPORT = {
 KNOW_ALL = {"train", "evaluate", "experiment", "cli", "demo", "drill", "warmup", "config", "__main__"}
 ONLY_IN = {
     "mpi4py": {"knltrain/comm/communicator.py"},
-    "h5py": {"knltrain/data/shards.py", "knltrain/checkpoint.py"},
+    "h5py": {"knltrain/hdf5.py", "knltrain/data/shards.py", "knltrain/checkpoint.py"},
     "torch": {"knltrain/bench/torch_process.py", "knltrain/bench/torch_models.py"},
     "knltrain.config": {f"knltrain/{name}.py" for name in ("train", "evaluate", "experiment", "cli", "demo", "warmup")},
 }

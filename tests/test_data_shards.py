@@ -121,23 +121,30 @@ def test_dataset__notices_truncation_while_it_is_open(tmp_path):
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("version", 3, "version 3, this release reads 2"),
-        ("format", "other", "no knltrain-shard"),
+        ("version", 3, "found version 3, expected 2: copy or pack"),
+        ("format", "other", "format .other., expected .knltrain-shard."),
         ("encoding", "png", "encoding 'png'"),
         ("total_rows", 0, "interrupted"),
         ("total_rows", 30, "another total_rows"),
-        ("rows", 2**62, "found names"),
-        ("rows", -1, "positive"),
-        ("size", 2**40, "found images"),
+        ("rows", 2**62, "expected at most 1099511627776"),
+        ("rows", -1, "found rows -1, expected 0 or more"),
+        ("size", 2**40, "expected at most 8192"),
+        ("size", 4096, "found images"),
+        ("size", 4.0, "found size of another type, expected a whole number"),
+        ("plan", -1, "found plan of another type, expected text"),
+        ("plan", np.array([b"a", b"b"]), "found plan of another type"),
+        ("encoding", 1 + 2j, "found encoding of another type"),
+        ("class_names", {"data": np.array([[b"x", b"y"]])}, "class_names as"),
+        ("checksums", {"data": np.zeros(10, np.complex64)}, "found checksums as complex64"),
         ("first_row", 11, "a shard is missing or doubled"),
         ("metadata_checksum", 7, "metadata with checksum"),
         ("class_names", {"data": np.array([b"x"])}, "labels outside 0..0"),
         ("labels", {"data": np.arange(10, dtype=np.int64)}, "found labels as int64"),
         ("labels", {"data": -np.arange(10, dtype=np.int32)}, "labels outside"),
-        ("labels", {"data": np.arange(10, dtype=np.int32), "chunks": (5,)}, "labels needs"),
+        ("labels", {"data": np.arange(10, dtype=np.int32), "chunks": (5,)}, "found .labels. in chunks"),
         ("labels", {"data": np.zeros(9, np.int32)}, "found labels"),
         ("checksums", None, "found no whole HDF5 file"),
-        ("images", {"shape": (10, 4, 4, 3), "dtype": np.uint8}, "images needs"),  # never allocated
+        ("images", {"shape": (10, 4, 4, 3), "dtype": np.uint8}, ".images. needs"),  # never allocated
     ],
 )
 def test_dataset__rejects_what_it_does_not_know(tmp_path, name, value, message):
@@ -147,7 +154,9 @@ def test_dataset__rejects_what_it_does_not_know(tmp_path, name, value, message):
     one_line(info)
 
 
-@pytest.mark.parametrize("offsets", [[0, 5, 3], [1, 2, 3], [0, 2**62, -5], [-7, 0, 9]])
+@pytest.mark.parametrize(
+    "offsets", [[0, 5, 3], [1, 2, 3], [0, 2**62, -5], [-7, 0, 9], [0, 2**62, -(2**62)], [0, -(2**63), 2**63 - 1]]
+)
 def test_dataset__rejects_hostile_offsets(tmp_path, offsets):
     folder = write(tmp_path / "d", encoding="jpeg")
     with h5py.File(folder / "shard-00000.h5", "r+") as file:

@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 
 from knltrain import checkpoint
 from knltrain.checkpoint import CheckpointError, best_checkpoint, checkpoints, load, load_latest, save
+from knltrain.restart import apply_state
 
-META = {"previous_lr": 0.1 + 0.2, "recipe": "[run]\nseed = 3\n", "unicode": "è"}
+META = {"previous_lr": 0.1 + 0.2, "experiment": {"recipe": "[run]\nseed = 3\n", "unicode": "è"}}
 
 
 def arrays(seed=0):
@@ -54,10 +56,10 @@ def test_checkpoint__round_trip_is_bitwise(tmp_path):
 
 def test_checkpoint__keeps_the_last_and_the_best(tmp_path):
     for step, metric in ((10, 0.5), (20, 0.9), (30, None), (40, 0.7), (50, float("nan"))):
-        save(tmp_path, step, arrays(), {}, keep=2, best_metric=metric)
+        save(tmp_path, step, arrays(), META, keep=2, best_metric=metric)
     assert steps(tmp_path) == [20, 40, 50]
     assert best_checkpoint(tmp_path).name == "checkpoint-0000020.h5"
-    save(tmp_path, 60, arrays(), {}, keep=1, best_metric=0.95)
+    save(tmp_path, 60, arrays(), META, keep=1, best_metric=0.95)
     assert steps(tmp_path) == [60]
     assert json.loads((tmp_path / "best.json").read_text()) == {
         "name": "checkpoint-0000060.h5",
@@ -68,26 +70,26 @@ def test_checkpoint__keeps_the_last_and_the_best(tmp_path):
 
 def test_checkpoint__a_file_of_a_later_step_does_not_crowd_out_the_new_one(tmp_path):
     for step in (10, 90, 20):
-        save(tmp_path, step, arrays(), {}, keep=1)
+        save(tmp_path, step, arrays(), META, keep=1)
     assert steps(tmp_path) == [20, 90]
 
 
 def test_checkpoint__same_step_again_replaces(tmp_path):
-    save(tmp_path, 5, arrays(0), {}, keep=1)
-    found, _ = load(save(tmp_path, 5, arrays(1), {}, keep=1))
+    save(tmp_path, 5, arrays(0), META, keep=1)
+    found, _ = load(save(tmp_path, 5, arrays(1), META, keep=1))
     assert same(found, arrays(1))
 
 
 def test_best__a_damaged_note_is_no_best(tmp_path):
-    save(tmp_path, 1, arrays(), {}, keep=1, best_metric=0.9)
+    save(tmp_path, 1, arrays(), META, keep=1, best_metric=0.9)
     (tmp_path / "best.json").write_text('{"name": "../../etc/passwd", "metric": 2}')
     assert best_checkpoint(tmp_path) is None
-    save(tmp_path, 2, arrays(), {}, keep=1, best_metric=0.1)
+    save(tmp_path, 2, arrays(), META, keep=1, best_metric=0.1)
     assert best_checkpoint(tmp_path).name == "checkpoint-0000002.h5"
 
 
 def test_load__no_flipped_byte_is_taken_for_truth(tmp_path):
-    path = save(tmp_path, 1, {"w": np.arange(40, dtype=np.float32)}, {"x": 1}, keep=1)
+    path = save(tmp_path, 1, {"w": np.arange(40, dtype=np.float32)}, META, keep=1)
     whole, expected = path.read_bytes(), load(path)
     data = whole.index(np.arange(40, dtype=np.float32).tobytes())
     refused = 0
@@ -120,29 +122,58 @@ def test_load__refuses_what_is_not_ours(tmp_path):
         load(path)
     with h5py.File(path, "w") as file:
         file["w"] = np.ones(3)
-    with pytest.raises(CheckpointError, match="format is None; expected 'knltrain-checkpoint'"):
+    with pytest.raises(CheckpointError, match="found no format, expected 'knltrain-checkpoint'"):
         load(path)
     path.write_text("hello")
     with pytest.raises(CheckpointError, match="truncated or damaged"):
         load(path)
-    save(tmp_path, 1, arrays(), {}, keep=1)
+    save(tmp_path, 1, arrays(), META, keep=1)
     with h5py.File(path, "a") as file:
         file.attrs["version"] = 2
-    with pytest.raises(CheckpointError, match="format version 2; this program reads 1"):
+    with pytest.raises(CheckpointError, match="found version 2, expected 1"):
         load(path)
 
 
 def test_load__notices_a_missing_array(tmp_path):
-    path = save(tmp_path, 1, arrays(), {}, keep=1)
+    path = save(tmp_path, 1, arrays(), META, keep=1)
     with h5py.File(path, "a") as file:
         del file["arrays/value/conv1.b"]
     with pytest.raises(CheckpointError):
         load(path)
 
 
+@pytest.mark.parametrize(
+    "meta, words",
+    [
+        ({"previous_lr": None}, "found previous_lr None, expected a number"),
+        ({"previous_lr": float("nan")}, "found previous_lr nan, expected a finite number"),
+        ({"experiment": []}, r"found experiment \[\], expected a table"),
+        ({"deep": [[[0]]] * 2, "previous_lr": True}, "found previous_lr True"),
+    ],
+)
+def test_load__checks_what_it_hands_on(tmp_path, meta, words):
+    with pytest.raises(CheckpointError, match=words):
+        load(save(tmp_path, 1, arrays(), META | meta, keep=1))
+
+
+def test_load__believes_no_other_step_than_that_of_the_name(tmp_path):
+    path = save(tmp_path, 1, arrays(), META, keep=1)
+    assert load(path.rename(tmp_path / "copy.h5"))[1]["step"] == 1
+    with pytest.raises(CheckpointError, match="found step 1, expected that of the file's name"):
+        load((tmp_path / "copy.h5").rename(tmp_path / "checkpoint-1000000000.h5"))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.float16, "S4", ">f4"])
+def test_state__of_another_type_is_refused(tmp_path, dtype):
+    model = SimpleNamespace(state=lambda: {"w": np.ones(3, np.float32)})
+    apply_state(model, load(save(tmp_path, 1, {"w": np.ones(3, np.float32)}, META, keep=1))[0], tmp_path)
+    with pytest.raises(CheckpointError, match=r"differing: w|expected numbers"):
+        apply_state(model, load(save(tmp_path, 1, {"w": np.ones(3, dtype)}, META, keep=1))[0], tmp_path)
+
+
 def test_latest__goes_back_past_a_damaged_one_and_says_so(tmp_path):
     for step in (1, 2, 3):
-        save(tmp_path, step, arrays(step), {}, keep=3)
+        save(tmp_path, step, arrays(step), META, keep=3)
     newest = tmp_path / "checkpoint-0000003.h5"
     newest.write_bytes(newest.read_bytes()[:-100])
     warnings = []
@@ -160,41 +191,41 @@ def test_latest__none_is_not_the_same_as_all_damaged(tmp_path):
 
 
 def test_save__killed_before_the_rename_leaves_the_last_good_one(tmp_path):
-    save(tmp_path, 1, arrays(), {}, keep=2)
+    save(tmp_path, 1, arrays(), META, keep=2)
     script = (
         "import os, sys; import numpy as np; from knltrain import checkpoint;"
         "checkpoint.os.replace = lambda *names: os._exit(9);"
-        "checkpoint.save(sys.argv[1], 2, {'w': np.ones(1000)}, {}, keep=2)"
+        "checkpoint.save(sys.argv[1], 2, {'w': np.ones(1000)}, {'previous_lr': 0.1, 'experiment': {}}, keep=2)"
     )
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=root).returncode == 9
     assert (tmp_path / "checkpoint-0000002.h5.tmp").exists()
     assert load_latest(tmp_path, pytest.fail)[1]["step"] == 1
-    save(tmp_path, 3, arrays(), {}, keep=2)
+    save(tmp_path, 3, arrays(), META, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-0000001.h5", "checkpoint-0000003.h5"]
 
 
 def test_save__a_failing_disk_changes_nothing(tmp_path, monkeypatch):
-    save(tmp_path, 1, arrays(), {}, keep=1)
+    save(tmp_path, 1, arrays(), META, keep=1)
 
     def full(path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_sync", full)
     with pytest.raises(CheckpointError, match="checkpoint-0000002.h5: cannot be written .*No space left") as error:
-        save(tmp_path, 2, arrays(), {}, keep=1)
+        save(tmp_path, 2, arrays(), META, keep=1)
     assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0000001.h5"]
 
 
 @pytest.mark.parametrize("limit", [1000, 30_000])
 def test_save__a_disk_that_fills_while_hdf5_writes_changes_nothing(tmp_path, limit):
-    save(tmp_path, 1, arrays(), {}, keep=1)
+    save(tmp_path, 1, arrays(), META, keep=1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # writes beyond fail, as on a full disk
     try:
         with pytest.raises(CheckpointError, match="File too large"):
-            save(tmp_path, 2, {f"w{i}": np.ones(5000) for i in range(4)}, {}, keep=1)
+            save(tmp_path, 2, {f"w{i}": np.ones(5000) for i in range(4)}, META, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0000001.h5"]
@@ -202,5 +233,5 @@ def test_save__a_disk_that_fills_while_hdf5_writes_changes_nothing(tmp_path, lim
 
 def test_save__refuses_objects_and_leaves_nothing(tmp_path):
     with pytest.raises(TypeError, match="array names has dtype object; expected numbers"):
-        save(tmp_path, 1, {"names": np.array(["a", None])}, {}, keep=1)
+        save(tmp_path, 1, {"names": np.array(["a", None])}, META, keep=1)
     assert list(tmp_path.iterdir()) == []

@@ -63,7 +63,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 def test_damage__a_thousand_checkpoints_give_a_clear_error_or_the_same_numbers(tmp_path):
     rng, numbers = random.Random(5), np.random.default_rng(1)
     arrays = {f"value/layer{i}.w": numbers.normal(size=(3, 5, 7)).astype(np.float32) for i in range(4)}
-    path = save(tmp_path, 7, arrays, {"experiment": {"x": 1}}, keep=1)
+    path = save(tmp_path, 7, arrays, {"previous_lr": 0.1, "experiment": {"x": 1}}, keep=1)
     whole, expected, refused = path.read_bytes(), load(path), 0
     for _ in range(1200):
         path.write_bytes(damaged(whole, rng))
@@ -100,14 +100,15 @@ import numpy as np
 from pathlib import Path
 from knltrain.checkpoint import load_latest, save
 folder, rng, seen = Path(sys.argv[1]), random.Random(4), 0
+META = {"previous_lr": 0.1, "experiment": {}}
 arrays = {f"value/{i}": np.full(20_000, i, np.float32) for i in range(20)}
-save(folder, 1, arrays | {"value/step": np.int64(1)}, {}, keep=2)
+save(folder, 1, arrays | {"value/step": np.int64(1)}, META, keep=2)
 for moment in range(100):
     newest = load_latest(folder, print)[1]["step"]
     child = os.fork()
     if child == 0:
         for step in range(newest + 1, 10**6):
-            save(folder, step, arrays | {"value/step": np.int64(step)}, {}, keep=2)
+            save(folder, step, arrays | {"value/step": np.int64(step)}, META, keep=2)
     time.sleep(rng.random() * 0.05)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -20,7 +20,6 @@ process share one lock. Everything a file says about itself is checked against i
 is of HDF5's format 1.8, in which the library's own structures carry checksums too.
 """
 
-import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -30,11 +29,25 @@ import numpy as np
 
 from kernels import crc32c
 
-from .files import OpenFile
+from ..hdf5 import Untrusted, attributes, opened, stored
+from ..keys import Rule
 
 FORMAT, VERSION = "knltrain-shard", 2
 METADATA = {"raw": ("class_names", "names", "labels", "checksums")}
 METADATA["jpeg"] = (*METADATA["raw"], "offsets")
+MOST_ROWS, LARGEST_ROW, LARGEST_METADATA = 2**40, 2**31 - 1, 2**30  # rows; bytes
+FACTS = {
+    "format": Rule("what the file is", str, one_of=(FORMAT,)),
+    "version": Rule("of the format: data of another one must be packed again", int, one_of=(VERSION,)),
+    "encoding": Rule("of the rows", str, one_of=tuple(METADATA)),
+    "size": Rule("pixels", int, most=8192),
+    "rows": Rule("in this file", int, most=MOST_ROWS),
+    "first_row": Rule("of this file", int, most=MOST_ROWS),
+    "total_rows": Rule("in all files; 0 until the packing is done", int, most=MOST_ROWS),
+    "plan": Rule("of the packing", str),
+    "metadata_checksum": Rule("CRC-32C", int, most=2**32 - 1),
+}
+TYPES = {"class_names": "S", "names": "S", "skipped": "S", "labels": "<i4", "checksums": "<u4", "offsets": "<i8"}
 WRITE_BYTES = 8 << 20  # at a time
 HDF5 = ("v108", "v108")  # files that HDF5 1.8 (2008) and later read
 
@@ -157,83 +170,62 @@ class Shard:
     def __init__(self, path: Path, *, unfinished: bool = False):
         self.path, self.length = Path(path), os.stat(path).st_size
         try:
-            with h5py.File(path, "r", locking=False) as file:
+            with opened(path) as file:
                 self._load(file, unfinished)
         except ShardError:
             raise
+        except Untrusted as error:
+            raise self.error(f"{error}: copy or pack it again") from None
         except Exception as error:  # h5py raises OSError, KeyError, RuntimeError, ... for a damaged file
             found = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise self.error(f"found no whole HDF5 file ({found}), expected a shard: copy or pack it again") from None
 
     def _load(self, file, unfinished):
-        facts = dict(file.attrs)
-        if _text(facts.get("format")) != FORMAT:
-            raise self.error(f"found no {FORMAT} attribute, expected a shard written by `knltrain pack`: remove it")
-        if facts.get("version") != VERSION:
-            version = facts.get("version")
-            raise self.error(f"found format version {version}, this release reads {VERSION}: pack the data again")
-        self.encoding, self.plan = _text(facts["encoding"]), _text(facts["plan"])
-        if self.encoding not in METADATA:
-            raise self.error(f"found encoding {self.encoding!r}, expected raw or jpeg: pack the data again")
-        self.size, self.rows, self.first_row, self.total_rows = (
-            int(facts[name]) for name in ("size", "rows", "first_row", "total_rows")
-        )
-        finished = self.rows > 0 and self.total_rows > 0
-        if not (self.size >= 0 and self.rows >= 0 and self.first_row >= 0 and (finished or unfinished)):
+        facts = attributes(file.id, FACTS)
+        self.encoding, self.plan, self.size = facts["encoding"], facts["plan"], facts["size"]
+        self.rows, self.first_row, self.total_rows = facts["rows"], facts["first_row"], facts["total_rows"]
+        if not (unfinished or (self.rows and self.total_rows)):
             raise self.error(
-                f"found size {self.size}, rows {self.rows}, first_row {self.first_row}, total_rows {self.total_rows}, "
-                "expected positive numbers: the packing was interrupted, pack the data again"
+                f"found {self.rows} rows of {self.total_rows}: the packing was interrupted, pack the data again"
             )
         n = self.rows
-        shapes = {"class_names": None, "names": (n,), "labels": (n,), "checksums": (n,), "offsets": (n + 1,)}
-        types = {"class_names": "S", "names": "S", "labels": "<i4", "checksums": "<u4", "offsets": "<i8"}
-        wanted = METADATA[self.encoding] + (("skipped",) if "skipped" in file else ())
-        opened, places, metadata = OpenFile(self.path), {}, {}
-        for name in wanted:
-            places[name], shape, dtype = self._place(file, name, shapes.get(name), types.get(name, "S"))
-            metadata[name] = np.zeros(shape, dtype)
-            if metadata[name].nbytes:
-                opened.read_into(metadata[name].reshape(-1).view(np.uint8), places[name])
+        shapes = {"names": (n,), "labels": (n,), "checksums": (n,), "offsets": (n + 1,)}
+        wanted = METADATA[self.encoding] + (("skipped",) if file.id.links.exists(b"skipped") else ())
+        places = {name: self._place(file, name, TYPES[name], 1, shapes.get(name)) for name in wanted}
+        metadata = {name: place.read() for name, place in places.items()}
         self.class_names, self.names = metadata["class_names"], metadata["names"]
-        self.names_at, self.name_bytes = places["names"], self.names.dtype.itemsize
+        self.names_at, self.name_bytes = places["names"].offset, self.names.dtype.itemsize
         self.labels, self.checksums = metadata["labels"], metadata["checksums"]
         self.skipped = [text.decode("utf-8", "replace") for text in metadata.get("skipped", ())]
         if n and not (0 <= self.labels.min() and self.labels.max() < len(self.class_names)):
             raise self.error(f"found labels outside 0..{len(self.class_names) - 1}: pack the data again")
         if self.encoding == "raw":
-            self.data_at, _, _ = self._place(file, "images", (n, self.size, self.size, 3), "|u1")
+            self.data_at = self._place(file, "images", "|u1", 4, (n, self.size, self.size, 3)).offset
             self.offsets = np.arange(n + 1) * (self.size * self.size * 3)
         else:
-            self.data_at, shape, _ = self._place(file, "bytes", None, "|u1")
-            self.offsets = metadata["offsets"]
-            if self.offsets[0] != 0 or (self.offsets[-1],) != shape or (np.diff(self.offsets) <= 0).any():
-                raise self.error(f"found row offsets that do not ascend from 0 to {shape[0]}: pack it again")
-        found, expected = _metadata_checksum(metadata), facts.get("metadata_checksum")
+            rows = self._place(file, "bytes", "|u1", 1)
+            self.data_at, self.offsets = rows.offset, metadata["offsets"]
+            inside = self.offsets[0] == 0 and self.offsets.min() == 0 and self.offsets.max() == self.offsets[-1]
+            lengths = np.diff(self.offsets) if inside and self.offsets[-1] == rows.nbytes else np.zeros(1)
+            if not (0 < lengths.min() and lengths.max() <= LARGEST_ROW) and n:
+                raise self.error(f"found row offsets that do not ascend from 0 to {rows.nbytes}: pack it again")
+        found, expected = _metadata_checksum(metadata), facts["metadata_checksum"]
         if found != expected:
             raise self.error(
                 f"found metadata with checksum {found}, expected {expected}: the file is damaged, copy or pack it again"
             )
 
-    def _place(self, file, name, shape, dtype):
-        """Offset in the file, shape and type of a dataset, after type, shape and end were checked."""
-        dataset = file[name]
-        found, found_shape, expected = dataset.dtype, dataset.shape, np.dtype(dtype)
-        same_type = found.kind == "S" if dtype == "S" else found == expected
-        if not same_type or not found_shape or (shape is not None and found_shape != shape):
-            wanted = f"{expected} {shape or ''}".strip()
-            raise self.error(f"found {name} as {found} {found_shape}, expected {wanted}: pack the data again")
-        offset = dataset.id.get_offset()  # None for anything but one contiguous stretch of this file
-        nbytes = math.prod(found_shape) * found.itemsize
-        if nbytes and (offset is None or offset + nbytes > self.length):
-            raise self.error(
-                f"found {self.length} bytes, but {name} needs {nbytes} at {offset}: it is cut short, copy it again"
-            )
-        return offset or 0, found_shape, np.dtype(f"S{found.itemsize}") if dtype == "S" else found
+    def _place(self, file, name, dtype, ndim, shape=None):
+        """A dataset whose type and shape were checked."""
+        place = stored(file, name)
+        same_type = place.dtype.kind == "S" if dtype == "S" else place.dtype == np.dtype(dtype)
+        if not same_type or len(place.shape) != ndim or (shape is not None and place.shape != shape):
+            wanted = f"{'text' if dtype == 'S' else np.dtype(dtype)} {shape or f'of {ndim} dimensions'}"
+            raise self.error(f"found {name} as {place.dtype} {place.shape}, expected {wanted}: pack the data again")
+        if name in TYPES and place.nbytes > LARGEST_METADATA:  # a file with holes claims any length
+            raise self.error(f"found {name} of {place.nbytes} bytes, more than {LARGEST_METADATA}: pack again")
+        return place
 
     def error(self, text: str) -> ShardError:
         """A ShardError that names this file."""
         return ShardError(f"shard {self.path}: {text}")
-
-
-def _text(value):
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
