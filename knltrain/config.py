@@ -29,6 +29,7 @@ STAGES = ("none", "local", "memory")
 ALGORITHMS = ("auto", "hierarchical", "mpi", "ring", "halving", "doubling", "tree", "torus")
 WIRES = ("fp32", "bf16", "fp16")
 VARIANTS = ("caffe2017", "mlperf", "larc_clip", "nus")
+ZERO_NORMS = ("raw", "trust")
 POLICIES = ("poly", "step", "cosine", "constant")
 
 
@@ -67,13 +68,14 @@ class Batch:
 @dataclass(frozen=True)
 class Optim:
     variant: str = key("caffe2017", "whose formula of LARS", one_of=VARIANTS)
-    trust_coefficient: float = key(0.001, "LARS's eta; 0: plain SGD", most=10**6)
+    trust_coefficient: float = key(0.0, "LARS's eta, as 0.001; 0: plain SGD", most=10**6)
     momentum: float = key(0.9, "share of the past kept per step", below=1)
     nesterov: bool = key(False, "look ahead by one step of momentum")
     weight_decay: float = key(0.0005, "per step, times the weight, added to the gradient", most=1000)
     epsilon: float = key(0.0, "added below the trust ratio, in units of the gradient's norm", most=1000)
     momentum_correction: bool = key(False, "in warm-up, rescale the past to the rising rate (Goyal et al.)")
     decay_bias_and_norm: bool = key(False, "weight decay also for biases and batch norm")
+    zero_norm: str = key("raw", "rate of a tensor without a norm: lr, or lr x trust_coefficient", one_of=ZERO_NORMS)
     label_smoothing: float = key(0.0, "probability moved from the label to all classes alike", below=1)
 
 

@@ -1,5 +1,6 @@
 """From a recipe to its parts: the only place that translates the recipe's keys into constructor arguments."""
 
+import dataclasses
 import hashlib
 
 import numba
@@ -110,18 +111,9 @@ def make_model(recipe: Recipe, classes: int, slots: int = 0, ranks_on_node: int 
 
 def make_optimizer(recipe: Recipe, model: Model) -> Lars:
     """The recipe's optimizer over the model's parameters."""
-    o = recipe.optim
-    return Lars(
-        model.parameters.parameters,
-        variant=o.variant,
-        trust_coefficient=o.trust_coefficient,
-        momentum=o.momentum,
-        nesterov=o.nesterov,
-        weight_decay=o.weight_decay,
-        epsilon=o.epsilon,
-        momentum_correction=o.momentum_correction,
-        decay_bias_and_norm=o.decay_bias_and_norm,
-    )
+    options = dataclasses.asdict(recipe.optim)
+    del options["label_smoothing"]  # the loss's
+    return Lars(model.parameters.parameters, **options)
 
 
 def make_reducer(recipe: Recipe, model: Model, exchange: Exchange, slots: range, watch) -> Reducer:

@@ -50,6 +50,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
     watch, exchange = watch_ranks(recipe, data, comm), make_exchange(recipe, comm)
     model = make_model(recipe, len(data.class_names), len(slots), placement.ranks_on_node, exchange.allocate)
     optimizer = make_optimizer(recipe, model)
+    optimizer.check_start(*(learning_rate(early, **derived.schedule) for early in (0, 1)))
     with placement.on("communication"):
         reducer = make_reducer(recipe, model, exchange, slots, watch)
     update = make_update(model, optimizer, reducer)

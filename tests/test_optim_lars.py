@@ -114,6 +114,30 @@ def test_trust_ratio__is_one_where_a_norm_is_zero():
     assert trust_ratio(2.0, 4.0, 0.001, 0.5, 3.0) == pytest.approx(0.00025)  # 0.002 / (4 + 1 + 3)
 
 
+def test_zero_norm__trust_is_the_coefficient_in_place_of_one():
+    assert trust_ratio(0.0, 2.0, 0.001, 5e-4, 0.0, "trust") == trust_ratio(2.0, 0.0, 0.001, 5e-4, 0.0, "trust") == 0.001
+    p = tensor([0.0, 0.0], 0.5)
+    Lars([p], zero_norm="trust", **SCALAR).step(32)
+    close(p.w, [-0.016, -0.016])  # 32 * 0.001 * 0.5
+
+
+@pytest.mark.parametrize(
+    "why, options, lr",
+    [
+        ("at most 1 is no harm", {}, 1.0),
+        ("by the coefficient", {"zero_norm": "trust"}, 32),
+        ("the tensor is skipped", {"variant": "mlperf"}, 32),
+        ("the ratio only lowers the rate", {"variant": "larc_clip"}, 32),
+        ("SGD has no ratio", {"trust_coefficient": 0}, 32),
+    ],
+)
+def test_check_start__refuses_zeros_that_would_move_at_a_raw_rate_above_one(why, options, lr):
+    parameters = [tensor([1.0]), tensor([0.0, 0.0], name="fc.b", adapt=False, decay=False)]
+    Lars(parameters, **SCALAR | options).check_start(lr / 2, lr)
+    with pytest.raises(ValueError, match="fc.b begins with zeros.* raw rate would be 32,.* optim.zero_norm"):
+        Lars(parameters, **SCALAR).check_start(32)
+
+
 @pytest.mark.parametrize("variant", ["caffe2017", "mlperf", "nus"])
 def test_zero_weights__still_move_at_the_raw_rate(variant):
     p = tensor([0.0, 0.0], 0.5)

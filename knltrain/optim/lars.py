@@ -23,6 +23,7 @@ class Variant:
     clip: bool  # the rate is min(lr, ratio), not lr * ratio; the ratio has (1 - momentum) and no decay below
 
 
+ZERO_NORMS = ("raw", "trust")
 VARIANTS = {
     "caffe2017": Variant(skip=False, lr_in_buffer=True, clip=False),
     "mlperf": Variant(skip=True, lr_in_buffer=True, clip=False),
@@ -36,7 +37,8 @@ class Lars:
 
     With lr the learning rate, m momentum, b weight decay, n trust coefficient, e epsilon, each tensor in this order:
 
-    1. trust ratio   r = n |w| / (|g| + b |w| + e)     1 where |w| or |g| is 0; larc_clip: r = (1 - m) n |w| / (|g| + e)
+    1. trust ratio   r = n |w| / (|g| + b |w| + e)     larc_clip: r = (1 - m) n |w| / (|g| + e)
+                     where |w| or |g| is 0, by zero_norm: "raw" r = 1; "trust" r = n, larc_clip: (1 - m) n
     2. decay         d = g + b w
     3. buffer        v = m v + lr r d                  larc_clip: v = m v + min(lr, r) d; nus: v = m v + d
     4. weights       w = w - v                         nus: w = w - lr r v
@@ -57,7 +59,7 @@ class Lars:
 
     previous_lr is the only state beside v: a checkpoint stores it. trust_ratios holds r by name from the last step.
 
-    Raises ValueError for an unknown variant, a constant out of range, or a correction without its buffer.
+    Raises ValueError for an unknown variant or zero_norm, a constant out of range, or a correction without its buffer.
     """
 
     name = "update"
@@ -74,9 +76,12 @@ class Lars:
         epsilon: float = 0.0,
         momentum_correction: bool = False,
         decay_bias_and_norm: bool = False,
+        zero_norm: str = "raw",
     ):
         if variant not in VARIANTS:
             raise ValueError(f"LARS variant {variant!r} is unknown; expected one of {', '.join(VARIANTS)}")
+        if zero_norm not in ZERO_NORMS:
+            raise ValueError(f"zero_norm is {zero_norm!r}; expected one of {', '.join(ZERO_NORMS)}")
         self.rule = VARIANTS[variant]
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}; expected 0 or more and less than 1")
@@ -92,10 +97,25 @@ class Lars:
         self.epsilon = epsilon
         self.momentum_correction = momentum_correction
         self.decay_bias_and_norm = decay_bias_and_norm
+        self.zero_norm = zero_norm
         self.previous_lr = 0.0
         self.trust_ratios: dict[str, float] = {}
         self.observer: Observer | None = None
         self._ops: dict[tuple, Op] = {}
+
+    def check_start(self, *rates: float):
+        """Raise ValueError where a tensor of zeros would step at a raw rate above 1: see `trust_ratio`.
+
+        rates: of the first two steps, in which every tensor has its first gradient; gammas of 0 hold it up by one.
+        """
+        if max(rates) <= 1 or self.rule.clip or self.zero_norm != "raw":
+            return
+        for p in self.parameters:
+            if self.adapts(p) and not p.w.any():
+                raise ValueError(
+                    f"{p.name} begins with zeros, thus without a trust ratio: its raw rate would be {max(rates):g}, "
+                    'expected at most 1; set optim.zero_norm="trust", or a variant that skips biases and batch norm'
+                )
 
     def step(self, lr: float, parameters: Iterable[Parameter] | None = None):
         """One update of every parameter from its gradient; `parameters`: the same ones, in the order they are ready."""
@@ -147,17 +167,18 @@ class Lars:
         coefficient, decay = self.trust_coefficient, self.weight_decay
         if self.rule.clip:
             coefficient, decay = (1 - self.momentum) * coefficient, 0.0
-        ratio = trust_ratio(math.sqrt(ww), math.sqrt(gg), coefficient, decay, self.epsilon)
+        ratio = trust_ratio(math.sqrt(ww), math.sqrt(gg), coefficient, decay, self.epsilon, self.zero_norm)
         self.trust_ratios[p.name] = ratio
         return min(lr, ratio) if self.rule.clip else lr * ratio
 
 
-def trust_ratio(w_norm: float, g_norm: float, coefficient: float, decay: float, epsilon: float) -> float:
-    """coefficient * |w| / (|g| + decay * |w| + epsilon), and 1 where a norm is 0.
+def trust_ratio(w_norm, g_norm, coefficient: float, decay: float, epsilon: float, zero_norm: str = "raw") -> float:
+    """coefficient * |w| / (|g| + decay * |w| + epsilon); where a norm is 0, 1 ("raw") or the coefficient ("trust").
 
-    At |w| = 0 the formula gives 0: a bias that starts at zero would never move. But 1 means the raw learning rate, 32
-    in AlexNet's recipe at batch 32,768: hence the skip lists, and Caffe's biases that start at 0.01 and 0.1.
+    At |w| = 0 the formula gives 0: a bias that starts at zero would never move. But 1, as in all published code, means
+    the raw learning rate, 32 in AlexNet's recipe at batch 32,768: hence the skip lists, and Caffe's biases that start
+    at 0.01 and 0.1. The coefficient moves it as plain SGD at lr * coefficient would.
     """
     if w_norm > 0 and g_norm > 0:
         return coefficient * w_norm / (g_norm + decay * w_norm + epsilon)
-    return 1.0
+    return 1.0 if zero_norm == "raw" else coefficient
