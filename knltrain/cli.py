@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import __version__
+from .keys import Rule, shown
+from .text import printable
 
 # ---- errors --------------------------------------------------------------------------------------------------
 
@@ -38,9 +40,9 @@ def _explain(error: BaseException, rank: int | None = None) -> int:
             text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         elif not expected or not text:
             text = f"{type(error).__name__}: {text}"
-        lines = [f"error: {' '.join(text.split())}"]
+        lines = [f"error: {printable(text)}"]
         if not expected or os.environ.get("KNLTRAIN_DEBUG") == "1":
-            lines = "".join(traceback.format_exception(error)).splitlines() + lines
+            lines = [*map(printable, "".join(traceback.format_exception(error)).splitlines()), *lines]
     start = "knltrain: " if rank is None else f"knltrain: rank {rank}: "
     sys.stderr.write("".join(f"{start}{line}\n" for line in lines))
     sys.stderr.flush()
@@ -121,7 +123,7 @@ def _pack(args):
 def _verify(args):
     from .data.verify import verify
 
-    return verify(args.dir, threads=args.threads)
+    return verify(args.dir, threads=args.threads, decoding=args.decode)
 
 
 def _shards(args):
@@ -267,7 +269,7 @@ class _Parser(argparse.ArgumentParser):
     commands = ()
 
     def error(self, message):
-        self.exit(2, f"knltrain: error: {message}; try {self.prog} --help\n")
+        self.exit(2, f"knltrain: error: {printable(message)}; try {self.prog} --help\n")
 
     def parse_args(self, args=None, namespace=None):
         first = next(iter(args), None)
@@ -302,8 +304,12 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("src", type=Path, help="class folders or class tars, in a folder or in a tar")
     pack.add_argument("out", type=Path)
     pack.add_argument("--encoding", choices=["raw", "jpeg"], default="raw")
-    pack.add_argument("--size", type=int, default=256, help="pixels of the short side (raw: of the square)")
-    pack.add_argument("--shard-bytes", type=int, default=256 << 20, help="bytes per shard, about")
+    pack.add_argument(
+        "--size", type=_number(most=8192), default=256, help="pixels of the short side (raw: of the square)"
+    )
+    pack.add_argument(
+        "--shard-bytes", type=_number(least=1, most=2**40), default=256 << 20, help="bytes per shard, about"
+    )
     pack.add_argument("--max-bad", type=_count_or_share, default=0.01, help="bad files allowed: 5, or a share as 0.05")
     pack.add_argument("--ground-truth", type=Path, metavar="FILE", help="class numbers of files without class folders")
     pack.add_argument("--synsets", type=Path, metavar="FILE", help="lines `NUMBER CLASS` for --ground-truth")
@@ -311,7 +317,10 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = commands.add_parser("verify", help="read every row of a folder of shards and check all its checksums")
     verify.add_argument("dir", type=Path)
-    verify.add_argument("--threads", type=int, help="readers (default: the cores of this process)")
+    verify.add_argument(
+        "--threads", type=_number(least=1, most=4096), help="readers (default: the cores of this process)"
+    )
+    verify.add_argument("--decode", action="store_true", help="decode every JPEG too")
     verify.set_defaults(run_command=_verify)
 
     shards = commands.add_parser("shards", help="what is in a folder of shards")
@@ -326,7 +335,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="the whole path on pictures drawn here, in a few minutes")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
-    demo.add_argument("--ranks", type=int, default=2)
+    demo.add_argument("--ranks", type=_number(least=1, most=64), default=2)
     demo.add_argument("--fresh", action="store_true", help="draw and pack the pictures again")
     demo.set_defaults(run_command=_demo)
 
@@ -345,8 +354,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in texts.items():
         one = what.add_parser(name, help=text)
         one.add_argument("--model", default="resnet50", help="as in describe (default resnet50)")
-        one.add_argument("--slot-batch", type=int, default=32, metavar="B", help="images (default 32)")
-        one.add_argument("--threads", type=int, default=0, metavar="T", help="default: all cores")
+        one.add_argument(
+            "--slot-batch", type=_number(least=1, most=2**16), default=32, metavar="B", help="images (default 32)"
+        )
+        one.add_argument("--threads", type=_number(most=4096), default=0, metavar="T", help="default: all cores")
         one.add_argument("--set", **settings, help="argument of the model, as in width=16")
         one.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
         one.set_defaults(run_command=_bench)
@@ -365,33 +376,50 @@ def _parser() -> argparse.ArgumentParser:
     data = what.add_parser("data", help="the loader alone, beside the decoder library alone")
     data.add_argument("dirs", type=Path, nargs="*", metavar="DIR", help="shards (default: photos drawn here)")
     data.add_argument("--augmentation", nargs="+", metavar="LEVEL", default=(), help="only these (default: all)")
-    data.add_argument("--threads", type=int, nargs="+", metavar="T", default=(), help="default: 1, and all cores")
-    data.add_argument("--crop", type=int, default=224, help="pixels (default 224)")
-    data.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default 2)")
+    data.add_argument(
+        "--threads",
+        type=_number(least=1, most=4096),
+        nargs="+",
+        metavar="T",
+        default=(),
+        help="default: 1, and all cores",
+    )
+    data.add_argument("--crop", type=_number(least=1, most=8192), default=224, help="pixels (default 224)")
+    data.add_argument(
+        "--seconds", type=_number(float, above=0, most=3600), default=2.0, help="of each measurement (default 2)"
+    )
     data.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
     data.set_defaults(run_command=_bench_data)
 
     feed = what.add_parser("feed", help="packing against a bare loop, a fed step against a synthetic one")
     feed.add_argument("against", choices=["pack", "step", "index"])
     feed.add_argument("path", type=Path, help="pack: pictures; step: shards; index: a folder to make 1,024 shards in")
-    feed.add_argument("--ranks", type=int, default=2, help="of pack (default 2)")
+    feed.add_argument("--ranks", type=_number(least=1, most=4096), default=2, help="of pack (default 2)")
     feed.add_argument("--model", default="alexnet_bn", help="of step (default alexnet_bn)")
     feed.set_defaults(run_command=_bench_feed)
 
     allreduce = what.add_parser("allreduce", help="sums over ranks beside MPI's own; under mpiexec")
-    allreduce.add_argument("--sizes", type=int, nargs="+", metavar="BYTES", help="default 1 KB to 256 MB")
+    allreduce.add_argument(
+        "--sizes", type=_number(least=1, most=2**40), nargs="+", metavar="BYTES", help="default 1 KB to 256 MB"
+    )
     allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all that fit the ranks")
     allreduce.add_argument("--wires", nargs="+", metavar="NAME", help="default: fp32 bf16 fp16")
-    allreduce.add_argument("--nodes", type=int, default=0, help="pretend so many nodes on one machine")
+    allreduce.add_argument("--nodes", type=_number(most=2**16), default=0, help="pretend so many nodes on one machine")
     allreduce.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
     allreduce.set_defaults(run_command=_bench_allreduce)
 
     overlap = what.add_parser("overlap", help="how much of the exchange hides behind backward; under mpiexec")
     overlap.add_argument("--model", default="resnet50", help="as in describe (default resnet50)")
-    overlap.add_argument("--slot-batch", type=int, default=8, metavar="B", help="images a rank (default 8)")
+    overlap.add_argument(
+        "--slot-batch", type=_number(least=1, most=2**16), default=8, metavar="B", help="images a rank (default 8)"
+    )
     overlap.add_argument("--set", **settings, help="argument of the model, as in width=16")
-    overlap.add_argument("--delay", type=float, default=0.6, help="of a pretended wire, as a share of backward (0.6)")
-    overlap.add_argument("--bucket-bytes", type=int, default=0, help="default: chosen by measuring, as in training")
+    overlap.add_argument(
+        "--delay", type=_number(float, most=1000), default=0.6, help="of a pretended wire, as a share of backward (0.6)"
+    )
+    overlap.add_argument(
+        "--bucket-bytes", type=_number(most=2**31 - 1), default=0, help="default: chosen by measuring, as in training"
+    )
     overlap.add_argument("--algorithm", default="auto", help="as comm.algorithm (default auto)")
     overlap.add_argument("--wire", default="fp32", help="as comm.wire (default fp32)")
     overlap.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
@@ -404,9 +432,11 @@ def _parser() -> argparse.ArgumentParser:
 
     drill = commands.add_parser("drill", help="break small trainings in every way, on this site's MPI")
     drill.add_argument("--out", type=Path, default=Path("drill"), metavar="DIR", help="a new folder")
-    drill.add_argument("--ranks", type=int, default=4)
-    drill.add_argument("--count", type=int, default=9, help="drills; one of each kind first, then random ones")
-    drill.add_argument("--seed", type=int, default=0, help="of the random ranks and steps")
+    drill.add_argument("--ranks", type=_number(least=1, most=4096), default=4)
+    drill.add_argument(
+        "--count", type=_number(least=1), default=9, help="drills; one of each kind first, then random ones"
+    )
+    drill.add_argument("--seed", type=_number(most=2**63 - 1), default=0, help="of the random ranks and steps")
     drill.add_argument("--kind", action="append", default=[], help="only this kind of fault; may be repeated")
     drill.add_argument("--launcher", help="as in 'srun -n {ranks}'; default: this environment's mpiexec -n {ranks}")
     drill.set_defaults(run_command=_drill)
@@ -415,15 +445,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _number(kind=int, **bounds):
+    """The type of an option that takes a number; bounds as in Rule."""
+    rule = Rule("", kind, **bounds)
+
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = text
+        if rule.expected(value):
+            raise argparse.ArgumentTypeError(f"found {shown(text)}, expected {rule.expected(value)}")
+        return value
+
+    return read
+
+
 def _count_or_share(text: str) -> int | float:
     """`5` is five files, `0.05` and `1.0` are shares."""
     try:
-        value = int(text) if text.isdecimal() else float(text)
-        if isinstance(value, int) or 0 <= value <= 1:
-            return value
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"found {text!r}, expected a count such as 5, or a share from 0.0 to 1.0")
+        return _number()(text) if text.isdecimal() else _number(float, most=1)(text)
+    except argparse.ArgumentTypeError:
+        expected = "a count such as 5, or a share from 0.0 to 1.0"
+        raise argparse.ArgumentTypeError(f"found {shown(text)}, expected {expected}") from None
 
 
 def main(argv: list[str] | None = None) -> int:

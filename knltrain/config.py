@@ -52,6 +52,7 @@ class Data:
     mean: tuple[float, ...] = key((123.675, 116.28, 103.53), "0..255, red green blue, subtracted", **RGB)
     mean_image: str = key("", "instead of mean: .npy file of a mean picture, as Caffe's; raw shards of its size only")
     std: tuple[float, ...] = key((58.395, 57.12, 57.375), "the same, divided by; 256 for Caffe's scale", **RGB, above=0)
+    max_pixels: int = key(89_478_485, "of a stored JPEG: one that claims more is refused", above=0, free=True)
     min_area: float = key(0.08, "share of the image, least area of a scale_aspect crop", above=0, most=1)
     shuffle: str = key("quasi", "order of the rows; quasi: reads stay large", one_of=SHUFFLES)
     stage: str = key("none", "copy the shards to each node first: its disk, its memory", one_of=STAGES, free=True)

@@ -16,6 +16,7 @@ from .machine import take_share
 from .models import Model
 from .report import RECIPE
 from .restart import FOLDER, apply_state
+from .text import printable
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,13 @@ def evaluate_run(path: Path, data: Path | None, comm) -> None:
     crop, threads, mirror = center_crop(recipe, dataset), recipe.data.reader_threads, recipe.data.val_mirror
     result = evaluate(model, dataset, crop, comm, threads, mirror)
     if comm.rank == 0:
-        print(f"{path} (step {meta['step']}) on {dataset.folder}: {result.images} images, each counted once")
+        where = printable(f"{path} (step {meta['step']}) on {dataset.folder}")
+        print(f"{where}: {result.images} images, each counted once")
         print(f"top-1 {result.top1:.2%} ({result.correct})  top-5 {result.top5:.2%} ({result.correct_of_five})")
+
+
+def _warn(message):
+    print(f"knltrain: warning: {printable(str(message))}", file=sys.stderr)
 
 
 def _load(path: Path):
@@ -92,8 +98,8 @@ def _load(path: Path):
         try:
             return load(best)
         except CheckpointError as error:
-            print(f"knltrain: warning: {error}", file=sys.stderr)
-    found = load_latest(path / FOLDER, lambda message: print(f"knltrain: warning: {message}", file=sys.stderr))
+            _warn(error)
+    found = load_latest(path / FOLDER, _warn)
     if found is None:
         raise CheckpointError(f"{path}: no checkpoint in this run yet; train it first")
     return found

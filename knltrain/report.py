@@ -17,6 +17,8 @@ from collections import deque
 from importlib import metadata
 from pathlib import Path
 
+from .text import printable
+
 LOG, RECIPE = "log.jsonl", "recipe.toml"
 WINDOW_S = 20.0  # images/s is taken over the steps of so many last seconds, at least one step
 REDRAW_S = 0.1  # on a terminal
@@ -129,6 +131,7 @@ class Report:
 
     def _print(self, line: str):
         """A line that stays; on a terminal the progress line moves below it."""
+        line = printable(line)
         if self.line:
             self.stream.write(f"\r{line}\x1b[K\n{self.line}")
         else:

@@ -6,8 +6,10 @@ import signal
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
-from knltrain.data import DataSet, ShardError, read_mean_image
+from knltrain.data import Augment, DataSet, ShardError, read_mean_image
+from knltrain.data.decode import DecodeError
 from knltrain.data.mean import write_mean
 from knltrain.data.shards import Row, finish_shard, write_shard
 from knltrain.data.verify import summarize, verify
@@ -102,6 +104,47 @@ def test_verify__names_every_problem(tmp_path):
     assert "1 unfinished shards" in text and "5 problems" in text
 
 
+def test_verify__decodes_where_asked(tmp_path):
+    def jpeg(side):
+        out = io.BytesIO()
+        Image.new("RGB", (side, 40), (200, 30, 30)).save(out, "JPEG")
+        return out.getvalue()
+
+    whole = jpeg(32)
+    at = whole.index(b"\xff\xc0") + 5
+    claims = whole[:at] + (20_000).to_bytes(2, "big") * 2 + whole[at + 4 :]  # height and width
+    rows = [Row(data, 0, f"a/{i}.jpg") for i, data in enumerate([whole, whole[:-40], claims, jpeg(31)])]
+    path = tmp_path / "shard-00000.h5"
+    write_shard(path, rows, encoding="jpeg", size=32, class_names=["a"])
+    finish_shard(path, path, 4)
+    stream = io.StringIO()
+    assert verify(tmp_path, report=io.StringIO()) == 0
+    assert verify(tmp_path, decoding=True, report=stream) == 2
+    text = stream.getvalue()
+    for problem in ("row 1 (a/1.jpg): found no whole", "row 2 (a/2.jpg): found no whole", "found a short side of 31"):
+        assert problem in text
+    data, augment = DataSet(tmp_path), Augment("none", 16, (0, 0, 0), (1, 1, 1))
+    augment.decode(data.read(0), 0, 0)
+    for row, problem in (
+        (1, "cut short, no end of image"),
+        (2, "20000 x 20000 pixels, more than 89478485 are refused"),
+    ):
+        with pytest.raises(DecodeError, match=problem):
+            augment.decode(data.read(row), 0, row)
+
+
+def test_names__are_printed_on_one_line(tmp_path):
+    name = "bad\nknltrain: packed 10000 images, all is well\x1b[2A\u202e.png"
+    path = tmp_path / "shard-00000.h5"
+    write_shard(path, [Row(b"x", 0, name)], encoding="jpeg", size=0, class_names=["a\rb"], skipped=[name], plan="\x07")
+    finish_shard(path, path, 1)
+    stream = io.StringIO()
+    verify(tmp_path, decoding=True, report=stream)
+    for text, lines in ((stream.getvalue(), 2), (summarize(tmp_path), 8)):
+        assert r"bad\nknltrain: packed 10000 images, all is well\x1b[2A\u202e.png" in text
+        assert len(text.splitlines()) == lines and all(c.isprintable() for line in text.split("\n") for c in line)
+
+
 def test_verify__notices_a_missing_shard(tmp_path):
     folder = write(tmp_path / "d", "jpeg", shards=3)
     (folder / "shard-00001.h5").unlink()
@@ -136,6 +179,14 @@ def test_mean__refuses_what_has_none(tmp_path):
     with pytest.raises(ValueError, match="in a folder that is there"):
         write_mean(tmp_path / "j", tmp_path / "nowhere" / "mean.npy", report=None)
     assert [path.name for path in tmp_path.iterdir()] == ["j"]
+
+
+@pytest.mark.parametrize("dtype", ["S4", "V4", "i4,f4", "c8", "?", "M8[s]"])
+def test_mean__is_of_numbers(tmp_path, dtype):
+    path = tmp_path / "mean.npy"
+    np.save(path, np.zeros((4, 4, 3), dtype))
+    with pytest.raises(ValueError, match="mean.npy: found .*expected a mean picture"):
+        read_mean_image(path, 4)
 
 
 def test_shard__is_what_its_page_says(tmp_path):

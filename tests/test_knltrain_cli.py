@@ -184,6 +184,29 @@ with all_ranks(world()) as comm:
 """
 
 
+@pytest.mark.parametrize(
+    "command, expected",
+    [
+        (["pack", "a", "b", "--shard-bytes", str(2**63)], "at most 1099511627776"),
+        (["pack", "a", "b", "--size", "-1"], "0 or more"),
+        (["verify", "a", "--threads", "0"], "1 or more"),
+        (["bench", "data", "--seconds", "inf"], "a finite number"),
+        (["drill", "--ranks", "9" * 5000], "a whole number"),
+        (["describe", "resnet_cifar1048574"], "1 <= depth <= 1202"),
+        (["describe", "resnet\n\x1b[2A"], r"model 'resnet\n\x1b[2A' is unknown"),
+        (["describe", "alexnet", "--set", "\n\x1b[2A"], r"\n\x1b[2A"),
+        (["\n\x1b[2A"], r"no command '\n\x1b[2A'"),
+    ],
+)
+def test_numbers__have_bounds_and_names_are_escaped(command, expected, capsys):
+    try:
+        code = cli.main(command)
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == 2 and expected in error and error.count("\n") == 1 and error[:-1].isprintable()
+
+
 def test_all_ranks__end_when_one_fails():
     done = run_mpi(2, "-c", FAIL_ON_RANK_1, timeout=30)
     assert done.returncode != 0

@@ -21,6 +21,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+from ..text import printable
+
 EXIT_CODE = 70  # of a job that the watch has ended: internal error, in the words of sysexits.h
 _PERIOD_S = 1.0
 _CONNECT_S = 10.0
@@ -184,7 +186,7 @@ class Watch:
         return shown + f" and {len(ranks) - 8} more" * (len(ranks) > 8)
 
     def _say(self, text):
-        sys.stderr.write(f"knltrain: {text}\n")
+        sys.stderr.write(f"knltrain: {printable(text)}\n")
         sys.stderr.flush()
 
     def _end(self, text):

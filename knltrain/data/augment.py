@@ -5,6 +5,7 @@ which run without the interpreter's lock; here it is put together, by level.
 """
 
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from kernels import (
     uniform,
 )
 
-from .decode import decode_part, jpeg_header
+from .decode import MAX_PIXELS, decode_part, jpeg_header
 
 LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")
 PURPOSE = 1  # of the random numbers; dropout's differ
@@ -59,13 +60,16 @@ class Augment:
     short_side : pixels to which the short side of a picture is scaled before none, crop_flip and scale cut out their
         crop (in one go with it); 0: it is cut out of the picture as it is stored
 
+    max_pixels : of a stored JPEG, which is refused if it claims more
+
     A picture smaller than the crop is enlarged.
     Raises: ValueError for an unknown level or a number out of range.
     """
 
     def __init__(
-        self, level: str, crop: int, mean, std, *, seed=0, pad=0, min_area: float = 0.25, short_side=0, cutout=0
-    ):
+        self, level: str, crop: int, mean, std, *, seed=0, pad=0, min_area: float = 0.25, short_side=0, cutout=0,
+        max_pixels=MAX_PIXELS,
+    ):  # fmt: skip
         if level not in LEVELS:
             raise ValueError(f"augmentation {level!r}: expected one of {', '.join(LEVELS)}")
         self.mean = np.ascontiguousarray(mean, np.float32)
@@ -82,7 +86,7 @@ class Augment:
                 "(height, width, 3) with none or crop_flip"
             )
         self.level, self.crop, self.seed, self.pad, self.min_area = level, crop, seed, pad, min_area
-        self.short_side = short_side
+        self.short_side, self.max_pixels = short_side, max_pixels
         self.cutout = 0 if level == "none" else cutout
 
     def window(self, height: int, width: int, epoch: int, row: int) -> Window:
@@ -106,7 +110,7 @@ class Augment:
         It is shrunk while it is decoded as long as the window stays as large as the crop, so nothing is lost but time;
         what lies below the window is not decoded. `data` may be changed. Raises: DecodeError
         """
-        header = jpeg_header(data)
+        header = jpeg_header(data, self.max_pixels)
         window = self.window(header.height, header.width, epoch, row)
         least = min(window.height, window.width)
         shrink = next((factor for factor in SHRINKS if least >= factor * self.crop), 1)
@@ -146,14 +150,18 @@ def read_mean_image(path, size: int) -> np.ndarray:
 
     Raises: ValueError if it is not of size x size pixels, with the file's name.
     """
-    try:
-        found = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
+    if not Path(path).is_file():
         cure = f"knltrain shards DIR --mean {path} makes it, --set data.mean_image= does without"
-        raise ValueError(f"{path}: found no such file, expected a mean picture: {cure}") from None
-    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: found no such file, expected a mean picture: {cure}")
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)  # what it claims to hold is not read yet
+    except OSError:
+        raise
+    except Exception as error:  # a broken header gives anything
         raise ValueError(f"{path}: found no NumPy array ({error}), expected a mean picture in a .npy file") from None
     shape = getattr(found, "shape", None)
+    if shape is not None and found.dtype.kind not in "uif":
+        raise ValueError(f"{path}: found {found.dtype}, expected a mean picture of numbers")
     if shape == (3, size, size):
         found = found[::-1].transpose(1, 2, 0)
     elif shape != (size, size, 3):

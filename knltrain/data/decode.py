@@ -110,13 +110,20 @@ class JpegHeader(NamedTuple):
     mcu: int  # rows that are coded together
 
 
-def jpeg_header(data: np.ndarray) -> JpegHeader:
-    """Read the frame header of a JPEG, (bytes,) uint8. Raises: DecodeError if there is none."""
+def jpeg_header(data: np.ndarray, max_pixels: int = MAX_PIXELS) -> JpegHeader:
+    """Read the frame header of a JPEG, (bytes,) uint8.
+
+    Raises: DecodeError if there is none, if it claims more than max_pixels, or if the file does not end as a JPEG does.
+    """
     at, head = 2, memoryview(data)
     while at + 10 <= len(head) and head[at] == 0xFF:
         marker = head[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width, components = struct.unpack_from(">HHB", head, at + 5)
+            if height * width > max_pixels:
+                raise DecodeError(f"{width} x {height} pixels, more than {max_pixels} are refused")
+            if data[at:].tobytes().rfind(b"\xff\xd9") < 0:  # the decoder would fill the rest with gray
+                raise DecodeError("cut short, no end of image")
             samplings = head[at + 11 : at + 10 + 3 * components : 3]
             mcu = 8 * max((sampling & 15 for sampling in samplings), default=1)
             return JpegHeader(height, width, at + 5 if marker in (0xC0, 0xC1) else 0, mcu)

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from ..text import printable
+
 
 class Progress:
     """A redrawn line on a terminal, a plain line every few seconds elsewhere, nothing if there is no stream.
@@ -35,7 +37,7 @@ class Progress:
     def line(self, text: str) -> None:
         """One line above the progress."""
         if self.stream is not None:
-            self.stream.write(("\r\x1b[K" if self.redraw else "") + text + "\n")
+            self.stream.write(("\r\x1b[K" if self.redraw else "") + printable(text) + "\n")
             self.stream.flush()
 
 

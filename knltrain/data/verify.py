@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..text import printable
 from .dataset import check_complete, find_shards
+from .decode import DecodeError, decode
 from .files import OpenFile
 from .progress import Progress
 from .shards import Shard, ShardError, checksum
@@ -17,11 +19,11 @@ from .shards import Shard, ShardError, checksum
 SHOWN = 20  # problems that are printed one by one
 
 
-def verify(folder: str | os.PathLike, *, threads: int | None = None, report=sys.stderr) -> int:
+def verify(folder: str | os.PathLike, *, threads: int | None = None, decoding=False, report=sys.stderr) -> int:
     """Read every byte of every shard and compare all checksums; one line a problem on `report`.
 
     Checked are the structure of each file, its metadata, every row, and that the shards are all there and belong
-    together. threads: readers; None takes the cores this process may use.
+    together. threads: readers; None takes the cores this process may use. decoding: also decode every JPEG.
 
     Returns the exit code: 0 if nothing is wrong, else 2. Raises: ShardError if there is no shard at all.
     """
@@ -42,7 +44,7 @@ def verify(folder: str | os.PathLike, *, threads: int | None = None, report=sys.
 
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), "verify") as pool:
         try:
-            for future in as_completed([pool.submit(_check_rows, shard, advance) for shard in whole]):
+            for future in as_completed([pool.submit(_check_rows, shard, advance, decoding) for shard in whole]):
                 problems += future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for the shards that are left
@@ -65,7 +67,7 @@ def verify(folder: str | os.PathLike, *, threads: int | None = None, report=sys.
     return 2 if problems else 0
 
 
-def _check_rows(shard, advance):
+def _check_rows(shard, advance, decoding):
     """The problems of one shard's rows."""
     file, problems = OpenFile(shard.path), []
     buffer = np.empty(int(np.diff(shard.offsets).max()), np.uint8)
@@ -82,11 +84,24 @@ def _check_rows(shard, advance):
             problems.append(
                 str(shard.error(f"{name}: found checksum {found:08x}, expected {expected:08x}: copy or pack it again"))
             )
+        elif decoding and shard.encoding == "jpeg":
+            problems += [
+                str(shard.error(f"{name}: {fault}: pack it again")) for fault in _picture_faults(data, shard.size)
+            ]
         if i % 64 == 63:
             advance(64, int(shard.offsets[i + 1] - shard.offsets[i - 63]))
     rest = shard.rows % 64
     advance(rest, int(shard.offsets[-1] - shard.offsets[shard.rows - rest]))
     return problems
+
+
+def _picture_faults(data, size):
+    """What is wrong with a JPEG row that should have a short side of `size`, as it is if 0."""
+    try:
+        found = min(decode(data).shape[:2])
+    except DecodeError as error:
+        return [f"found no whole picture ({error})"]
+    return [f"found a short side of {found}, expected {size}"] if size not in (0, found) else []
 
 
 def summarize(folder: str | os.PathLike) -> str:
@@ -111,4 +126,4 @@ def summarize(folder: str | os.PathLike) -> str:
         f"plan      {first.plan}",
         f"left out  {len(skipped)} files",
     ]
-    return "\n".join(lines + [f"  {text}" for text in skipped[:SHOWN]])
+    return "\n".join(map(printable, lines + [f"  {text}" for text in skipped[:SHOWN]]))

@@ -8,6 +8,7 @@ import json
 import time
 
 from ..machine import take_share
+from ..text import printable
 from .checks import OK, WRONG, examine
 from .facts import gather_facts
 from .measure import examine_data, measure_network, measure_node
@@ -34,9 +35,9 @@ def doctor(comm, *, data=None, as_json: bool = False) -> int:
             print(json.dumps(found))
         else:
             for finding in findings:
-                print(f"{finding.level:5}  {finding.check:13}  {finding.found}")
+                print(f"{finding.level:5}  {finding.check:13}  {printable(finding.found)}")
                 if finding.cure and finding.level != OK:
-                    print(f"       {'':13}  -> {finding.cure}")
+                    print(f"       {'':13}  -> {printable(finding.cure)}")
             for line in placement.table():
                 print(f"       {line}")
             seconds = time.perf_counter() - begin

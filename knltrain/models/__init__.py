@@ -20,6 +20,7 @@ FAMILIES = {
 }
 
 LARGEST = 2**20  # of any numeric option: far beyond use, yet no size overflows
+MOST = {"depth": 1202}  # the deepest of He et al. 2015
 
 __all__ = ["FAMILIES", "Model", "build", "declare", "describe"]
 
@@ -55,12 +56,13 @@ def _check_range(name, key, value, default):
     """A whole number is a size, a float a factor, `dropout` a probability; the comparisons also refuse nan and inf."""
     if isinstance(default, (str, bool)):
         return
+    most = MOST.get(key, LARGEST)
     if key == "dropout":
         fits, expected = 0 <= value < 1, f"0 <= {key} < 1"
     elif isinstance(default, float):
-        fits, expected = 0 < value <= LARGEST, f"0 < {key} <= {LARGEST}"
+        fits, expected = 0 < value <= most, f"0 < {key} <= {most}"
     else:
-        fits, expected = 1 <= value <= LARGEST, f"1 <= {key} <= {LARGEST}"
+        fits, expected = 1 <= value <= most, f"1 <= {key} <= {most}"
     if not fits:
         raise ValueError(f"model {name}: option {key}: found {value!r}, expected {expected}")
 
