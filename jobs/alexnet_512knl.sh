@@ -10,7 +10,7 @@
 #SBATCH --constraint=knl,quad,cache
 #SBATCH --exclusive --mem=0 --time=01:00:00
 #SBATCH --signal=B:USR1@300 --requeue --open-mode=append --output=%x-%j.out
-DATA=${DATA:-${SCRATCH:-$HOME}/imagenet} # edit 2: holds train/ and val/, from jobs/pack_imagenet.sh
+DATA=${DATA:-${SCRATCH:-$HOME}/imagenet-squares} # edit 2: holds train/ and val/, from KIND=squares jobs/pack_imagenet.sh
 RUN=${RUN:-${SCRATCH:-$HOME}/runs/alexnet_512knl} # edit 3: checkpoints, log, status; submit again with the same one to go on
 set -u
 # shellcheck source=jobs/env.sh

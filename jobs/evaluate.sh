@@ -9,7 +9,7 @@
 #SBATCH --exclusive --mem=0 --time=00:30:00
 #SBATCH --open-mode=append --output=%x-%j.out
 RUN=${RUN:-${SCRATCH:-$HOME}/runs/alexnet_512knl} # edit 2: a run folder, or one checkpoint in it
-DATA=${DATA:-${SCRATCH:-$HOME}/imagenet}          # edit 3: holds val/
+DATA=${DATA:-${SCRATCH:-$HOME}/imagenet-squares}  # edit 3: holds val/, packed as the run's
 set -u
 # shellcheck source=jobs/env.sh
 . "${KNLTRAIN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/jobs/env.sh" || exit 2

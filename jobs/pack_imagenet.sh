@@ -1,7 +1,9 @@
 #!/bin/bash
 # ImageNet, as downloaded, into HDF5 shards: train/ and val/ for every other job.
 #
-# 1,281,167 + 50,000 JPEG files; with --encoding raw 252 + 10 GB, with --encoding jpeg about 42 + 2 GB.
+# 1,281,167 + 50,000 JPEG files. KIND=photos (default): as they are, 138 + 6 GB, for the ResNet jobs, whose crops of random
+# area and aspect need whole photos. KIND=squares: raw pixels warped to 256 x 256, 252 + 10 GB, for alexnet_512knl.sh and
+# resnet50_512knl.sh, as Caffe's data were. Options for `knltrain pack` at the end of the line win over these.
 # SOURCE holds train and val as class folders or tars of them, or the official ILSVRC2012_img_{train,val}.tar; the latter
 # with Caffe's val.txt and synset_words.txt beside it.
 #
@@ -13,11 +15,16 @@
 #SBATCH --exclusive --mem=0 --time=04:00:00
 #SBATCH --open-mode=append --output=%x-%j.out
 SOURCE=${SOURCE:-${SCRATCH:-$HOME}/imagenet/original} # edit 2: class folders (or tars of them) train and val
-DATA=${DATA:-${SCRATCH:-$HOME}/imagenet}              # edit 3: train/ and val/ are made here
+KIND=${KIND:-photos}                                  # edit 3: photos or squares
 set -u
 # shellcheck source=jobs/env.sh
 . "${KNLTRAIN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/jobs/env.sh" || exit 2
 
+case $KIND in # train/ and val/ are made in DATA
+photos) DATA=${DATA:-${SCRATCH:-$HOME}/imagenet} options=(--encoding jpeg --size 0) ;;
+squares) DATA=${DATA:-${SCRATCH:-$HOME}/imagenet-squares} options=(--encoding raw --size 256 --fit warp) ;;
+*) echo "pack_imagenet: found KIND=$KIND, expected photos or squares" && exit 2 ;;
+esac
 for part in train val; do
   source=$SOURCE/$part
   [ -e "$source" ] || source=$SOURCE/$part.tar
@@ -27,7 +34,7 @@ for part in train val; do
   if [ "$part" = val ] && [ -e "$SOURCE/val.txt" ]; then
     classes=(--ground-truth "$SOURCE/val.txt" --synsets "$SOURCE/synset_words.txt")
   fi
-  srun python -m knltrain pack "$source" "$DATA/$part" "${classes[@]}" "$@" || exit
+  srun python -m knltrain pack "$source" "$DATA/$part" "${classes[@]}" "${options[@]}" "$@" || exit
 done
 
 # the mean picture that alexnet_bn_32k_lars.toml subtracts; JPEG shards have none

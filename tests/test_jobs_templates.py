@@ -44,6 +44,8 @@ def test_job__names_what_exists_and_has_few_lines_to_edit(path):
         recipe = load_recipe(ROOT / re.search(r"jobs/recipes/\S+?\.toml", text).group(), settings)
         derived = derive(recipe, IMAGENET)
         assert derived.slots % (nodes * tasks) == 0 and f"{derived.total_steps:,} steps" in text
+        folder = recipe.data.train.split("/")[-2]
+        assert f"DATA=${{DATA:-${{SCRATCH:-$HOME}}/{folder}}}" in text
         assert "B:USR1@300" in text and "--requeue" in text and "--open-mode=append" in text
 
 
@@ -57,6 +59,18 @@ def test_recipe__alexnet_has_the_published_schedule():
     assert derived.total_steps == 4000 and derived.schedule["warmup_steps"] == 400
     rates = [learning_rate(step, **derived.schedule) for step in (0, 399, 400, 3999)]
     assert rates[0] == 1 and 31.9 < rates[1] < 32 and rates[2] == pytest.approx(25.92) and 0 < rates[3] < 1e-5
+
+
+def test_recipes__crops_of_random_area_come_from_whole_photos():
+    kinds = {"imagenet": "scale_aspect", "imagenet-squares": "crop_flip"}
+    packed = re.findall(r"/(imagenet\S*)} options=\((.*)\)", (ROOT / "jobs/pack_imagenet.sh").read_text())
+    assert dict(packed) == {
+        "imagenet": "--encoding jpeg --size 0",
+        "imagenet-squares": "--encoding raw --size 256 --fit warp",
+    }
+    for path in sorted((ROOT / "jobs/recipes").glob("*k_*.toml")):
+        data = load_recipe(path).data
+        assert kinds[data.train.split("/")[-2]] == data.augmentation, path.name
 
 
 def test_recipe__sgd_has_the_published_schedule():
