@@ -43,10 +43,11 @@ class Model:
 class Data:
     train: str = key(REQUIRED, "folder of shards; relative to the recipe (of --set: to here)", least=1, free=True)
     val: str = key("", "folder of shards to evaluate on; '': none", free=True)
-    val_mirror: bool = key(False, "evaluate a picture by the sum of its logits and those of its mirror image")
+    val_mirror: bool = key(False, "evaluate a picture by its logits and those of its mirror image, summed", free=True)
     augmentation: str = key("crop_flip", "what training does to a picture", one_of=LEVELS)
     crop: int = key(224, "pixels, side of the network's input", above=0, most=8192)
     short_side: int = key(0, "pixels of the short side before a crop; 0: as stored, 256 if unscaled", most=8192)
+    val_short_side: int = key(0, "the same in evaluation; 0: short_side", most=8192, free=True)
     pad: int = key(0, "pixels of zeros around a stored image before a random crop", most=1024)
     cutout: int = key(0, "pixels, side of a square of mean colour laid over each training picture; 0: none", most=8192)
     mean: tuple[float, ...] = key((123.675, 116.28, 103.53), "0..255, red green blue, subtracted", **RGB)

@@ -138,7 +138,9 @@ def make_loader(recipe: Recipe, derived: Derived, data: DataSet, slots: range) -
 
 def center_crop(recipe: Recipe, data: DataSet) -> Augment:
     """What evaluation does to a picture of `data`."""
-    return make_augment(recipe, data, "none")
+    d = recipe.data
+    d = dataclasses.replace(d, short_side=d.val_short_side or d.short_side)
+    return make_augment(dataclasses.replace(recipe, data=d), data, "none")
 
 
 def make_augment(recipe: Recipe, data: DataSet, level: str) -> Augment:

@@ -14,6 +14,7 @@ from .checkpoint import CheckpointError, checkpoints, load_latest, save
 from .keys import shown
 
 FOLDER = "checkpoints"  # in the run folder
+LENGTH = "run.epochs"  # of an experiment; may grow
 PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
 LAST_LIMIT_S = 120.0  # a run that leaves tries so long to write its last checkpoint
 FAILING_LIMIT_S = 5.0  # a run that fails waits so long for the one under way: the other ranks hang as long
@@ -23,8 +24,9 @@ class Restart:
     """Checkpoints of one run in `run_dir`: the weights, the momentum, the running statistics and the step.
 
     experiment: everything that the result depends on, as a flat dict of JSON-able values; a checkpoint of another
-    experiment is refused. keep: how many of the newest checkpoints stay. every_s: seconds of training that may be lost
-    at most; 0: only what `save` is called for. warn: told of damaged ones and of a disk that refuses.
+    experiment is refused, but for one that is only shorter. keep: how many of the newest checkpoints stay. every_s:
+    seconds of training that may be lost at most; 0: only what `save` is called for. warn: told of damaged ones and of a
+    disk that refuses.
     """
 
     def __init__(self, run_dir: Path, model, optimizer, comm, experiment: dict, keep: int, every_s: float, warn):
@@ -32,6 +34,7 @@ class Restart:
         self.comm, self.experiment, self.keep, self.every_s = comm, experiment, keep, every_s
         self.warn = lambda message: warn(f"warning: {message}")
         self.last_saved, self.last_time, self.missed = None, time.monotonic(), False
+        self.begun_epochs = 0.0  # where a run is made longer: how long it was
         self.copy = None
         self.writer = Writer(self._write, self.warn)
 
@@ -62,11 +65,14 @@ class Restart:
             return 0, 0.0
         arrays, meta = found
         begun = meta["experiment"]
-        for key in self.experiment:
-            if begun.get(key) != self.experiment[key]:
+        for key, now in self.experiment.items():
+            before = begun.get(key)
+            if key == LENGTH and isinstance(before, float) and before < now:
+                self.begun_epochs = before
+            elif before != now:
                 raise CheckpointError(
-                    f"{self.folder}: this run was begun with {key} = {shown(begun.get(key))}, now it is "
-                    f"{shown(self.experiment[key])}: use the recipe in the run folder, or another --run folder"
+                    f"{self.folder}: this run was begun with {key} = {shown(before)}, now it is {shown(now)}: "
+                    "use the recipe in the run folder, or another --run folder"
                 )
         apply_state(self.parameters, arrays, self.folder)
         self.last_saved = meta["step"]

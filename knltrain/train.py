@@ -1,5 +1,6 @@
 """The training loop: the one page that knows the whole story."""
 
+import dataclasses
 import math
 from contextlib import closing
 from pathlib import Path
@@ -67,6 +68,8 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
     ):  # fmt: skip
         clock.mark("model")
         step = restart.restore(resume)
+        if restart.begun_epochs:
+            report.note(_prolonged(recipe, derived, len(data), restart.begun_epochs, step))
         if comm.gather(life.finished(derived.total_steps))[0]:
             report.note(f"{run_dir} is done after step {derived.total_steps}: nothing is left to train")
             return 0
@@ -130,6 +133,17 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
 def _due(step: int, every: int, last: int) -> bool:
     """At every so many steps (0: never), and always at the last."""
     return step == last or (every > 0 and step % every == 0)
+
+
+def _prolonged(recipe, derived, n_rows, before: float, step) -> str:
+    """What a longer run does to the schedule: poly and cosine are stretched, and go on at another rate."""
+    shorter = derive(dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, epochs=before)), n_rows)
+    was, now = (learning_rate(step, **schedule) for schedule in (shorter.schedule, derived.schedule))
+    ends = [schedule["total_steps"] for schedule in (derived.schedule, shorter.schedule)]
+    return (
+        f"prolonged from {before:g} to {recipe.run.epochs:g} epochs: {recipe.schedule.policy} ends at step {ends[0]}, "
+        f"not {ends[1]}; the learning rate is {now:.4g}, {'as before' if was == now else f'where it was {was:.4g}'}"
+    )
 
 
 def _headline(recipe, model, derived, data, reducer, comm, placement, step) -> list[str]:

@@ -54,6 +54,17 @@ def test_done__a_further_run_says_so_and_changes_nothing(folder, whole):
     assert (folder / "whole" / "log.jsonl").read_bytes() == before
 
 
+def test_done__a_run_is_prolonged_and_evaluated_otherwise(folder):
+    assert train(folder, "longer").returncode == 0
+    settings = ("data.val_mirror=true", "data.reader_threads=2", "data.val_short_side=18", "run.epochs=5")
+    result = train(folder, "longer", *(word for setting in settings for word in ("--set", setting)))
+    says = "prolonged from 4 to 5 epochs: poly ends at step 15, not 12; the learning rate is 0.004, where it was 0"
+    assert result.returncode == 0 and says in result.stderr, result.stderr
+    assert status(folder, "longer") == "done step 15"
+    result = train(folder, "longer")
+    assert result.returncode == 2 and "run.epochs = 5.0, now it is 4.0" in result.stderr
+
+
 def test_signal__on_any_rank_stops_all(folder, whole):
     result = train(folder, "signal", "--inject", "signal:rank=1@step=3", ranks=2)
     assert result.returncode == 143, result.stderr
