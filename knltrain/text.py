@@ -1,9 +1,12 @@
 """What comes from outside, names above all, made fit to be printed."""
 
+LONGEST = 2000  # characters
+
 
 def printable(text: str) -> str:
-    """The text as one line: whatever is no visible character stands there escaped, `\\n` or `\\x1b`.
+    """The text as one line: what is no visible character is escaped, as `\\n`, and the middle of a long one left out.
 
     A file may be called `bad\\nknltrain: all is well\\x1b[2A`, and a terminal would believe it.
     """
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -59,9 +59,10 @@ def refused(code: int, text: str) -> str:
     return "" if code == 2 else f"accepted silently (exit code {code})"
 
 
-def load_kinds() -> dict[str, Kind]:
+def load_kinds(folder: Path = HERE) -> dict[str, Kind]:
+    """The kinds of all fuzz_*.py in a folder of sys.path."""
     kinds = {}
-    for path in sorted(HERE.glob("fuzz_*.py")):
+    for path in sorted(folder.glob("fuzz_*.py")):
         kinds |= importlib.import_module(path.stem).KINDS
     return kinds
 
@@ -72,7 +73,7 @@ def load_kinds() -> dict[str, Kind]:
 def work():
     import numpy as np
 
-    kinds, warm = load_kinds(), set()
+    kinds, warm = load_kinds(Path(sys.argv[3])), set()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     place = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -149,8 +150,8 @@ def _memory(key, process="self"):
 class Worker:
     """A process that runs cases, and is started again after a case that went wrong."""
 
-    def __init__(self, limit_s=LIMIT_S):
-        self.limit_s, self.process = limit_s, None
+    def __init__(self, limit_s=LIMIT_S, folder: Path = HERE):
+        self.limit_s, self.folder, self.process = limit_s, folder, None
 
     def run(self, name: str, seed: int, number: int) -> str:
         """What is wrong in one case, or ""."""
@@ -168,8 +169,8 @@ class Worker:
 
     def _start(self):
         reader, writer = os.pipe()
-        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "PYTHONFAULTHANDLER": ""}
-        command = [sys.executable, str(HERE / "fuzz.py"), "--worker", str(reader)]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [HERE.parent, HERE, self.folder]))}
+        command = [sys.executable, str(HERE / "fuzz.py"), "--worker", str(reader), str(self.folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, env=env, pass_fds=[reader], cwd=HERE.parent)
         os.close(reader)
         self.questions, self.warm = os.fdopen(writer, "w"), set()

@@ -165,21 +165,6 @@ def test_dataset__rejects_hostile_offsets(tmp_path, offsets):
         DataSet(folder)
 
 
-def test_dataset__survives_random_damage(tmp_path):
-    path = write(tmp_path / "d", rows=6, shards=1, encoding="jpeg") / "shard-00000.h5"
-    whole, random = path.read_bytes(), np.random.default_rng(0)
-    for _ in range(150):
-        damaged = bytearray(whole)
-        damaged[random.integers(len(whole))] = random.integers(256)
-        path.write_bytes(damaged)
-        try:
-            data = DataSet(tmp_path / "d")
-            for row in range(len(data)):
-                data.read(row)
-        except ShardError as error:
-            assert "\n" not in str(error)
-
-
 def test_dataset__rejects_a_missing_shard(tmp_path):
     for missing in range(3):
         folder = write(tmp_path / f"d{missing}", rows=21, shards=3)

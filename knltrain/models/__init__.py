@@ -31,7 +31,7 @@ def build(name: str, **options) -> tuple[Sequential, tuple]:
     Raises ValueError for an unknown name or option, naming the nearest known one, and for a value out of range.
     """
     family = name.rstrip("0123456789")
-    if family != name and "depth" in _options(family):
+    if family != name and len(name) - len(family) < 10 and "depth" in _options(family):
         options = {"depth": int(name[len(family) :])} | options
         name = family
     if name not in FAMILIES:
