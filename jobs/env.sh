@@ -53,9 +53,11 @@ export KNLTRAIN_NODE_CACHE=${KNLTRAIN_NODE_CACHE:-$LOCAL_DIR/kernels}
 # node's LOCAL_DIR instead:  tar -C .venv/lib/python3.*/site-packages -cf site-packages.tar .
 if [ -n "${BUNDLE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
   packages=$LOCAL_DIR/packages-$SLURM_JOB_ID
-  srun --ntasks-per-node=1 -n "$SLURM_NNODES" mkdir -p "$packages"
-  sbcast --force "$BUNDLE" "$packages.tar"
-  srun --ntasks-per-node=1 -n "$SLURM_NNODES" sh -c "tar -C '$packages' -xf '$packages.tar' && rm '$packages.tar'"
+  # what lies there is run: on each node the folder must be ours alone, or the job ends
+  srun --ntasks-per-node=1 -n "$SLURM_NNODES" python3 -I "$KNLTRAIN_ROOT/kernels/private.py" "$packages" || return 2
+  sbcast --force "$BUNDLE" "$packages/all.tar" || return 2
+  srun --ntasks-per-node=1 -n "$SLURM_NNODES" tar -C "$packages" -xf "$packages/all.tar" || return 2
+  srun --ntasks-per-node=1 -n "$SLURM_NNODES" rm "$packages/all.tar"
   export PYTHONPATH="$KNLTRAIN_ROOT:$packages"
 fi
 

@@ -5,7 +5,7 @@ arguments, checks them, and gives the same bits for any number of threads.
 """
 
 from . import reference
-from ._jit import CACHE_DIR, THREADING_LAYER, set_threads
+from ._jit import THREADING_LAYER, cache_folder, set_threads
 from ._shapes import output_size
 from .arch import ARCH, CPU
 from .batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace
@@ -36,6 +36,7 @@ from .pool import (
     maxpool_backward,
     maxpool_forward,
 )
+from .private import claim
 from .random import sample_key, uniform
 from .shared import meet_arrive, meet_wait, node_allreduce, sum_blocks, sum_scratch
 from .softmax import rank_of_label, softmax_cross_entropy
@@ -44,6 +45,7 @@ from .update import CHUNK as NORM_CHUNK
 from .update import combine_norms, momentum_update, squared_norm_chunks, squared_norms
 from .window import center_window, random_box, random_colors, random_window
 from .wire import (
+    FP16_SCALE,
     accumulate_bf16,
     accumulate_fp16,
     accumulate_serial,
@@ -55,8 +57,8 @@ from .wire import (
 
 __all__ = [
     "ARCH",
-    "CACHE_DIR",
     "CPU",
+    "FP16_SCALE",
     "NORM_CHUNK",
     "STREAMS",
     "STREAM_UNIT",
@@ -75,7 +77,9 @@ __all__ = [
     "batchnorm_workspace",
     "bias_gradient",
     "bias_gradient_workspace",
+    "cache_folder",
     "center_window",
+    "claim",
     "combine_norms",
     "conv2d_backward_input",
     "conv2d_backward_weight",

@@ -6,12 +6,19 @@ ever loaded.
 """
 
 import ctypes
+import functools
 import hashlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numba
+from numba.core.caching import FunctionCache
+
+from .private import claim
+
+_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")  # where launchers put it: one of many ranks speaks
 
 # ---- on-disk cache -------------------------------------------------------------------------------------------
 
@@ -23,16 +30,62 @@ def _source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def _cache_root() -> Path:
-    """NUMBA_CACHE_DIR where it is set, else the user's cache folder."""
-    explicit = os.environ.get("NUMBA_CACHE_DIR")
-    if explicit:
-        return Path(explicit)
+_NAME = f"kernels-{_source_hash()}"  # as this process imports them
+
+
+def _usual_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "knltrain"
 
 
-CACHE_DIR = _cache_root() / f"kernels-{_source_hash()}"
-numba.config.CACHE_DIR = str(CACHE_DIR)
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: below NUMBA_CACHE_DIR where it is set, else in the user's cache folder.
+
+    The first call makes the folder, and sees that it is this user's alone and takes files; else one line on stderr says
+    why, and it is a private one in TMPDIR. Raises ValueError where that is not ours either.
+    """
+    return _cache_below(os.environ.get("NUMBA_CACHE_DIR", ""))
+
+
+@functools.cache
+def _cache_below(root: str) -> Path:
+    try:
+        return _claim_writable(Path(root or _usual_root()) / _NAME)
+    except (OSError, ValueError, RuntimeError) as problem:  # RuntimeError: a user without a home
+        instead = Path(os.environ.get("TMPDIR") or "/tmp") / f"knltrain-{os.getuid()}" / _NAME
+        try:
+            folder = _claim_writable(instead)
+        except (OSError, ValueError) as error:
+            asked = "set NUMBA_CACHE_DIR or XDG_CACHE_HOME"
+            raise ValueError(f"no place for compiled kernels ({error}): {asked}") from None
+        if not any(os.environ.get(rank, "0") != "0" for rank in _RANKS):
+            print(
+                f"knltrain: note: no place for compiled kernels ({problem}): they are in {folder}; "
+                "NUMBA_CACHE_DIR or XDG_CACHE_HOME names a place that stays",
+                file=sys.stderr,
+            )
+        return folder
+
+
+def _claim_writable(folder: Path) -> Path:
+    with tempfile.TemporaryFile(dir=claim(folder)) as probe:
+        probe.write(bytes(4096))  # under a full quota files can be made, but not filled
+    return folder
+
+
+class _Cache:
+    """A kernel's cache on disk, looked for when the kernel is first called: who compiles nothing needs no place."""
+
+    def __init__(self, function):
+        self._function = function
+
+    @functools.cached_property
+    def _found(self):
+        numba.config.CACHE_DIR = str(cache_folder())
+        return FunctionCache(self._function)
+
+    def __getattr__(self, name):
+        return getattr(self._found, name)
+
 
 # ---- OpenMP --------------------------------------------------------------------------------------------------
 
@@ -73,10 +126,13 @@ def kernel(function=None, *, parallel=False):
     No other fast-math: sums keep the order in which they are written, so results do not depend on vector width
     or thread count.
     """
-    decorate = numba.njit(
-        nogil=True, cache=True, error_model="numpy", boundscheck=False, fastmath={"contract"}, parallel=parallel
-    )
-    return decorate if function is None else decorate(function)
+    if function is None:
+        return functools.partial(kernel, parallel=parallel)
+    compiled = numba.njit(
+        nogil=True, error_model="numpy", boundscheck=False, fastmath={"contract"}, parallel=parallel
+    )(function)  # fmt: skip
+    compiled._cache = _Cache(function)  # what cache=True does, but that asks for the folder at once
+    return compiled
 
 
 def set_threads(count: int) -> None:

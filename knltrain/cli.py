@@ -73,14 +73,14 @@ def all_ranks(comm):
 
 
 def _train(args):
-    from .startup import Clock, share_kernels, use_node_cache
+    from .startup import Clock, share_kernels
 
-    clock, cache = Clock(), use_node_cache()
+    clock = Clock()
     from .comm import world
 
     with all_ranks(world()) as comm:
         clock.mark("mpi")
-        share_kernels(comm, cache, args.recipe, args.set)
+        share_kernels(comm, args.recipe, args.set)
         clock.mark("kernels")
         from .config import load_recipe
         from .train import train
@@ -146,14 +146,14 @@ def _demo(args):
 
 
 def _warmup(args):
-    from kernels import CACHE_DIR
+    from kernels import cache_folder
 
     from .config import load_recipe
     from .startup import warm_mark
     from .warmup import warmup
 
     print(warmup(load_recipe(args.recipe, args.set)))
-    warm_mark(CACHE_DIR, args.recipe, args.set).touch()
+    warm_mark(cache_folder(), args.recipe, args.set).touch()
 
 
 def _bench(args):

@@ -57,45 +57,31 @@ def _age() -> float:
         return 0.0
 
 
-def use_node_cache() -> str | None:
-    """Look for compiled kernels on the node, if the environment names a place there; returns the usual NUMBA_CACHE_DIR.
-
-    To be called before `kernels` is imported, which remembers its folder.
-    """
-    usual = os.environ.get("NUMBA_CACHE_DIR")
-    if os.environ.get(NODE_CACHE):
-        os.environ["NUMBA_CACHE_DIR"] = os.environ[NODE_CACHE]
-    return usual
-
-
-def share_kernels(comm, usual: str | None, recipe: Path, overrides=()) -> None:
+def share_kernels(comm, recipe: Path, overrides=()) -> None:
     """Have the kernels of a recipe compiled once, and give every node a copy if the environment names a place for it.
 
-    To be called before any kernel is. usual: what use_node_cache returned. recipe, overrides: of the run.
+    To be called before any kernel is. recipe, overrides: of the run.
     """
     place = os.environ.get(NODE_CACHE)
     if comm.size == 1 and not place:
         return
-    from kernels import CACHE_DIR
+    from kernels import cache_folder
 
-    source = _usual_folder(usual) / CACHE_DIR.name
     if comm.rank == 0:
-        _compile_once(source, usual, recipe, overrides)
+        usual = cache_folder()
+        _compile_once(usual, recipe, overrides)
     comm.sleep_until_all()
     if not place:
         return
-    packed = np.frombuffer(_pack(source), np.uint8) if comm.rank == 0 else np.zeros(0, np.uint8)
+    packed = np.frombuffer(_pack(usual), np.uint8) if comm.rank == 0 else np.zeros(0, np.uint8)
     size = comm.gather(packed.size)[0]
     packed = packed.copy() if comm.rank == 0 else np.empty(size, np.uint8)
     comm.broadcast(packed)
+    os.environ["NUMBA_CACHE_DIR"] = place
     hosts = comm.gather(socket.gethostname())
     if hosts.index(hosts[comm.rank]) == comm.rank and size:
-        _unpack(packed.tobytes(), CACHE_DIR)
+        _unpack(packed.tobytes(), cache_folder())
     comm.barrier()
-
-
-def _usual_folder(usual) -> Path:
-    return Path(usual) if usual else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "knltrain"
 
 
 def warm_mark(folder: Path, recipe: Path, overrides=()) -> Path:
@@ -110,7 +96,7 @@ def warm_mark(folder: Path, recipe: Path, overrides=()) -> Path:
     return folder / f"warm-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}"
 
 
-def _compile_once(folder, usual, recipe, overrides):
+def _compile_once(folder, recipe, overrides):
     """`knltrain warmup` in a process of its own that knows nothing of MPI, unless `folder` says that it was done.
 
     A failure leaves the cache cold, and the run says itself what is wrong.
@@ -121,8 +107,6 @@ def _compile_once(folder, usual, recipe, overrides):
     except (OSError, ValueError):
         return
     env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
-    env.pop("NUMBA_CACHE_DIR", None)
-    env |= {"NUMBA_CACHE_DIR": usual} if usual else {}
     command = [sys.executable, "-m", "knltrain", "warmup", str(recipe)]
     for override in overrides:
         command += ["--set", override]

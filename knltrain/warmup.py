@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from kernels import ARCH, CACHE_DIR
+from kernels import ARCH, cache_folder
 
 from .comm import Exchange, Watch, compile_ahead, world
 from .config import Recipe, derive
@@ -56,10 +56,10 @@ def warmup(recipe: Recipe) -> str:
     checksum(0, small)  # as reading a shard does
     return (
         f"{_compiled() - before} functions compiled for {ARCH.name} in {time.perf_counter() - start:.1f} s, "
-        f"{_compiled()} in {CACHE_DIR}"
+        f"{_compiled()} in {cache_folder()}"
     )
 
 
 def _compiled() -> int:
     """Compiled functions in the cache."""
-    return sum(1 for _ in CACHE_DIR.rglob("*.nbc"))
+    return sum(1 for _ in cache_folder().rglob("*.nbc"))

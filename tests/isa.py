@@ -42,7 +42,8 @@ def compile_all(signatures, out, *tests):
             function.compile(signature)
             text = function.inspect_asm(signature)
             if "ret" not in text:
-                raise RuntimeError(f"{name} came from the cache, which holds no assembly: remove {kernels.CACHE_DIR}")
+                place = kernels.cache_folder()
+                raise RuntimeError(f"{name} came from the cache, which holds no assembly: remove {place}")
             Path(out, f"{name}.{number}.s").write_text(text)
     Path(out, "complete").touch()
     return run_tests(tests)

@@ -35,7 +35,7 @@ CPUS = {
 
 def start(cpu, *arguments, cache=None):
     """A process that compiles for `cpu`, or for this machine where that is None."""
-    own = {"NUMBA_CPU_NAME": cpu, "NUMBA_CACHE_DIR": str(cache or f"{kernels.CACHE_DIR}-{cpu}")} if cpu else {}
+    own = {"NUMBA_CPU_NAME": cpu, "NUMBA_CACHE_DIR": str(cache or f"{kernels.cache_folder()}-{cpu}")} if cpu else {}
     own |= {"NUMBA_CPU_FEATURES": KNL_FEATURES} if cpu == "knl" else {}
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
@@ -80,7 +80,7 @@ def runs():
 
 
 def assembly_folder():
-    return Path(f"{kernels.CACHE_DIR}-knl") / "assembly"
+    return Path(f"{kernels.cache_folder()}-knl") / "assembly"
 
 
 def signatures():

@@ -7,9 +7,11 @@ import subprocess
 import pytest
 from tinyrun import train, write_recipe
 
-from kernels import CACHE_DIR
+from kernels import cache_folder
 from knltrain import startup
 from knltrain.comm.communicator import Serial
+
+CACHE = cache_folder()
 
 
 def compiled(folder):
@@ -19,7 +21,7 @@ def compiled(folder):
 def test_start__hands_the_kernels_to_the_node_and_tells_the_phases(tmp_path):
     write_recipe(tmp_path)
     assert train(tmp_path, "first", "--set", "run.max_steps=1", ranks=2).returncode == 0  # compiled now, if not before
-    shutil.copytree(CACHE_DIR, tmp_path / "shared" / CACHE_DIR.name)
+    shutil.copytree(CACHE, tmp_path / "shared" / CACHE.name)
     places = {"NUMBA_CACHE_DIR": str(tmp_path / "shared"), "KNLTRAIN_NODE_CACHE": str(tmp_path / "node")}
     result = train(tmp_path, "warm", "--set", "run.max_steps=2", ranks=2, **places)
     assert result.returncode == 0 and "functions compiled" not in result.stderr, result.stderr
@@ -36,7 +38,7 @@ def warmups(tmp_path, monkeypatch):
 
     def run(command, env, **more):
         calls.append((command, env))
-        place = tmp_path / "shared" / CACHE_DIR.name
+        place = tmp_path / "shared" / CACHE.name
         place.mkdir(parents=True, exist_ok=True)
         (place / "one.nbi").write_text("index")
         words = command[command.index("warmup") + 1 :]
@@ -44,47 +46,52 @@ def warmups(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 0, "1 functions compiled", "")
 
     monkeypatch.setattr(startup.subprocess, "run", run)
-    monkeypatch.setattr("kernels.CACHE_DIR", tmp_path / "node" / CACHE_DIR.name)
     for key, value in {"PMI_RANK": "3", "SLURM_JOB_ID": "1", "KNLTRAIN_NODE_CACHE": str(tmp_path / "node")}.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "shared"))
     (tmp_path / "r.toml").write_text("a recipe")
-    return calls
+
+    def start(*overrides, recipe=tmp_path / "r.toml"):
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "shared"))  # which names the node's folder afterwards
+        startup.share_kernels(Serial(), recipe, overrides)
+
+    return calls, start
 
 
 def test_start__fills_a_cold_cache_by_one_process_that_knows_no_mpi(tmp_path, warmups, capsys):
-    recipe, usual = tmp_path / "r.toml", startup.use_node_cache()
+    calls, start = warmups
     for _ in range(2):  # the second finds it warm
-        startup.share_kernels(Serial(), usual, recipe, ["a.b=1"])
-    ((command, env),) = warmups
-    assert command[-4:] == ["warmup", str(recipe), "--set", "a.b=1"]
+        start("a.b=1")
+    ((command, env),) = calls
+    assert command[-4:] == ["warmup", str(tmp_path / "r.toml"), "--set", "a.b=1"]
     assert "PMI_RANK" not in env and "SLURM_JOB_ID" not in env and env["NUMBA_CACHE_DIR"] == str(tmp_path / "shared")
-    assert (tmp_path / "node" / CACHE_DIR.name / "one.nbi").read_text() == "index"
+    assert (tmp_path / "node" / CACHE.name / "one.nbi").read_text() == "index"
+    assert cache_folder() == tmp_path / "node" / CACHE.name
     assert "1 functions compiled" in capsys.readouterr().err
 
 
 def test_start__compiles_again_for_another_recipe_or_processor_only(tmp_path, warmups, monkeypatch):
-    recipe, usual = tmp_path / "r.toml", startup.use_node_cache()
+    (calls, start), recipe = warmups, tmp_path / "r.toml"
     for more in ([], ["run.seed=2"], ["data.train=/there"], ["model.width=8"], ["model.width=8", "run.epochs=3"]):
-        startup.share_kernels(Serial(), usual, recipe, more)
-    assert [command[-1] for command, _ in warmups] == [str(recipe), "model.width=8"]
+        start(*more)
+    assert [command[-1] for command, _ in calls] == [str(recipe), "model.width=8"]
     recipe.write_text("another recipe")
-    startup.share_kernels(Serial(), usual, recipe)
+    start()
     monkeypatch.setattr("kernels.CPU", "another processor")
-    startup.share_kernels(Serial(), usual, recipe)
-    assert len(warmups) == 4
+    start()
+    assert len(calls) == 4
 
 
 def test_start__of_a_recipe_that_is_not_there_is_left_to_the_run(tmp_path, warmups):
-    startup.share_kernels(Serial(), startup.use_node_cache(), tmp_path / "nowhere.toml")
-    assert warmups == []
+    calls, start = warmups
+    start(recipe=tmp_path / "nowhere.toml")
+    assert calls == []
 
 
 def test_start__of_two_ranks_compiles_once_and_remembers(tmp_path):
     write_recipe(tmp_path)
     assert train(tmp_path, "before", "--set", "run.max_steps=1", ranks=2).returncode == 0
-    cold = tmp_path / "cold" / CACHE_DIR.name
-    shutil.copytree(CACHE_DIR, cold, ignore=shutil.ignore_patterns("warm-*", "softmax.*"))
+    cold = tmp_path / "cold" / CACHE.name
+    shutil.copytree(CACHE, cold, ignore=shutil.ignore_patterns("warm-*", "softmax.*"))
     places = {"NUMBA_CACHE_DIR": str(tmp_path / "cold"), "KNLTRAIN_NODE_CACHE": ""}
     first = train(tmp_path, "first", "--set", "run.max_steps=1", ranks=2, **places)
     assert first.returncode == 0 and first.stderr.count("functions compiled") == 1, first.stderr
@@ -99,5 +106,5 @@ def test_start__of_two_ranks_compiles_once_and_remembers(tmp_path):
 def test_start__of_one_process_changes_nothing(monkeypatch):
     monkeypatch.delenv("KNLTRAIN_NODE_CACHE", raising=False)
     before = dict(startup.os.environ)
-    startup.share_kernels(Serial(), startup.use_node_cache(), "r.toml")
+    startup.share_kernels(Serial(), "r.toml")
     assert dict(startup.os.environ) == before

@@ -13,6 +13,8 @@ import shutil
 import socket
 from pathlib import Path
 
+from kernels import claim
+
 STAGES = ("none", "local", "memory")
 MEMORY = Path("/dev/shm")
 MEMORY_SHARE = 0.8  # of the free memory that staged shards may take: the training needs some too
@@ -38,7 +40,10 @@ def stage_files(kind: str, paths: list[str], identity: str, comm=None) -> list[s
     digest = hashlib.sha256(f"{run} {identity}".encode()).hexdigest()[:16]
     base = MEMORY if kind == "memory" else Path(os.environ.get("KNLTRAIN_STAGE") or os.environ.get("TMPDIR") or "/tmp")
     folder = base / f"knltrain-{os.getuid()}-{digest}"
-    _claim(folder)
+    try:
+        claim(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no place to stage shards ({error}): set KNLTRAIN_STAGE") from None
     copies = [folder / Path(path).name for path in paths]
     if share == 0:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -52,16 +57,6 @@ def stage_files(kind: str, paths: list[str], identity: str, comm=None) -> list[s
     if comm is not None:
         comm.barrier()
     return [str(copy) for copy in copies]
-
-
-def _claim(folder):
-    """The folder, ours alone: in a place where everybody may write, a stranger could have made it first."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder}: found no place to stage shards ({error.strerror}): set KNLTRAIN_STAGE") from None
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise ValueError(f"{folder}: found a folder of somebody else, expected to make it: set KNLTRAIN_STAGE")
 
 
 def _is_copied(path, copy):

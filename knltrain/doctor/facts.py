@@ -7,7 +7,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from kernels import ARCH, CACHE_DIR, THREADING_LAYER
+from kernels import ARCH, THREADING_LAYER, cache_folder
 
 from ..report import machine_facts
 
@@ -40,8 +40,8 @@ def gather_facts(comm, placement, environment=os.environ, proc: Path = PROC, sys
         "huge_pages": huge_pages(system),
         "memory_free": memory_free(proc, system),
         "shm_free": disk_free("/dev/shm"),
-        "compiled": sum(1 for _ in CACHE_DIR.rglob("*.nbc")),
-        "cache": str(CACHE_DIR),
+        "compiled": sum(1 for _ in cache_folder().rglob("*.nbc")),
+        "cache": str(cache_folder()),
         "hdf5_locking": environment.get("HDF5_USE_FILE_LOCKING", ""),
     }
 

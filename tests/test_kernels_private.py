@@ -1,0 +1,131 @@
+"""kernels/private.py and the caches that are claimed by it: nothing is read where another user could have put it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from mpirun import ROOT
+from tinyrun import write_recipe
+
+import kernels.private
+from kernels import claim
+
+STRANGER = 12345
+ADD = (  # compiles one small kernel
+    "import numpy as np; from kernels import accumulate_serial, cache_folder; x = np.ones(3, np.float32);"
+    "accumulate_serial(x, x); print(cache_folder())"
+)
+
+
+def run(*arguments, **environment):
+    env = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    env |= {"PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1"} | environment
+    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_claim__makes_the_folder_and_its_parents_private(tmp_path):
+    made = claim(tmp_path / "a" / "b")
+    assert made == tmp_path / "a" / "b" == claim(made)
+    assert [path.stat().st_mode & 0o777 for path in (made, made.parent)] == [0o700] * 2
+
+
+def test_claim__takes_links_of_our_own_and_sticky_folders_on_the_way(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there").chmod(0o1777)
+    (tmp_path / "link").symlink_to("there")
+    claim(tmp_path / "link" / "ours")
+    assert (tmp_path / "there" / "ours").is_dir()
+
+
+def _of_a_stranger(path):
+    if os.geteuid():
+        pytest.skip("only root can give a folder to another user")
+    os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
+
+
+def _folder(folder):
+    folder.mkdir(parents=True)
+    return folder
+
+
+PLANTED = {
+    "folder of a stranger": lambda place: _of_a_stranger(_folder(place)),
+    "parent of a stranger": lambda place: _of_a_stranger(_folder(place).parent),
+    "parent that all may write": lambda place: _folder(place).parent.chmod(0o777),
+    "sticky folder itself": lambda place: _folder(place).chmod(0o1777),
+    "group that may write": lambda place: (os.chown(_folder(place), -1, _group()), place.chmod(0o770)),
+    "link": lambda place: (_folder(place.parent), place.symlink_to(_folder(place.parent.parent / "elsewhere"))),
+    "dangling link": lambda place: (_folder(place.parent), place.symlink_to("nowhere")),
+    "file": lambda place: (_folder(place.parent), place.write_text("")),
+    "link of a stranger on the way": lambda place: (
+        _folder(place.parent.parent / "there" / place.name),
+        place.parent.symlink_to("there"),
+        _of_a_stranger(place.parent),
+    ),
+    "stranger behind our link": lambda place: (
+        _of_a_stranger(_folder(place.parent.parent / "there" / place.name).parent),
+        place.parent.symlink_to("there"),
+    ),
+}
+
+
+def _group():
+    """A group that is not named like this user."""
+    if os.geteuid():
+        pytest.skip("only root can give a folder to any group")
+    return STRANGER
+
+
+@pytest.mark.parametrize("how", PLANTED)
+def test_claim__refuses_what_others_may_have_planted(tmp_path, how):
+    place = tmp_path / "way" / "private"
+    PLANTED[how](place)
+    with pytest.raises(ValueError, match="found .*; expected (a folder|that only)"):
+        claim(place)
+
+
+def test_claim__refuses_the_folder_of_another_user(tmp_path, monkeypatch):
+    claim(tmp_path / "mine")
+    monkeypatch.setattr(kernels.private.os, "getuid", lambda: STRANGER)
+    with pytest.raises(ValueError, match=f"expected a folder of user {STRANGER}|others may change"):
+        claim(tmp_path / "mine")
+
+
+def test_private__as_a_program_ends_a_job_in_one_line(tmp_path):
+    program = str(ROOT / "kernels" / "private.py")
+    assert run("-I", program, str(tmp_path / "new")).returncode == 0 and (tmp_path / "new").is_dir()
+    (tmp_path / "link").symlink_to("new")
+    done = run("-I", program, str(tmp_path / "link"))
+    assert done.returncode == 1 and done.stderr.startswith("knltrain: error: ") and done.stderr.count("\n") == 1
+
+
+# ---- the cache of compiled kernels -------------------------------------------------------------------------------
+
+
+def test_cache__falls_back_to_a_private_folder_with_one_line(tmp_path):
+    done = run("-c", ADD, HOME="/proc/nowhere", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / f"knltrain-{os.getuid()}"
+    assert done.stdout.strip().startswith(str(folder / "kernels-")) and list(folder.rglob("*.nbc"))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert done.stderr.count("\n") == 1 and "NUMBA_CACHE_DIR or XDG_CACHE_HOME" in done.stderr, done.stderr
+
+
+def test_cache__that_was_planted_is_never_read(tmp_path):
+    folder = tmp_path / f"knltrain-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    write_recipe(tmp_path / "recipe")
+    planted = {"NUMBA_CACHE_DIR": str(folder / "kernels"), "TMPDIR": str(tmp_path)}
+    done = run("-m", "knltrain", "warmup", str(tmp_path / "recipe" / "tiny.toml"), **planted)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "others may change" in done.stderr and "set NUMBA_CACHE_DIR" in done.stderr
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_cache__is_not_touched_by_commands_that_compile_nothing(tmp_path):
+    for command in (["--help"], ["describe", "resnet_cifar8"], ["shards", str(tmp_path / "none")]):
+        done = run("-m", "knltrain", *command, HOME=str(tmp_path / "home"), TMPDIR=str(tmp_path))
+        assert done.returncode == (2 if "shards" in command else 0) and "Traceback" not in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
