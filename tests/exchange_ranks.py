@@ -13,8 +13,8 @@ from knltrain.comm import Exchange, world
 
 
 def numbers(rank: int, size: int) -> np.ndarray:
-    """Small whole numbers: every order of sums, and every wire format, gives them exactly."""
-    return ((np.arange(size) * 7 + rank * 13) % 16).astype(np.float32)
+    """Small whole numbers over 16: every order of sums, and every wire format, gives them exactly."""
+    return ((np.arange(size) * 7 + rank * 13) % 16).astype(np.float32) / 16
 
 
 def check(comm, algorithm, wire, nodes, sizes):
@@ -35,9 +35,9 @@ def check(comm, algorithm, wire, nodes, sizes):
         exchange.reduce_scatter(0, size)
         if not np.array_equal(exchange.total[part], expected[part]):
             raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: reduce_scatter is wrong on rank {comm.rank}")
-        exchange.total[part] *= 2  # as an update would
+        exchange.total[part] *= np.float32(1.1)  # as an update would, to numbers that do not fit into 16 bits
         exchange.allgather(0, size)
-        if not np.array_equal(exchange.total[:size], 2 * expected):
+        if not np.array_equal(exchange.total[:size], expected * np.float32(1.1)):
             raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: allgather is wrong on rank {comm.rank}")
         exchange.release()
         covered = sum(comm.gather(part.stop - part.start))

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 from mpirun import ROOT, run_mpi
+from tinyrun import train
 
-from kernels import decode_bf16, decode_fp16, encode_bf16, encode_fp16
+from kernels import FP16_SCALE, decode_bf16, decode_fp16, encode_bf16, encode_fp16
+from knltrain.data.shards import Row, finish_shard, write_shard
 
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # relative error of one rounding
 
@@ -31,17 +33,60 @@ def test_wire__half_the_bytes_and_the_error_of_the_rounding(tmp_path, ranks, alg
             assert same_in_buckets
 
 
+LARGE = """
+[model]
+name = "resnet_cifar8"
+width = 2
+[data]
+train = "shards"
+crop = 8
+[batch]
+global_batch = 32768
+slot_batch = 1024
+[optim]
+variant = "mlperf"
+[schedule]
+base_lr = 1.0
+[comm]
+pretended_nodes = 2
+[run]
+max_steps = 3
+epochs = 3.0
+"""
+
+
+def test_wire__trains_a_batch_of_32768_as_fp32_does(tmp_path):
+    """The loss summed over 32,768 images of 1,000 classes is 226,000; 16 bits end at 65,504."""
+    rng = np.random.default_rng(6)
+    names, count = [f"{i:03}" for i in range(1000)], 32_768
+    rows = [Row(rng.integers(0, 256, (8, 8, 3), np.uint8), i % 1000, f"{i}") for i in range(count)]
+    (tmp_path / "shards").mkdir()
+    write_shard(tmp_path / "part", rows, encoding="raw", size=8, class_names=names)
+    finish_shard(tmp_path / "part", tmp_path / "shards" / "shard-00000.h5", count, 0)
+    (tmp_path / "tiny.toml").write_text(LARGE)
+    losses = {}
+    for wire in ("fp32", "fp16"):
+        done = train(tmp_path, wire, "--set", f"comm.wire={wire}", ranks=2)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in (tmp_path / wire / "log.jsonl").read_text().splitlines()]
+        losses[wire] = np.array([line["loss"] for line in lines if "step" in line and "loss" in line])
+    assert len(losses["fp32"]) == 3 and losses["fp32"][-1] < losses["fp32"][0]
+    assert losses["fp16"][0] == losses["fp32"][0]  # before anything but the loss was exchanged
+    assert np.abs(losses["fp16"] - losses["fp32"]).max() <= 1e-4
+
+
 @pytest.mark.parametrize("wire", ["bf16", "fp16"])
 def test_wire__rounds_to_nearest_even(wire):
     bits = np.random.default_rng(3).integers(0, 2**32, 100_000, np.uint64).astype(np.uint32)
     x = bits.view(np.float32)
-    x[:8] = 0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, 65519.0, 1 + 2.0**-8
+    x[:8] = 0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, 65519.0 / 1024, 1 + 2.0**-8
     short, back = np.empty(x.size, np.uint16), np.empty_like(x)
     encode, decode = {"bf16": (encode_bf16, decode_bf16), "fp16": (encode_fp16, decode_fp16)}[wire]
     encode(x, short)
     decode(short, back)
     with np.errstate(over="ignore", invalid="ignore"):
-        expected = x.astype(np.float16).astype(np.float32) if wire == "fp16" else _bf16(x)
+        scaled = (x * np.float32(FP16_SCALE)).astype(np.float16).astype(np.float32) / np.float32(FP16_SCALE)
+        expected = scaled if wire == "fp16" else _bf16(x)
     assert np.array_equal(back, expected, equal_nan=True)
 
 

@@ -52,9 +52,9 @@ def sums_order(algorithm: str) -> str:
 class Exchange:
     """Sums over ranks. `allocate` makes this rank's block of gradients, `mine`, and the place of the sums, `total`.
 
-    algorithm, wire: see ALGORITHMS and `wire.WIRES`. pretended_nodes: cut the ranks of one machine into so many nodes.
-    bandwidth: if not 0, a network of so many bytes/s is pretended, by sleeping. Collective. Raises ValueError for a
-    choice that cannot work.
+    algorithm, wire: see ALGORITHMS and `wire.WIRES`; the wire is for gradients, what is `exact` travels as float32.
+    pretended_nodes: cut the ranks of one machine into so many nodes. bandwidth: if not 0, a network of so many bytes/s
+    is pretended, by sleeping. Collective. Raises ValueError for a choice that cannot work.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Exchange:
         if algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {algorithm!r}; expected one of {', '.join(ALGORITHMS)}")
         self.comm, self.wire, self.bandwidth = comm, Wire(wire), bandwidth
+        self._exact = Wire("fp32") if self.wire.short else self.wire
         self.topology = Topology(comm, pretended_nodes)
         self.cut = lambda start, stop, parts: cut_evenly(stop - start, parts)  # bounds of the parts, from start on
         self.note = ""  # what a user should know about the choice
@@ -84,7 +85,7 @@ class Exchange:
             )
             blocks, group = None, Group(self.comm, range(self.comm.size))
             self.algorithm = self._choose("auto", shared=False)
-        self._methods = self._choose_methods(group)
+        self._methods = {wire: self._choose_methods(group, wire) for wire in {self.wire, self._exact}}
         if blocks is None:
             self.mine = self.total = of.mine if of else aligned_zeros(floats)
             return self.mine
@@ -108,7 +109,7 @@ class Exchange:
             return "hierarchical"
         return "halving" if power else "ring"
 
-    def _choose_methods(self, group) -> tuple[Algorithm, Algorithm] | None:
+    def _choose_methods(self, group, wire) -> tuple[Algorithm, Algorithm] | None:
         """Algorithms between the ranks of `group` for (small, large) slices."""
         if group is None or group.size == 1:
             return None
@@ -119,7 +120,7 @@ class Exchange:
             names = ("doubling", "halving")
         else:
             names = (self.algorithm, self.algorithm)
-        return tuple(BY_NAME[name](group, self.wire) for name in names)
+        return tuple(BY_NAME[name](group, wire) for name in names)
 
     @property
     def tree(self) -> bool:
@@ -131,25 +132,26 @@ class Exchange:
         return inside and power and (self.algorithm == "hierarchical" or BY_NAME[self.algorithm].tree)
 
     def __str__(self):
-        between = self._methods and " and ".join(dict.fromkeys(type(m).__name__.lower() for m in self._methods))
+        methods = self._methods[self.wire] or ()
+        between = " and ".join(dict.fromkeys(type(method).__name__.lower() for method in methods))
         inside = "shared memory" if self.algorithm == "hierarchical" else ""
         return " + ".join(filter(None, [inside, between])) or "nobody to exchange with"
 
     # ---- summing -----------------------------------------------------------------------------------------------
 
-    def allreduce(self, start: int, stop: int):
-        """total[start:stop] = the sum over all ranks of mine[start:stop], on every rank."""
-        begin = time.perf_counter()
+    def allreduce(self, start: int, stop: int, exact: bool = False):
+        """total[start:stop] = the sum over all ranks of mine[start:stop], on every rank; exact: whatever the wire."""
+        begin, wire = time.perf_counter(), self._exact if exact else self.wire
         if self.comm.size > 1 and self.algorithm != "hierarchical":
-            self._between(stop - start).allreduce(self.mine[start:stop])
+            self._between(stop - start, wire).allreduce(self.mine[start:stop])
         elif self.comm.size > 1 and len(self.topology.nodes) == 1:
             self._within(start, stop)
         elif self.comm.size > 1:
             mine = self._sum_node(start, stop)
             if mine.size:
-                self._between(mine.size).allreduce(mine)
+                self._between(mine.size, wire).allreduce(mine)
             self._meet(1)
-        self._pretend(begin, 4 * (stop - start))
+        self._pretend(begin, 2 * (stop - start), wire)
 
     def part(self, start: int, stop: int) -> slice:
         """This rank's own share of [start:stop], as `reduce_scatter` leaves it."""
@@ -166,22 +168,22 @@ class Exchange:
             mine = self._sum_node(start, stop)
             if mine.size and len(self.topology.nodes) > 1:
                 self._scattering().reduce_scatter(mine, self._inner(bounds))
-        self._pretend(begin, 2 * (stop - start))
+        self._pretend(begin, stop - start, self.wire)
 
     def allgather(self, start: int, stop: int):
-        """total[start:stop] = what the owner of each `part` has put there."""
+        """total[start:stop] = what the owner of each `part` has put there, to the bit: it may be weights."""
         begin = time.perf_counter()
         bounds = self._bounds(start, stop)
         if self.algorithm != "hierarchical" and self.comm.size > 1:
-            self._scattering().allgather(self.mine[start:stop], bounds)
+            self._scattering(self._exact).allgather(self.mine[start:stop], bounds)
         elif self.comm.size > 1:
             if self.topology.across and len(self.topology.nodes) > 1:
                 inner = self._inner(bounds)
                 first = bounds[self.topology.node.rank * len(self.topology.nodes)]
                 mine = self.total[start + first : start + first + inner[-1]]
-                self._scattering().allgather(mine, inner)
+                self._scattering(self._exact).allgather(mine, inner)
             self._meet(1)
-        self._pretend(begin, 2 * (stop - start))
+        self._pretend(begin, stop - start, self._exact)
 
     def release(self):
         """This rank has read all sums it wants. Returns when all of the node have: the block may be written again."""
@@ -211,11 +213,11 @@ class Exchange:
         inner = bounds[local * nodes : (local + 1) * nodes + 1]
         return [b - inner[0] for b in inner]
 
-    def _between(self, floats) -> Algorithm:
-        return self._methods[4 * floats > SMALL_BYTES]
+    def _between(self, floats, wire) -> Algorithm:
+        return self._methods[wire][4 * floats > SMALL_BYTES]
 
-    def _scattering(self) -> Algorithm:
-        method = self._methods[1]
+    def _scattering(self, wire=None) -> Algorithm:
+        method = self._methods[wire or self.wire][1]
         if not method.scatters:
             raise ValueError(f"{self.algorithm} leaves no parts; expected halving, ring, torus or hierarchical")
         return method
@@ -256,10 +258,10 @@ class Exchange:
         while not meet_wait(words, ranks, turn, self._spins):
             pass
 
-    def _pretend(self, begin: float, nbytes: int):
-        """Sleep until a network of `bandwidth` would be done with so many bytes out and in."""
+    def _pretend(self, begin: float, numbers: int, wire):
+        """Sleep until a network of `bandwidth` would be done with so many numbers, out and in together."""
         if self.bandwidth and self.comm.size > 1:
-            left = begin + nbytes * self.wire.dtype().itemsize / 4 / self.bandwidth - time.perf_counter()
+            left = begin + numbers * wire.dtype().itemsize / 2 / self.bandwidth - time.perf_counter()
             if left > 0:
                 time.sleep(left)
 

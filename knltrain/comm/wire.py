@@ -2,7 +2,8 @@
 
 With two bytes both addends of a sum are rounded, the one that arrives and the one that is there. So a + b and b + a
 are the same bits, and which rank adds, that is the cut into buckets, changes nothing: only the tree of sums counts.
-The finished sum is rounded once more, by the rank that owns it, before it goes to all: replicas stay equal.
+The finished sum is rounded once more, by the rank that owns it, before it goes to all: replicas stay equal. Only
+gradients travel so: what stands at the head of the block (loss, statistics) and weights travel as they are.
 """
 
 import numpy as np
