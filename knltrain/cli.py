@@ -115,6 +115,9 @@ def _pack(args):
             max_bad=args.max_bad,
             ground_truth=args.ground_truth,
             synsets=args.synsets,
+            fit=args.fit,
+            classes_of=args.classes_of,
+            empty_classes=args.empty_classes,
             threads=take_share(comm).threads,
             comm=comm,
         )
@@ -311,6 +314,9 @@ def _parser() -> argparse.ArgumentParser:
         "--shard-bytes", type=_number(least=1, most=2**40), default=256 << 20, help="bytes per shard, about"
     )
     pack.add_argument("--max-bad", type=_count_or_share, default=0.01, help="bad files allowed: 5, or a share as 0.05")
+    pack.add_argument("--fit", choices=["crop", "warp"], default="crop", help="raw: centre square, or warped to it")
+    pack.add_argument("--classes-of", type=Path, metavar="DIR", help="label by the classes of these shards")
+    pack.add_argument("--empty-classes", choices=["drop", "keep"], default="drop", help="without a readable image")
     pack.add_argument("--ground-truth", type=Path, metavar="FILE", help="class numbers of files without class folders")
     pack.add_argument("--synsets", type=Path, metavar="FILE", help="lines `NUMBER CLASS` for --ground-truth")
     pack.set_defaults(run_command=_pack)

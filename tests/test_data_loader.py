@@ -184,6 +184,18 @@ def test_decode_part__has_the_pixels_of_the_whole(fast, monkeypatch):
             assert np.abs(part[: 240 // shrink, : 328 // shrink] - means).mean() < 4
 
 
+@pytest.mark.parametrize("level, whole", [("none", True), ("crop_flip", False)])
+def test_decode__leaves_the_pixels_of_an_evaluation_whole(level, whole):
+    augment = Augment(level, 28, (0, 0, 0), (1, 1, 1), short_side=32)  # a window of 216 of 247 rows
+    for data in photos():
+        expected = decode_module.decode(data)
+        pixels, window = augment.decode(data.copy(), 0, 0)
+        if whole:
+            assert window.height > 200 and np.array_equal(pixels, expected[: len(pixels)])
+        else:
+            assert pixels.shape[1] == 83  # a quarter of 331
+
+
 def test_decode_part__shrinks_alike_with_either_decoder(monkeypatch):
     if decode_module.simplejpeg is None:
         pytest.skip("simplejpeg is not installed")

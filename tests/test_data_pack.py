@@ -151,7 +151,7 @@ def test_pack__reads_only_regular_files_inside_a_tar(tree, tmp_path):
     [
         (lambda tree: tree / "absent", "no such file or folder"),
         (lambda tree: tree / "class0" / "more", "no class folders"),
-        (lambda tree: (tree / "class3").mkdir() or tree, "no images in class class3"),
+        (lambda tree: (tree.parent / "none" / "class3").mkdir(parents=True) or tree.parent / "none", "found no images"),
         (lambda tree: tree / "README.md", "no whole tar file"),
     ],
 )

@@ -107,13 +107,15 @@ class Augment:
     def decode(self, data: np.ndarray, epoch: int, row: int) -> tuple[np.ndarray, Window]:
         """Of a stored JPEG, (bytes,) uint8: as much of its pixels as `cut` needs, and the window there.
 
-        It is shrunk while it is decoded as long as the window stays as large as the crop, so nothing is lost but time;
-        what lies below the window is not decoded. `data` may be changed. Raises: DecodeError
+        What lies below the window is not decoded. Where a window is drawn at random, the picture is shrunk while it is
+        decoded as long as the window stays as large as the crop, which is faster and changes pixels a little (see
+        docs/shards.md); level none, an evaluation's, has the picture's own. `data` may be changed. Raises: DecodeError
         """
         header = jpeg_header(data, self.max_pixels)
         window = self.window(header.height, header.width, epoch, row)
         least = min(window.height, window.width)
-        shrink = next((factor for factor in SHRINKS if least >= factor * self.crop), 1)
+        shrinks = () if self.level == "none" else SHRINKS
+        shrink = next((factor for factor in shrinks if least >= factor * self.crop), 1)
         pixels = decode_part(data, header, window.top + window.height, shrink)
         if shrink > 1:
             top, left, height, width = (value / shrink for value in window[:4])

@@ -23,6 +23,7 @@ except ImportError:
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a picture that decodes to more than 256 MiB is taken for a bomb
 LARGE_PIXELS = 16_000_000  # pictures above are converted one at a time: 256 MiB each, on 68 cores, is too much
+MAX_SCANS, MAX_SCANNED = 100, 2_000_000_000  # passes over a JPEG, and these times its pixels: seconds of decoding
 _one_large = threading.Lock()
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # never the formats for which Pillow starts other programs
 
@@ -49,6 +50,7 @@ def decode(data: bytes) -> np.ndarray:
     data = bytes(data)
     if not data:
         raise DecodeError("empty file")
+    _check_scans(data)
     start, stop = _find_exif(data)
     if _is_ordinary(data):
         try:
@@ -62,15 +64,17 @@ def decode(data: bytes) -> np.ndarray:
     return upright(pixels, _orientation(data[start + 10 : stop] or tiff))
 
 
-def to_stored(data: bytes, encoding: str, size: int) -> np.ndarray | bytes:
+def to_stored(data: bytes, encoding: str, size: int, fit: str = "crop") -> np.ndarray | bytes:
     """What is stored of a picture file: raw (size, size, 3) uint8, or JPEG bytes, untouched where they fit.
+
+    fit: of raw ones: crop, the centre square; warp, the whole picture.
 
     Raises: DecodeError if the file is not a whole picture.
     """
     with _one_large if _pixels(data) > LARGE_PIXELS else nullcontext():
         pixels = decode(data)
         if encoding == "raw":
-            return fit_square(pixels, size)
+            return (fit_warp if fit == "warp" else fit_square)(pixels, size)
         if size in (0, min(pixels.shape[:2])) and is_plain_jpeg(data):
             return data
         if max(pixels.shape[:2]) * (size or 1) > 65_500 * (min(pixels.shape[:2]) if size else 1):  # a side's limit
@@ -164,6 +168,11 @@ def _decode_shrunk(data, header, shrink):
         return np.array(image.convert("RGB"))
 
 
+def fit_warp(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Scale to (size, size, 3) uint8 whatever the aspect was, as Caffe's convert_imageset does."""
+    return pixels if pixels.shape[:2] == (size, size) else _resize(pixels, (size, size), None)
+
+
 def fit_square(pixels: np.ndarray, size: int) -> np.ndarray:
     """Scale the short side to `size` and cut out the centre: (size, size, 3) uint8. Unchanged where it has that size.
 
@@ -213,6 +222,13 @@ def require_pillow() -> None:
 def _resize(pixels, size, box):
     require_pillow()
     return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box))
+
+
+def _check_scans(data):
+    """Refuse a JPEG that would be decoded for a long time: each scan goes over the whole picture again."""
+    scans = data.count(b"\xff\xda") if data[:2] == b"\xff\xd8" else 0
+    if scans > MAX_SCANS or (scans > 1 and scans * _pixels(data) > MAX_SCANNED):
+        raise DecodeError(f"{scans} scans over the picture, more than are wanted to decode it in a second or two")
 
 
 def _is_ordinary(data):

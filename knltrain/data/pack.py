@@ -9,9 +9,9 @@ A shard is `shard-00007.writing` while it is written, `.partial` when it is whol
 are whole and it knows its place among them.
 """
 
-import hashlib
-import json
+import errno
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -26,14 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from .decode import DecodeError, require_decoder, to_stored
+from .plan import make_plan
 from .progress import Progress, on_first_rank
 from .ranks import from_first
-from .sampler import permutation
-from .shards import VERSION, Row, Shard, ShardError, finish_shard, write_shard
-from .sources import Entry, list_source
-from .truth import list_with_truth
+from .shards import Row, Shard, ShardError, finish_shard, write_shard
 
-SHUFFLE_KEY = 0x5A4D  # of the fixed order of rows; a change of it changes every packed data set
+MAX_SHARD_BYTES = 1 << 40
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -60,6 +59,9 @@ def pack(
     max_bad: int | float = 0.01,
     ground_truth: str | os.PathLike | None = None,
     synsets: str | os.PathLike | None = None,
+    fit: str = "crop",
+    classes_of: str | os.PathLike | None = None,
+    empty_classes: str = "drop",
     threads: int | None = None,
     comm=None,
     report=sys.stderr,
@@ -76,6 +78,9 @@ def pack(
     shard_bytes : about the size of a shard; a rank holds two in memory
     max_bad : files that may be unreadable before the run stops: an int is a count, a float a share from 0.0 to 1.0
     ground_truth, synsets : for files without class folders, see `truth`
+    fit : of raw pictures: crop, or warp: the whole picture scaled to size x size, as Caffe's convert_imageset does
+    classes_of : shards whose classes, and so labels, these shall have; src may lack some
+    empty_classes : drop, or keep: class folders without a readable image are classes too
     threads : of decoding on this rank; None takes the cores this process may use
     report : text stream of progress (of rank 0's share) and of the names of bad files, or None
 
@@ -84,21 +89,25 @@ def pack(
     picture.
     """
     src, out = Path(src), Path(out)
-    _check_arguments(encoding, size, shard_bytes, max_bad, ground_truth, synsets)
+    _check_arguments(encoding, size, shard_bytes, max_bad, ground_truth, synsets, fit)
     require_decoder()
     begin = time.perf_counter()
     rank, ranks = (comm.rank, comm.size) if comm is not None else (0, 1)
-    plan = _plan(src, encoding, size, shard_bytes, ground_truth, synsets, comm)
+    how = {"encoding": encoding, "size": size, "shard_bytes": shard_bytes, "fit": fit}
+    how |= {"ground_truth": ground_truth, "synsets": synsets, "classes_of": classes_of, "empty": empty_classes}
+    plan = make_plan(src, comm, on_first_rank(comm, report), **how)
     allowed = max_bad if isinstance(max_bad, int) else int(max_bad * len(plan.order))
     with _folder(out, comm):
         done = from_first(comm, lambda: _find_done(out, plan, on_first_rank(comm, report)))
         missing = [k for k in range(plan.shards) if k not in done["shards"]]
+        from_first(comm, lambda: check_room(out, sum(map(plan.least_bytes, missing))))
         mine = missing[rank::ranks]
         counts = _pack_shards(mine, plan, out, allowed, threads or len(os.sched_getaffinity(0)), rank, report, src)
         counts = _gather(comm, counts)
         rows = dict(zip(done["shards"], done["rows"], strict=True)) | {int(k): n for k, n in counts["rows"]}
         bad = [tuple(pair) for pair in [*done["bad"], *counts["bad"]]]
-        _check_counts(src, plan, bad, allowed, {*done["labels"], *counts["labels"]})
+        needed = plan.labels_expected if empty_classes == "drop" else ()
+        _check_counts(src, plan, bad, allowed, {*done["labels"], *counts["labels"]}, needed)
         _finish(out, plan, rows, rank, ranks, comm)
     files = [out / f"shard-{k:05d}.h5" for k in range(plan.shards) if rows[k]]
     result = PackReport(out, plan.class_names, sum(rows.values()), len(files), len(done["shards"]), bad=bad)
@@ -112,13 +121,15 @@ def pack(
     return result
 
 
-def _check_arguments(encoding, size, shard_bytes, max_bad, ground_truth, synsets):
+def _check_arguments(encoding, size, shard_bytes, max_bad, ground_truth, synsets, fit):
     if encoding not in ("raw", "jpeg"):
         raise ValueError(f"encoding {encoding!r}: expected raw or jpeg")
     if not 0 <= size <= 8192 or (encoding == "raw" and size == 0):
         raise ValueError(f"size {size}: expected 1 to 8192 pixels, or 0 with jpeg to keep the size of every picture")
-    if shard_bytes < 1:
-        raise ValueError(f"shard bytes {shard_bytes}: expected a positive size")
+    if fit not in ("crop", "warp") or (fit == "warp" and encoding != "raw"):
+        raise ValueError(f"fit {fit!r} with {encoding}: expected crop, or with raw shards warp")
+    if not 1 <= shard_bytes <= MAX_SHARD_BYTES:
+        raise ValueError(f"shard bytes {shard_bytes}: expected 1 to {MAX_SHARD_BYTES}")
     if not 0 <= max_bad <= (max_bad if isinstance(max_bad, int) else 1):
         raise ValueError(f"max bad {max_bad}: expected a count of files, or a share from 0.0 to 1.0")
     if (ground_truth is None) != (synsets is None):
@@ -149,84 +160,6 @@ def _check_for_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# ---- the plan ------------------------------------------------------------------------------------------------
-
-
-class _Plan:
-    """Which file is which row of which shard, the same on all ranks. `digest` tells this packing from others."""
-
-    def __init__(self, listing, data, encoding, size, shard_bytes):
-        self.encoding, self.size, self.class_names = encoding, size, listing["class_names"]
-        self._names = _split(listing["names"])
-        self._paths, self._path_of = _split(listing["paths"]), listing["path_of"]
-        self._offsets, self._lengths = listing["offsets"], listing["lengths"]
-        self._faults, self._data = {int(i): text for i, text in listing["faults"]}, data
-        self._labels = {name: label for label, name in enumerate(self.class_names)}
-        self.labels_expected = {self._labels[name.partition("/")[0]] for name in self._names}
-        self.order = permutation(len(self._names), SHUFFLE_KEY)
-        if encoding == "raw":
-            estimates = np.full(len(self.order), 3 * size * size)
-        else:  # what a picture will take is not known before it is encoded: at most what it takes now
-            lengths = self._lengths[self.order]
-            estimates = np.minimum(lengths, size * size) if size else lengths
-        before = np.cumsum(estimates) - estimates
-        shard_of = before // max(shard_bytes, int(estimates.max()))
-        self._bounds = [*np.flatnonzero(np.diff(shard_of, prepend=-1)).tolist(), len(self.order)]
-        self.shards = len(self._bounds) - 1
-        facts = json.dumps([VERSION, encoding, size, shard_bytes, self.class_names]).encode()
-        whole = b"".join([facts, listing["names"].tobytes(), self._lengths.tobytes()])
-        self.digest = hashlib.sha256(whole).hexdigest()[:32]
-
-    def entries(self, shard: int) -> list[Entry]:
-        """The files of a shard, in the order of its rows."""
-        return [self._entry(i) for i in self.order[self._bounds[shard] : self._bounds[shard + 1]].tolist()]
-
-    def _entry(self, i):
-        place = self._paths[self._path_of[i]], int(self._offsets[i]), int(self._lengths[i])
-        return Entry(self._names[i], *place, self._data.get(i), self._faults.get(i))
-
-    def files(self, shard: int) -> int:
-        """How many files a shard is made of."""
-        return self._bounds[shard + 1] - self._bounds[shard]
-
-    def label(self, entry: Entry) -> int:
-        return self._labels[entry.class_name]
-
-
-def _plan(src, encoding, size, shard_bytes, ground_truth, synsets, comm):
-    data = {}  # bytes of the files of a compressed tar, which only the rank that read it has
-
-    def listing():
-        if ground_truth is None:
-            class_names, entries = list_source(src)
-        else:
-            class_names, entries = list_with_truth(src, Path(ground_truth), Path(synsets))
-        data.update((i, entry.data) for i, entry in enumerate(entries) if entry.data is not None)
-        if data and comm is not None and comm.size > 1:
-            raise ValueError(f"{src}: found a compressed tar, which ranks cannot share: decompress it, or use one rank")
-        paths = {path: i for i, path in enumerate(dict.fromkeys(entry.path for entry in entries))}
-        return {
-            "class_names": class_names,
-            "names": _join(entry.name for entry in entries),
-            "paths": _join(paths),
-            "path_of": np.array([paths[entry.path] for entry in entries], np.int32),
-            "offsets": np.array([entry.offset for entry in entries], np.int64),
-            "lengths": np.array([entry.length for entry in entries], np.int64),
-            "faults": [(i, entry.fault) for i, entry in enumerate(entries) if entry.fault],
-        }
-
-    return _Plan(from_first(comm, listing), data, encoding, size, shard_bytes)
-
-
-def _join(texts):
-    """Texts as one array of bytes; no file name holds a NUL."""
-    return np.frombuffer("\0".join(texts).encode("utf-8", "surrogateescape"), np.uint8)
-
-
-def _split(array):
-    return array.tobytes().decode("utf-8", "surrogateescape").split("\0")
 
 
 # ---- the folder ----------------------------------------------------------------------------------------------
@@ -307,7 +240,8 @@ def _pack_shards(mine, plan, out, allowed, threads, rank, report, src):
     counts = {"rows": [], "bad": [], "labels": set()}
     progress = Progress(report if rank == 0 else None, sum(map(plan.files, mine)))
     loud, done = Progress(report, 0), 0
-    converted = _convert((entry for k in mine for entry in plan.entries(k)), plan.encoding, plan.size, threads)
+    how = plan.encoding, plan.size, plan.fit
+    converted = _convert((entry for k in mine for entry in plan.entries(k)), how, threads)
     with _check_for_signals() as check, ThreadPoolExecutor(1, "writer") as writer:
         writing = None
         for k in mine:
@@ -337,18 +271,42 @@ def _pack_shards(mine, plan, out, allowed, threads, rank, report, src):
 def _write(path, rows, skipped, plan):
     temporary = path.with_suffix(".writing")
     facts = {"encoding": plan.encoding, "size": plan.size, "class_names": plan.class_names, "plan": plan.digest}
-    write_shard(temporary, rows, skipped=skipped, **facts)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
+    wanted = sum(memoryview(row.data).nbytes for row in rows)
+    check_room(path.parent, wanted)
+    try:
+        write_shard(temporary, rows, skipped=skipped, **facts)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # HDF5 says it in many lines, and on closing in other types
+        full = [number for number in FULL if os.strerror(number) in str(error) or getattr(error, "errno", 0) == number]
+        if not full:
+            raise
+        written = temporary.stat().st_blocks * 512
+        raise OSError(_no_room(path.parent, wanted, written, os.strerror(full[0]))) from None
     os.rename(temporary, path.with_suffix(".partial"))
 
 
-def _convert(entries, encoding, size, threads):
+def check_room(folder: Path, wanted: int) -> dict:
+    """Raise OSError with one line if fewer than `wanted` bytes are free where `folder` is."""
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise OSError(_no_room(folder, wanted, free, os.strerror(errno.ENOSPC)))
+    return {}
+
+
+def _no_room(folder, wanted, free, reason):
+    return (
+        f"{folder}: {reason}: found room for {free / 1e6:,.1f} MB, expected {wanted / 1e6:,.1f} MB at least, "
+        f"{(wanted - free) / 1e6:,.1f} MB are missing: make room and go on with the same command"
+    )
+
+
+def _convert(entries, how, threads):
     """(entry, row data or DecodeError) for each entry, in the given order, a few per thread ahead."""
 
     def convert(entry):
         try:
-            return entry, to_stored(entry.read(), encoding, size)
+            return entry, to_stored(entry.read(), *how)
         except DecodeError as error:
             return entry, error
 
@@ -381,9 +339,10 @@ def _check_bad(src, plan, bad, allowed):
         )
 
 
-def _check_counts(src, plan, bad, allowed, labels):
+def _check_counts(src, plan, bad, allowed, labels, needed):
     if bad:
         _check_bad(src, plan, bad, allowed)
     for label, name in enumerate(plan.class_names):
-        if label in plan.labels_expected and label not in labels:
-            raise ValueError(f"class {name}: found no readable image, expected at least one: remove the folder")
+        if label in needed and label not in labels:
+            cure = "remove the folder, or --empty-classes keep"
+            raise ValueError(f"class {name}: found no readable image, expected at least one: {cure}")

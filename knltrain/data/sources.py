@@ -3,36 +3,52 @@
 Known layouts, which give the same list for the same pictures: a folder of class folders; a tar of one; a folder or a
 tar of class tars (`n01440764.tar` is class n01440764, as in ILSVRC2012_img_train.tar); and, with a ground truth, files
 without any class folder (ILSVRC2012_img_val). A tar is read in place; its members are never written to the disk. A link
-is read as what it leads to, which for a tar must be inside it; nothing else is read.
+is read as what it leads to, which for a tar must be inside it; nothing else is read. What a tar says of itself is
+held to the bounds below, so that reading it takes time and memory in proportion to its length.
 """
 
+import bz2
+import gzip
 import io
 import lzma
 import os
 import tarfile
+import tempfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from .decode import DecodeError
+from .files import OpenFile
 
 MAX_FILE_BYTES = 64 << 20  # larger than any picture that would be decoded
-MAX_UNPACKED_BYTES = 4 << 30  # of a compressed tar, whose pictures are held in memory
+MAX_UNPACKED_BYTES = 4 << 30  # of a compressed tar, which is unpacked into a nameless temporary file
+MAX_RATIO = 100  # how many times its size a compressed tar may hold, beyond MAX_FILE_BYTES: pictures shrink little
+MAX_NESTED = 4  # tars in tars
+MAX_HEADER_BYTES = 16 << 10  # of a member's long name, or of its PAX records
+MAX_PAX_KEYS = 1000  # of records that are valid for all members
+MAX_NAME, MAX_FOLDERS = 4096, 64  # characters of a path, and folders in it
 MAX_LINKS = 40  # from a link to its file, as Linux has it
+MAX_SAME_FOLDER = 16  # class folders that are links to one: the same pictures with another label
 NO_LINK = "expected one to a regular file inside the tar"
-TAR_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+TAR_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, LookupError, ValueError, RecursionError)
+HEADERS = {type.encode() for type in "LKxgX"}  # of a long name or link, and of PAX records
+UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by a file's first bytes
 
 
 @dataclass(slots=True)
 class Entry:
-    """One picture file: a stretch of a file on disk, or bytes in memory, or a reason why it cannot be read."""
+    """One picture file: a stretch of a file on disk, or a reason why it cannot be read."""
 
     name: str  # class/…/file, with slashes
     path: str = ""
     offset: int = 0
     length: int = 0
-    data: bytes | None = None
     fault: str | None = None
+    held: OpenFile | None = None  # in place of the file at path: what a compressed tar held
 
     @property
     def class_name(self) -> str:
@@ -42,26 +58,25 @@ class Entry:
         """The bytes of the file. Raises: DecodeError with the reason if they cannot be had."""
         if self.fault:
             raise DecodeError(self.fault)
-        if self.data is not None:
-            return self.data
         if self.length > MAX_FILE_BYTES:
             raise DecodeError(f"{self.length} bytes, more than {MAX_FILE_BYTES} are refused")
+        data = np.empty(self.length, np.uint8)
         try:
-            with open(self.path, "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), self.length, self.offset)
+            count = (self.held or OpenFile(self.path)).read_into(data, self.offset)
         except OSError as error:
             raise DecodeError(error.strerror) from None
-        if len(data) != self.length:
-            raise DecodeError(f"{len(data)} bytes, expected {self.length}")
-        return data
+        if count != self.length:
+            raise DecodeError(f"{count} bytes, expected {self.length}")
+        return data.tobytes()
 
 
 def list_source(src: Path) -> tuple[list[str], list[Entry]]:
     """Class names and files, both sorted, of class folders or class tars, in a folder or in a tar.
 
-    Names that begin with a dot are left out; so is a folder of a tar that holds all class folders (`train/…`).
+    Names that begin with a dot are left out; so is a folder of a tar that holds all class folders (`train/…`). A class
+    may be without files.
 
-    Raises: ValueError if there is no class, or one without files; or if a tar cannot be read.
+    Raises: ValueError if there is no class, or if a tar cannot be read or goes beyond a bound.
     """
     if src.is_dir():
         classes, entries = _list_folder(src)
@@ -69,10 +84,6 @@ def list_source(src: Path) -> tuple[list[str], list[Entry]]:
         classes, entries = _class_folders(*_list_tar(src))
     if not classes:
         raise ValueError(f"{src}: found no class folders, expected one folder per class with its images inside")
-    used = {entry.class_name for entry in entries}
-    for class_name in classes:
-        if class_name not in used:
-            raise ValueError(f"{src}: found no images in class {class_name}, expected at least one: remove the folder")
     return sorted(classes), sorted(entries, key=lambda entry: entry.name)
 
 
@@ -90,11 +101,13 @@ def list_flat(src: Path) -> list[Entry]:
 
 
 def _list_folder(src):
-    classes, entries = set(), []
+    classes, entries, linked = set(), [], Counter()
     for found in list(os.scandir(src)):
         if found.name.startswith("."):
             continue
         if found.is_dir():
+            if found.is_symlink():
+                _count_link(src, linked, os.path.realpath(found.path))
             classes.add(found.name)
             entries += _walk(src, found.name)
         elif found.name.endswith(".tar"):
@@ -102,6 +115,16 @@ def _list_folder(src):
             members, _ = _list_tar(Path(found.path), (found.name.removesuffix(".tar"),))
             entries += [_follow(members, parts) for parts in members if _counts(parts)]
     return classes, entries
+
+
+def _count_link(src, linked, target):
+    """Note one more class folder that is a link to `target`."""
+    linked[target] += 1
+    if linked[target] > MAX_SAME_FOLDER:
+        raise ValueError(
+            f"{src}: found more than {MAX_SAME_FOLDER} class folders that are links to {target}, expected different "
+            "pictures in each: remove links"
+        )
 
 
 def _walk(src, class_name):
@@ -131,42 +154,76 @@ def _list_tar(src, prefix=()):
         raise ValueError(f"{src}: found no such file or folder, expected class folders or a tar of them")
     members, folders = {}, set()
     try:
-        with tarfile.open(src) as tar:
-            _read_members(tar, src, 0, prefix, members, folders)
+        with open(src, "rb") as file, tempfile.TemporaryFile() as unpacked:
+            packed = _unpack(src, file, unpacked)
+            held = OpenFile(f"/proc/self/fd/{unpacked.fileno()}") if packed else None  # outlives its name
+            _read_members(unpacked if packed else file, Entry("", str(src), held=held), prefix, members, folders)
     except TAR_ERRORS as error:
         raise ValueError(f"{src}: found no whole tar file ({error}), expected a tar of class folders") from None
-    return _follow_folders(members, folders), folders
+    return _follow_folders(src, members, folders), folders
 
 
-def _read_members(tar, src, base, prefix, members, folders):
-    """Add what a tar holds, which begins at byte `base` of the file `src`, under the folder `prefix`."""
-    packed = not isinstance(tar.fileobj, (io.BufferedReader, _Section))  # read through a decompressor
-    total = 0
-    for member in tar:
-        parts = (*prefix, *_parts(member.name))
-        if member.isdir():
-            folders.add(parts)
-            continue
-        entry = Entry("/".join(parts), str(src), base + member.offset_data, member.size)
-        if member.issym():
-            entry = PurePosixPath(os.path.normpath(os.path.join(*parts[:-1], member.linkname)))
-        elif member.islnk():  # to an earlier member
-            entry = members.get((*prefix, *_parts(member.linkname))) or _dangling(entry, member.linkname)
-        elif not member.isreg() or member.sparse is not None:
-            entry.fault = "not a regular file"
-        elif member.name.endswith(".tar") and _counts(parts) and not packed:
-            inner = (*parts[:-1], parts[-1].removesuffix(".tar"))
-            folders.add(inner)
-            section = _Section(tar.fileobj, member.offset_data, member.size)
-            with tarfile.open(fileobj=section, mode="r:") as below:
-                _read_members(below, src, entry.offset, inner, members, folders)
-            continue
-        elif packed:
-            total += member.size
-            if total > MAX_UNPACKED_BYTES:
-                raise ValueError(f"{src}: found more than 4 GiB in a compressed tar: make it a plain .tar first")
-            entry.data = tar.extractfile(member).read()
-        members[parts] = entry  # as in tar, the last of two members of one name counts
+def _unpack(src, file, unpacked):
+    """Write what a compressed tar holds to a file; returns whether it is one."""
+    begin = file.read(8)
+    file.seek(0)
+    opener = next((opener for magic, opener in UNPACKERS.items() if begin.startswith(magic)), None)
+    if opener is None:
+        return False
+    length, total = src.stat().st_size, 0
+    with opener(file) as packed:
+        while some := packed.read(1 << 20):
+            total += len(some)
+            if total > max(MAX_FILE_BYTES, min(MAX_UNPACKED_BYTES, MAX_RATIO * length)):
+                raise ValueError(f"more than {total >> 20} MiB packed into {length} bytes: make it a plain .tar first")
+            unpacked.write(some)
+    unpacked.seek(0)
+    return True
+
+
+class _Member(tarfile.TarInfo):
+    """A header of a tar, refused before what it announces is read."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0:
+            raise tarfile.ReadError(f"a member of {member.size} bytes")
+        if member.type in HEADERS and member.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a name or PAX header of {member.size} bytes")
+        return member
+
+
+def _read_members(file, place, prefix, members, folders, nested=0):
+    """Add what a tar holds, which is the stretch `place` of the open file, under the folder `prefix`."""
+    if nested > MAX_NESTED:
+        raise tarfile.ReadError(f"tars in tars, more than {MAX_NESTED} deep")
+    with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
+        end = 0
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # a million of them would take gigabytes
+            if tar.offset <= end or member.size < 0 or len(tar.pax_headers) > MAX_PAX_KEYS:
+                raise tarfile.ReadError("a member that ends before it begins, or too many PAX records")
+            end = tar.offset
+            parts = (*prefix, *_parts(member.name))
+            if member.isdir():
+                folders.add(parts)
+                continue
+            stretch = {"offset": place.offset + member.offset_data, "length": member.size}
+            entry = replace(place, name="/".join(parts), **stretch)
+            if member.issym():
+                entry = PurePosixPath(os.path.normpath(os.path.join(*parts[:-1], member.linkname)))
+            elif member.islnk():  # to an earlier member
+                entry = members.get((*prefix, *_parts(member.linkname))) or _dangling(entry, member.linkname)
+            elif not member.isreg() or member.sparse is not None:
+                entry.fault = "not a regular file"
+            elif member.name.endswith(".tar") and _counts(parts):
+                inner = (*parts[:-1], parts[-1].removesuffix(".tar"))
+                folders.add(inner)
+                section = _Section(file, member.offset_data, member.size)
+                _read_members(section, entry, inner, members, folders, nested + 1)
+                continue
+            members[parts] = entry  # as in tar, the last of two members of one name counts
 
 
 class _Section(io.RawIOBase):
@@ -197,7 +254,10 @@ class _Section(io.RawIOBase):
 
 
 def _parts(name):
-    return tuple(part for part in PurePosixPath(name).parts if part not in (".", "/"))
+    parts = tuple(part for part in PurePosixPath(name).parts if part not in (".", "/"))
+    if "\0" in name or len(name) > MAX_NAME or len(parts) > MAX_FOLDERS:
+        raise tarfile.ReadError(f"a name of {len(name)} characters in {len(parts)} folders, or with a NUL")
+    return parts
 
 
 def _counts(parts):
@@ -205,7 +265,7 @@ def _counts(parts):
     return bool(parts) and not any(part.startswith(".") for part in parts)
 
 
-def _follow_folders(members, folders):
+def _follow_folders(src, members, folders):
     """Members, with the files of a linked folder also under the link's name, where that is a class folder's.
 
     Deeper links to folders stay links, and are then reported, as on the disk: a tree may lead back to itself.
@@ -214,15 +274,21 @@ def _follow_folders(members, folders):
     known = folders | {parts[:depth] for parts in members for depth in range(1, len(parts))}
     seen = [parts for parts in folders | set(members) if _counts(parts)]
     depth = _common_depth(set(seen), {parts for parts in seen if isinstance(members.get(parts), Entry)})
+    linked, aliases = Counter(), {}
     for parts, target in links.items():
         for _ in range(MAX_LINKS):
             target = links.get(target, target)
         if target in known and len(parts) == depth + 1 and parts[: len(target)] != target:
+            _count_link(src, linked, "/".join(target))
+            aliases.setdefault(target, []).append(parts)
             del members[parts]
             folders.add(parts)
-            below = [found for found in members if found[: len(target)] == target]
-            members |= {(*parts, *found[len(target) :]): _follow(members, found) for found in below}
-    return members
+    copies = {}
+    for found in members:
+        for length in range(1, len(found)):
+            for parts in aliases.get(found[:length], ()):
+                copies[(*parts, *found[length:])] = _follow(members, found)
+    return members | copies
 
 
 def _follow(members, parts):
