@@ -96,7 +96,7 @@ def _evaluate(args):
     with all_ranks(world()) as comm:
         from .evaluate import evaluate_run
 
-        evaluate_run(args.path, args.data, comm)
+        evaluate_run(args.path, args.data, args.set, args.by_class, comm)
 
 
 def _pack(args):
@@ -300,7 +300,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="top-1 and top-5, every image once")
     evaluate.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT")
-    evaluate.add_argument("--data", type=Path, metavar="DIR", help="shards (default: the recipe's validation set)")
+    evaluate.add_argument("--data", type=Path, metavar="DIR", help="shards or class folders (default: the recipe's)")
+    evaluate.add_argument("--set", **settings, help="change one value of the recipe, as in data.val_mirror=true")
+    evaluate.add_argument("--by-class", action="store_true", help="the accuracy of each class too")
     evaluate.set_defaults(run_command=_evaluate)
 
     pack = commands.add_parser("pack", help="picture files into HDF5 shards; under mpiexec on all its ranks")

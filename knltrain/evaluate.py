@@ -10,7 +10,7 @@ from kernels import rank_of_label
 
 from .checkpoint import CheckpointError, best_checkpoint, load, load_latest
 from .config import load_recipe
-from .data import Augment, DataSet, EvalLoader, eval_rows
+from .data import Augment, DataSet, EvalLoader, PictureFolder, eval_rows
 from .experiment import center_crop, make_model
 from .machine import take_share
 from .models import Model
@@ -21,11 +21,15 @@ from .text import printable
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Counts over `images` images: the label had the largest logit, or one of the five largest."""
+    """Counts over `images` images: the label had the largest logit, or one of the five largest.
+
+    by_class: the three counts of each class.
+    """
 
     images: int
     correct: int
     correct_of_five: int
+    by_class: tuple[tuple[int, int, int], ...]
 
     @property
     def top1(self) -> float:
@@ -42,7 +46,7 @@ def evaluate(model: Model, data: DataSet, augment: Augment, comm, threads: int =
     mirror: an image counts by the sum of its logits and those of its mirror image.
     Labels that tie for a place are counted by the lower class first, so the result is the same on every machine.
     """
-    batch, counts = model.slot_batch, [0, 0, 0]
+    batch, counts = model.slot_batch, np.zeros((len(data.class_names), 3), np.int64)
     with EvalLoader(data, eval_rows(len(data), comm.rank, comm.size, batch), augment, threads=threads) as loader:
         for part in loader:
             count = len(part.labels)
@@ -54,27 +58,27 @@ def evaluate(model: Model, data: DataSet, augment: Augment, comm, threads: int =
                 logits += model.infer()
             ranks = np.zeros(count, np.int64)
             rank_of_label(logits[:count], part.labels, ranks)
-            sums = count, int((ranks < 1).sum()), int((ranks < 5).sum())
-            counts = [total + more for total, more in zip(counts, sums, strict=True)]
-    return Accuracy(*(sum(column) for column in zip(*comm.gather(counts), strict=True)))
+            for column, counted in enumerate((ranks >= 0, ranks < 1, ranks < 5)):
+                np.add.at(counts[:, column], part.labels[counted], 1)
+    comm.sum(counts)
+    return Accuracy(*counts.sum(0).tolist(), tuple(map(tuple, counts.tolist())))
 
 
-def evaluate_run(path: Path, data: Path | None, comm) -> None:
+def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: bool, comm) -> None:
     """Evaluate a run folder (its best checkpoint, else its newest good one) or one checkpoint, and print the result.
 
-    data: a folder of shards; None for the validation set of the run's recipe. Raises CheckpointError, ShardError, or
-    ValueError where the data have other classes than the network was trained on.
+    data: shards, or pictures in class folders (in a tar too); None for the validation set of the run's recipe.
+    overrides: of the recipe, as `section.key=value`. by_class: print the accuracy of each class as well. Raises
+    CheckpointError, ShardError, or ValueError where the data have other classes than the network was trained on.
     """
     share = take_share(comm)
     path = Path(path)
     folder = path if path.is_dir() else path.parent.parent
     if not path.exists() or not (folder / RECIPE).is_file():
         raise CheckpointError(f"{path}: no run folder, nor a checkpoint in one; expected what `knltrain train` wrote")
-    recipe = load_recipe(folder / RECIPE)
-    dataset = DataSet(data or recipe.data.val or recipe.data.train, comm)
+    recipe = load_recipe(folder / RECIPE, overrides)
     arrays, meta = _load(path)
-    if meta["experiment"].get("data.classes") != dataset.class_names:
-        raise ValueError(f"{dataset.folder} has other classes than {folder}; expected the same: pack both alike")
+    dataset = _open(Path(data or recipe.data.val or recipe.data.train), meta["experiment"], folder, comm)
     model = make_model(recipe, len(dataset.class_names), ranks_on_node=share.ranks_on_node)
     apply_state(model.parameters, arrays, path)
     crop, threads, mirror = center_crop(recipe, dataset), recipe.data.reader_threads, recipe.data.val_mirror
@@ -83,6 +87,23 @@ def evaluate_run(path: Path, data: Path | None, comm) -> None:
         where = printable(f"{path} (step {meta['step']}) on {dataset.folder}")
         print(f"{where}: {result.images} images, each counted once")
         print(f"top-1 {result.top1:.2%} ({result.correct})  top-5 {result.top5:.2%} ({result.correct_of_five})")
+        for name, (images, correct, of_five) in zip(dataset.class_names, result.by_class, strict=True):
+            if by_class and images:
+                shares = f"top-1 {correct / images:7.2%}  top-5 {of_five / images:7.2%}"
+                print(f"{shares}  of {images:6}  {printable(name)}")
+
+
+def _open(data: Path, experiment: dict, folder: Path, comm) -> DataSet | PictureFolder:
+    """Shards, or where there are none the pictures of class folders."""
+    trained_on = [experiment.get(f"data.{key}") for key in ("classes", "encoding", "size")]
+    if [type(value) for value in trained_on] != [list, str, int]:
+        raise CheckpointError(f"{folder}: no word of what pictures it was trained on; expected a run of this version")
+    if data.exists() and not any(data.glob("*.h5")):
+        return PictureFolder(data, *trained_on)
+    dataset = DataSet(data, comm)
+    if dataset.class_names != trained_on[0]:
+        raise ValueError(f"{dataset.folder} has other classes than {folder}; expected the same: pack both alike")
+    return dataset
 
 
 def _warn(message):

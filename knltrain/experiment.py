@@ -60,6 +60,7 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
     Left out are the recipe's free keys: places, threads, buckets, how often something is logged or saved.
     """
     facts = {"data.images": len(data), "data.classes": list(data.class_names), "data.rows": data.digest}
+    facts |= {"data.encoding": data.encoding, "data.size": data.size}
     facts |= {"comm.sums": sums_order(recipe.comm.algorithm), "model.args": recipe.model.args}
     for name, rule in rules().items():
         if not rule.free:

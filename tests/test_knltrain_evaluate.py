@@ -1,10 +1,16 @@
-"""Evaluation of a picture together with its mirror image."""
+"""Evaluation of a picture together with its mirror image, and of a run on other data."""
 
 import numpy as np
+import pytest
+from PIL import Image
+from tinyrun import RECIPE
 
+from knltrain.checkpoint import save
 from knltrain.comm import world
-from knltrain.data import Augment, Synthetic
-from knltrain.evaluate import evaluate
+from knltrain.config import parse_recipe, resolved
+from knltrain.data import Augment, DataSet, Synthetic, pack
+from knltrain.evaluate import evaluate, evaluate_run
+from knltrain.experiment import identity, make_model
 from knltrain.models import Model, build
 
 
@@ -24,3 +30,59 @@ def test_evaluate__a_picture_and_its_mirror_image_count_alike_where_both_are_ask
     both = [evaluate(model, data, augment, world(), mirror=True) for data in sets]
     assert both[0] == both[1] and both[0].images == 203
     assert plain[0] != plain[1]  # or the test would see nothing
+
+
+# ---- a run's checkpoint on other data ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with an untrained network of three classes, and its pictures as class folders."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    random = np.random.default_rng(5)
+    for i in range(24):
+        path = folder / "photos" / "abc"[i % 3] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20 + i, 30, 3), np.uint8)).save(path)
+    recipes = {}
+    for name, how in {"raw": {"encoding": "raw", "size": 20}, "jpeg": {"encoding": "jpeg", "size": 0}}.items():
+        pack(folder / "photos", folder / f"shards-{name}", **how, report=None)
+        recipes[name] = parse_recipe(RECIPE.replace("shards", f"shards-{name}"), folder=folder)
+        data = DataSet(folder / f"shards-{name}")
+        state = make_model(recipes[name], 3).parameters.state()
+        (folder / name).mkdir()
+        (folder / name / "recipe.toml").write_text(resolved(recipes[name]))
+        meta = {"step": 1, "previous_lr": 0.0, "experiment": identity(recipes[name], data)}
+        save(folder / name / "checkpoints", 1, state, meta, keep=1)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+def test_evaluate_run__a_folder_of_pictures_counts_as_its_shards_do(run, capsys, kind):
+    evaluate_run(run / kind, None, [], True, world())
+    shards = capsys.readouterr().out.splitlines()
+    evaluate_run(run / kind, run / "photos", [], True, world())
+    photos = capsys.readouterr().out.splitlines()
+    assert shards[1:] == photos[1:] and "24 images" in photos[0]
+    by_class = [line.split() for line in photos[2:]]
+    assert [(words[-1], words[-2]) for words in by_class] == [("a", "8"), ("b", "8"), ("c", "8")]
+    top1 = sum(float(words[1].rstrip("%")) for words in by_class) / 3
+    assert f"{top1:.1f}" == f"{float(photos[1].split()[1].rstrip('%')):.1f}"
+
+
+def test_evaluate_run__set_changes_how_it_evaluates(run, capsys):
+    plain, mirrored = [], []
+    for lines, settings in ((plain, []), (mirrored, ["data.val_mirror=true", "data.val_short_side=40"])):
+        evaluate_run(run / "jpeg", None, settings, False, world())
+        lines += capsys.readouterr().out.splitlines()[1:]
+    assert len(plain) == 1 and plain != mirrored
+
+
+def test_evaluate_run__names_what_does_not_fit_in_a_folder_of_pictures(run, tmp_path):
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="found a folder dog, expected only the 3 classes of the network, a to c"):
+        evaluate_run(run / "raw", tmp_path, [], False, world())
+    (tmp_path / "dog").rename(tmp_path / "b")
+    with pytest.raises(ValueError, match="b/1.png: found no picture .*: take the file away"):
+        evaluate_run(run / "raw", tmp_path, [], False, world())

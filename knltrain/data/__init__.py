@@ -2,6 +2,7 @@
 
 from .augment import Augment, read_mean_image
 from .dataset import DataSet
+from .folder import PictureFolder
 from .loader import EvalLoader, Loader
 from .pack import pack
 from .sampler import Order, eval_rows
@@ -14,6 +15,7 @@ __all__ = [
     "EvalLoader",
     "Loader",
     "Order",
+    "PictureFolder",
     "ShardError",
     "Synthetic",
     "eval_rows",
