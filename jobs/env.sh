@@ -65,34 +65,50 @@ fi
 say() { echo "$(date +%T) [job ${SLURM_JOB_ID:-local}.${SLURM_RESTART_COUNT:-0}] $*"; }
 
 # survive RUN COMMAND...: run a training so that it outlives its time limit and its nodes.
-#   SIGUSR1 (before the time limit, --signal=B:USR1@...) and SIGTERM (preemption) only make RUN/stop: signals sent to
-#   512 ranks kill those that are not listening yet. How it went is what RUN/status says, not the exit code:
-#   of 512 exit codes the first one counts, and srun turns it into something else.
+#   SIGUSR1 (before the time limit, --signal=B:USR1@$WARNING) and SIGTERM only make RUN/stop: signals sent to 512 ranks
+#   kill those that are not listening yet. After USR1 the job goes back into the queue. TERM is scancel, which wants it
+#   to end, or a preemption, after which SLURM requeues by itself. How it went is what RUN/status says, not the exit
+#   code: of 512 exit codes the first one counts, and srun turns it into something else. A status counts only if it
+#   repeats the name of this launch: an older one, or that of another job in RUN, says nothing about us.
 survive() {
-  local run=$1 step rc=0 state rest newest
+  local run=$1 step rc=0 state rest launch cause='' newest left
   shift
-  mkdir -p "$run"
-  rm -f "$run/stop"
+  export KNLTRAIN_LAUNCH=${SLURM_JOB_ID:-local}.${SLURM_RESTART_COUNT:-0}.$$
+  trap 'cause=limit; say "asked to stop: the ranks save and leave"; echo "$KNLTRAIN_LAUNCH" >"$run/stop"' USR1
+  trap 'cause=${cause:-cancel}; say "told to end: the ranks save and leave"; echo "$KNLTRAIN_LAUNCH" >"$run/stop"' TERM
+  trap 'cause=cancel; echo "$KNLTRAIN_LAUNCH" >"$run/stop"' INT
+  left=$(seconds_left)
+  if [ "${left:-$((WARNING + 1))}" -le "$WARNING" ]; then
+    say "the time limit leaves $left s, and the warning comes $WARNING s before it: ask for a longer --time"
+    return 2
+  fi
+  mkdir -p "$run" || return 2
   newest=$(newest_checkpoint "$run")
   say "${SLURM_JOB_NODELIST:-$(hostname)}: $*"
   "$@" &
   step=$!
-  trap 'say "asked to stop: the ranks save and leave"; touch "$run/stop"' USR1 TERM
-  trap 'touch "$run/stop"' INT
   wait "$step" || rc=$?
   while kill -0 "$step" 2>/dev/null; do # a trapped signal ends a wait early
     rc=0
     wait "$step" || rc=$?
   done
-  state=none rest=
-  [ ! -r "$run/status" ] || read -r state rest <"$run/status"
+  sweep_nodes
+  if [ -e "$run/refused.$KNLTRAIN_LAUNCH" ]; then
+    say "not started: $(cat "$run/refused.$KNLTRAIN_LAUNCH")"
+    rm -f "$run/refused.$KNLTRAIN_LAUNCH"
+    return 73
+  fi
+  { read -r state rest && read -r launch; } 2>/dev/null <"$run/status" || launch=
+  [ "$launch" = "$KNLTRAIN_LAUNCH" ] || state=none rest=
   say "the ranks ended with $rc, status: $state $rest"
+  [ "$state" = "done" ] || say "newest checkpoint: $(newest_checkpoint "$run"); submitted again with RUN=$run the job goes on from it"
   case $state in
   "done") return 0 ;;
-  stopped) ;;
-  running) # died without a word: a node, the network, memory; twice at the same place is no accident
-    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ "$newest" = "$(newest_checkpoint "$run")" ]; then
-      say "no checkpoint was gained since the last start: not trying again"
+  stopped | running | died | starting | none)
+    [ "$cause" != cancel ] || return 143 # scancel or a preemption: SLURM knows what to do
+    [ "$state" != stopped ] || [ "$cause" = limit ] || return 0 # somebody made RUN/stop
+    if [ "$state" != stopped ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ "$newest" = "$(newest_checkpoint "$run")" ]; then
+      say "no checkpoint was gained since the last start: not trying again" # twice at the same place is no accident
       return 1
     fi ;;
   *) return $((rc ? rc : 1)) ;; # failed: the next attempt would end alike
@@ -104,6 +120,19 @@ survive() {
   fi
   say "back into the queue"
   scontrol requeue "$SLURM_JOB_ID"
+}
+
+seconds_left() { # until the time limit of this job; nothing where there is none
+  local end
+  [ -n "${SLURM_JOB_ID:-}" ] || return 0
+  end=$(scontrol show job -o "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/.* EndTime=\([0-9T:-]*\) .*/\1/p')
+  end=$(date -d "${end:-none}" +%s 2>/dev/null) && echo $((end - $(date +%s)))
+}
+
+WARNING=${WARNING:-300} # seconds: of --signal=B:USR1@300 in the scripts
+
+sweep_nodes() { # what killed ranks left in shared memory
+  [ -z "${SLURM_JOB_ID:-}" ] || srun --ntasks-per-node=1 -n "${SLURM_NNODES:-1}" python -m knltrain sweep >/dev/null 2>&1 || true
 }
 
 newest_checkpoint() { find "$1/checkpoints" -name 'checkpoint-*.h5' 2>/dev/null | sort | tail -n 1; }

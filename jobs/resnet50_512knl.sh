@@ -14,7 +14,7 @@
 #SBATCH --exclusive --mem=0 --time=02:00:00
 #SBATCH --signal=B:USR1@300 --requeue --open-mode=append --output=%x-%j.out
 DATA=${DATA:-${SCRATCH:-$HOME}/imagenet-squares} # edit 2: holds train/ and val/, from KIND=squares jobs/pack_imagenet.sh
-RUN=${RUN:-${SCRATCH:-$HOME}/runs/resnet50_512knl} # edit 3: checkpoints, log, status; submit again with the same one to go on
+RUN=${RUN:-${SCRATCH:-$HOME}/runs/resnet50_512knl${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}} # edit 3: checkpoints, log, status; submit again with the same one to go on
 set -u
 # shellcheck source=jobs/env.sh
 . "${KNLTRAIN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/jobs/env.sh" || exit 2

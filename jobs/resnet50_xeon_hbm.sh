@@ -12,7 +12,7 @@
 #SBATCH --exclusive --mem=0 --time=10:00:00
 #SBATCH --signal=B:USR1@300 --requeue --open-mode=append --output=%x-%j.out
 DATA=${DATA:-${SCRATCH:-$HOME}/imagenet} # edit 2: holds train/ and val/, from jobs/pack_imagenet.sh
-RUN=${RUN:-${SCRATCH:-$HOME}/runs/resnet50_xeon_hbm} # edit 3: checkpoints, log, status; submit again with the same one to go on
+RUN=${RUN:-${SCRATCH:-$HOME}/runs/resnet50_xeon_hbm${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}} # edit 3: checkpoints, log, status; submit again with the same one to go on
 set -u
 # shellcheck source=jobs/env.sh
 . "${KNLTRAIN_ROOT:-${SLURM_SUBMIT_DIR:-.}}/jobs/env.sh" || exit 2

@@ -8,7 +8,6 @@ bytes. A file is written under a temporary name, synced, renamed, and the folder
 import io
 import json
 import math
-import os
 import re
 import zlib
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 
 from .hdf5 import Untrusted, attributes, opened, stored
 from .keys import Rule, shown
+from .whole import TEMPORARY, write_whole
 
 FORMAT, VERSION = "knltrain-checkpoint", 1
 FACTS = {
@@ -36,7 +36,7 @@ META = {
     "experiment": Rule("all that the result depends on", dict),
 }
 CRC32 = {"crc32": Rule("of name, type, shape and bytes", int, most=2**32 - 1)}
-TEMPORARY = ".tmp"
+FOLDER = "checkpoints"  # in a run folder
 NAME = re.compile(r"checkpoint-(\d+)\.h5")
 
 
@@ -61,10 +61,10 @@ def save(folder, step: int, arrays: dict[str, np.ndarray], meta: dict, *, keep: 
     path = folder / f"checkpoint-{step:07d}.h5"
     contents = json.dumps({"step": step, "meta": {**meta, "step": step}, "names": list(arrays)})
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # not its parent: a run folder that is gone must be noticed
         for left_over in folder.glob(f"*{TEMPORARY}"):  # of a run that was killed while it wrote
             left_over.unlink()
-        _replace(path, lambda temporary: _write(temporary, contents, arrays))
+        write_whole(path, lambda temporary: _write(temporary, contents, arrays))
         if best_metric is not None:
             _note_best(folder, path.name, step, float(best_metric))
         _drop_old(folder, step, keep)
@@ -127,32 +127,11 @@ def _checksum(name: str, array: np.ndarray) -> np.uint32:
     return np.uint32(zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), zlib.crc32(head)))
 
 
-def _replace(path: Path, write: Callable[[Path], None]):
-    """Let `write` make a temporary file and put it, synced, in the place of `path`; on any error nothing changes."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)  # the new name itself must reach the disk
-
-
-def _sync(path: Path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _note_best(folder: Path, name: str, step: int, metric: float):
     best = _read_best(folder)
     if best is None or metric > best["metric"] or not (folder / best["name"]).exists():
         text = json.dumps({"name": name, "step": step, "metric": metric})
-        _replace(folder / "best.json", lambda temporary: temporary.write_text(text + "\n"))
+        write_whole(folder / "best.json", text + "\n")
 
 
 def _read_best(folder: Path) -> dict | None:
@@ -185,6 +164,17 @@ def best_checkpoint(folder) -> Path | None:
     best = _read_best(Path(folder))
     path = Path(folder) / best["name"] if best else None
     return path if path and path.exists() else None
+
+
+def advice(run_dir) -> str:
+    """What there is to go on from in a run folder, and the command that does; "" where there is nothing."""
+    newest = next(reversed(checkpoints(Path(run_dir) / FOLDER)), None)
+    if newest is None:
+        return ""
+    return (
+        f"newest checkpoint: {newest}; go on with: "
+        f"knltrain train {Path(run_dir) / 'recipe.toml'} --run {run_dir} --resume auto"
+    )
 
 
 def _step(path: Path) -> int:

@@ -1,8 +1,8 @@
 """The `knltrain` command: read the arguments, call one function, turn errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a defect of this program (traceback), 2 something the user can mend (one line), 130 Ctrl-C,
-141 nobody reads the output any more (no word), 143 training stopped by SIGTERM. KNLTRAIN_DEBUG=1 shows the traceback of
-the second kind too, which helps where NumPy raised a ValueError by our fault.
+Exit codes: 0 done, 1 a defect of this program (traceback), 2 something the user can mend (one line), 73 the run folder
+belongs to another run, 130 Ctrl-C, 141 nobody reads the output any more (no word), 143 training stopped by SIGTERM.
+KNLTRAIN_DEBUG=1 shows the traceback of 2 too, which helps where NumPy raised a ValueError by our fault.
 """
 
 import argparse
@@ -34,19 +34,23 @@ def _explain(error: BaseException, rank: int | None = None) -> int:
         lines, code = [], 141
     else:
         expected = isinstance(error, EXPECTED)
-        code = 2 if expected else 1
+        code = getattr(error, "exit_code", 2 if expected else 1)
         text = str(error)
         if isinstance(error, OSError) and error.strerror:
             text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         elif not expected or not text:
             text = f"{type(error).__name__}: {text}"
-        lines = [f"error: {printable(text)}"]
+        lines = [f"error: {printable(text)}", *filter(None, getattr(error, "__notes__", []))]
         if not expected or os.environ.get("KNLTRAIN_DEBUG") == "1":
             lines = [*map(printable, "".join(traceback.format_exception(error)).splitlines()), *lines]
     start = "knltrain: " if rank is None else f"knltrain: rank {rank}: "
     sys.stderr.write("".join(f"{start}{line}\n" for line in lines))
     sys.stderr.flush()
     return code
+
+
+def _line(text: str):
+    print(f"knltrain: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -79,15 +83,24 @@ def _train(args):
     from .comm import world
 
     with all_ranks(world()) as comm:
-        clock.mark("mpi")
-        share_kernels(comm, args.recipe, args.set)
-        clock.mark("kernels")
-        from .config import load_recipe
-        from .train import train
+        from .lifecycle import Lifecycle
 
-        clock.mark("imports")
-        run_dir = args.run or Path("runs") / args.recipe.stem
-        return train(load_recipe(args.recipe, args.set), run_dir, args.resume, comm, args.inject, clock)
+        clock.mark("mpi")
+        with Lifecycle(args.run or Path("runs") / args.recipe.stem, comm, _line) as life:
+            share_kernels(comm, args.recipe, args.set)
+            clock.mark("kernels")
+            from .checkpoint import advice
+            from .config import load_recipe
+            from .train import train
+
+            clock.mark("imports")
+            recipe = load_recipe(args.recipe, args.set)
+            life.claim()
+            try:
+                return train(recipe, life, args.resume, comm, args.inject, clock)
+            except Exception as error:
+                error.add_note(advice(life.run_dir))
+                raise
 
 
 def _evaluate(args):
@@ -121,6 +134,12 @@ def _pack(args):
             threads=take_share(comm).threads,
             comm=comm,
         )
+
+
+def _sweep(args):
+    from .leaks import sweep
+
+    print(f"{len(sweep())} files of dead processes removed")
 
 
 def _verify(args):
@@ -432,6 +451,9 @@ def _parser() -> argparse.ArgumentParser:
     overlap.add_argument("--wire", default="fp32", help="as comm.wire (default fp32)")
     overlap.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
     overlap.set_defaults(run_command=_bench_overlap)
+
+    sweep = commands.add_parser("sweep", help="remove what killed runs left in /dev/shm and /tmp of this node")
+    sweep.set_defaults(run_command=_sweep)
 
     doctor = commands.add_parser("doctor", help="what is wrong with these nodes; alone, under mpiexec or srun")
     doctor.add_argument("--data", type=Path, metavar="DIR", help="shards to look into")

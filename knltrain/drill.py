@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import CheckpointError, checkpoints, load
+from .checkpoint import FOLDER, CheckpointError, checkpoints, load
 from .data.shards import Row, finish_shard, write_shard
 from .lifecycle import STATUS
-from .restart import FOLDER
 
 STEPS, SLOTS = 12, 16
 LIMIT_S = 60  # longer is a hang

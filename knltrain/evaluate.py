@@ -8,14 +8,14 @@ import numpy as np
 
 from kernels import rank_of_label
 
-from .checkpoint import CheckpointError, best_checkpoint, load, load_latest
+from .checkpoint import FOLDER, CheckpointError, best_checkpoint, load, load_latest
 from .config import load_recipe
 from .data import Augment, DataSet, EvalLoader, PictureFolder, eval_rows
 from .experiment import center_crop, make_model
 from .machine import take_share
 from .models import Model
 from .report import RECIPE
-from .restart import FOLDER, apply_state
+from .restart import apply_state
 from .text import printable
 
 
@@ -40,15 +40,20 @@ class Accuracy:
         return self.correct_of_five / self.images
 
 
-def evaluate(model: Model, data: DataSet, augment: Augment, comm, threads: int = 1, mirror: bool = False) -> Accuracy:
+def evaluate(
+    model: Model, data: DataSet, augment: Augment, comm, threads: int = 1, mirror: bool = False, stop=lambda: False
+) -> Accuracy | None:
     """Top-1 and top-5 of `model` with its running statistics, the rows of `data` divided over the ranks of `comm`.
 
-    mirror: an image counts by the sum of its logits and those of its mirror image.
+    mirror: an image counts by the sum of its logits and those of its mirror image. stop(): asked before each batch;
+    where it says yes on any rank, the evaluation is left, and None returned on all.
     Labels that tie for a place are counted by the lower class first, so the result is the same on every machine.
     """
-    batch, counts = model.slot_batch, np.zeros((len(data.class_names), 3), np.int64)
+    batch, counts, left = model.slot_batch, np.zeros((len(data.class_names), 3), np.int64), False
     with EvalLoader(data, eval_rows(len(data), comm.rank, comm.size, batch), augment, threads=threads) as loader:
         for part in loader:
+            if left := stop():
+                break
             count = len(part.labels)
             model.feed(part.images)
             logits = model.infer()
@@ -60,6 +65,8 @@ def evaluate(model: Model, data: DataSet, augment: Augment, comm, threads: int =
             rank_of_label(logits[:count], part.labels, ranks)
             for column, counted in enumerate((ranks >= 0, ranks < 1, ranks < 5)):
                 np.add.at(counts[:, column], part.labels[counted], 1)
+    if any(comm.gather(int(left))):
+        return None
     comm.sum(counts)
     return Accuracy(*counts.sum(0).tolist(), tuple(map(tuple, counts.tolist())))
 

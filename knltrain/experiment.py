@@ -79,11 +79,11 @@ def make_exchange(recipe: Recipe, comm) -> Exchange:
     return Exchange(comm, c.algorithm, c.wire, c.pretended_nodes, c.pretended_bandwidth)
 
 
-def watch_ranks(recipe: Recipe, data: DataSet, comm) -> Watch:
+def watch_ranks(recipe: Recipe, data: DataSet, comm, last_words=lambda: "") -> Watch:
     """A watch over all ranks, after a look whether they are about to do the same. Raises ValueError if not."""
     versions = {"kernels": ARCH.name, "NumPy": np.__version__, "Numba": numba.__version__, "knltrain": __version__}
     compare_signatures(comm, identity(recipe, data) | versions)
-    return Watch(comm, recipe.comm.stall_warn_s, recipe.comm.stall_end_s)
+    return Watch(comm, recipe.comm.stall_warn_s, recipe.comm.stall_end_s, last_words)
 
 
 def make_model(recipe: Recipe, classes: int, slots: int = 0, ranks_on_node: int = 1, gradient_memory=None) -> Model:

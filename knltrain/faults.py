@@ -22,9 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import checkpoints
+from .checkpoint import FOLDER, checkpoints
 from .lifecycle import STOP
-from .restart import FOLDER
 
 DEFAULTS = {"rank": 0, "step": 1, "ms": 200, "seconds": 5}
 FULL_BYTES = 64 << 10

@@ -16,7 +16,7 @@ import ctypes
 import os
 import socket
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numba
 
@@ -42,6 +42,7 @@ class Placement:
     threads: int
     ranks_on_node: int
     bound: bool = False
+    first_on_node: bool = True
     spans: list = field(default_factory=list)  # NUMA nodes of the compute CPUs
 
     def table(self) -> list[str]:
@@ -102,7 +103,7 @@ def plan(topology: Topology, neighbours: int, position: int, environment=os.envi
     spans = sorted({topology.node_of(cpu) for cpu in parts["compute"]})
     bound = environment.get("KNLTRAIN_BIND") == "1"
     return Placement(
-        parts["compute"], parts["communication"], parts["reader"], memory, threads, neighbours, bound, spans
+        parts["compute"], parts["communication"], parts["reader"], memory, threads, neighbours, bound, spans=spans
     )  # fmt: skip
 
 
@@ -134,9 +135,10 @@ def take_share(comm) -> Placement:
     if placement.bound:
         os.sched_setaffinity(0, placement.compute)
     if placement.memory and not _prefer_memory(placement.memory):
-        placement = Placement(**{**vars(placement), "memory": []})
+        placement = replace(placement, memory=[])
     set_threads(threads)
-    return Placement(**{**vars(placement), "threads": threads, "ranks_on_node": on_node})
+    first = all(host != place[0] for host, _ in places[: comm.rank])
+    return replace(placement, threads=threads, ranks_on_node=on_node, first_on_node=first)
 
 
 def _processor() -> str:

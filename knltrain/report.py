@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from .text import printable
+from .whole import write_whole
 
 LOG, RECIPE = "log.jsonl", "recipe.toml"
 WINDOW_S = 20.0  # images/s is taken over the steps of so many last seconds, at least one step
@@ -57,8 +58,8 @@ class Report:
     def start(self, recipe_text: str, facts: dict, lines: list[str]):
         """Store the resolved recipe and the machine's facts in the run folder, and print lines: the derived numbers."""
         if not self.quiet:
-            _store(self.run_dir / RECIPE, recipe_text)
-            _store(self.run_dir / "machine.json", json.dumps(facts, indent=2) + "\n")
+            write_whole(self.run_dir / RECIPE, recipe_text)
+            write_whole(self.run_dir / "machine.json", json.dumps(facts, indent=2) + "\n")
             for line in lines:
                 self._print(line)
 
@@ -160,13 +161,6 @@ def _open_log(run_dir: Path):
             if bytes_of_log.read() != b"\n":
                 log.write("\n")
     return log
-
-
-def _store(path: Path, text: str):
-    """Write a file whole or not at all: a kill between the two leaves the old one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _jsonable(value):

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from .background import Writer
-from .checkpoint import CheckpointError, checkpoints, load_latest, save
+from .checkpoint import FOLDER, CheckpointError, checkpoints, load_latest, save
 from .keys import shown
 
-FOLDER = "checkpoints"  # in the run folder
 LENGTH = "run.epochs"  # of an experiment; may grow
 PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
-LAST_LIMIT_S = 120.0  # a run that leaves tries so long to write its last checkpoint
+LAST_LIMIT_S = 20.0  # a run that leaves tries so long to write its last checkpoint
 FAILING_LIMIT_S = 5.0  # a run that fails waits so long for the one under way: the other ranks hang as long
 
 
@@ -25,14 +24,14 @@ class Restart:
 
     experiment: everything that the result depends on, as a flat dict of JSON-able values; a checkpoint of another
     experiment is refused, but for one that is only shorter. keep: how many of the newest checkpoints stay. every_s:
-    seconds of training that may be lost at most; 0: only what `save` is called for. warn: told of damaged ones and of a
-    disk that refuses.
+    seconds of training that may be lost at most; 0: only what `save` is called for. note: told of damaged ones, a
+    disk that refuses, a new beginning.
     """
 
-    def __init__(self, run_dir: Path, model, optimizer, comm, experiment: dict, keep: int, every_s: float, warn):
+    def __init__(self, run_dir: Path, model, optimizer, comm, experiment: dict, keep: int, every_s: float, note):
         self.folder, self.parameters, self.optimizer = Path(run_dir) / FOLDER, model.parameters, optimizer
         self.comm, self.experiment, self.keep, self.every_s = comm, experiment, keep, every_s
-        self.warn = lambda message: warn(f"warning: {message}")
+        self.note, self.warn = note, lambda message: note(f"warning: {message}")
         self.last_saved, self.last_time, self.missed = None, time.monotonic(), False
         self.begun_epochs = 0.0  # where a run is made longer: how long it was
         self.copy = None
@@ -62,6 +61,7 @@ class Restart:
             return 0, 0.0
         found = load_latest(self.folder, self.warn)
         if found is None:
+            self.note(f"no run here: beginning anew in {self.folder.parent}")
             return 0, 0.0
         arrays, meta = found
         begun = meta["experiment"]

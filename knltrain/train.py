@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 
 from kernels import ARCH, THREADING_LAYER, sample_key
 
+from .checkpoint import FOLDER, advice, best_checkpoint
 from .comm import Trace, compare_replicas
 from .config import Recipe, derive, resolved
 from .evaluate import evaluate
@@ -26,6 +26,7 @@ from .experiment import (
     watch_ranks,
 )
 from .faults import Faults
+from .leaks import sweep
 from .lifecycle import Lifecycle
 from .machine import take_share
 from .optim import learning_rate
@@ -35,20 +36,23 @@ from .restart import Restart
 DROPOUT = 2  # purpose of the random numbers that are not augmentation's
 
 
-def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> int:
-    """Train `recipe` on the ranks of `comm`; everything that is kept goes to `run_dir`.
+def train(recipe: Recipe, life: Lifecycle, resume: str, comm, inject, clock) -> int:
+    """Train `recipe` on the ranks of `comm`; everything that is kept goes to the run folder, which `life` owns.
 
     resume: "auto" continues from the newest good checkpoint of run_dir, to the bit, also on another number of ranks;
     "never" demands a folder without one. inject: faults to suffer, for drills. clock: of the start-up. Returns an exit
     code: 0, or 128 + the signal's number after a stop by a signal; a stop saves a checkpoint first.
     """
+    run_dir = life.run_dir
     faults = Faults(inject, comm.rank, run_dir)
     placement = take_share(comm)
+    if placement.first_on_node:
+        sweep()
     data, val = open_data(recipe, comm)
     derived = derive(recipe, len(data))
     clock.mark("shards")
     slots = own_slots(derived.slots, comm)
-    watch, exchange = watch_ranks(recipe, data, comm), make_exchange(recipe, comm)
+    watch, exchange = watch_ranks(recipe, data, comm, lambda: advice(run_dir)), make_exchange(recipe, comm)
     model = make_model(recipe, len(data.class_names), len(slots), placement.ranks_on_node, exchange.allocate)
     optimizer = make_optimizer(recipe, model)
     optimizer.check_start(*(learning_rate(early, **derived.schedule) for early in (0, 1)))
@@ -58,12 +62,12 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
     report = Report(run_dir, comm.rank, derived.total_steps, recipe.batch.global_batch, recipe.run.log_every_seconds)
     every_s, keep = 60 * recipe.run.checkpoint_every_minutes, recipe.run.keep_checkpoints
     restart = Restart(run_dir, model, optimizer, comm, identity(recipe, data), keep, every_s, report.note)
-    life = Lifecycle(run_dir, comm.rank, report.note)
+    life.warn = report.note
     trace = Trace(run_dir / f"trace-{comm.rank:05}.json", comm.rank, recipe.comm.trace_steps)
     scalars = model.parameters.scalars
 
     with (
-        closing(report), life, closing(restart), closing(reducer),
+        closing(report), closing(restart), closing(reducer),
         closing(make_loader(recipe, derived, data, slots)) as loader,
     ):  # fmt: skip
         clock.mark("model")
@@ -72,6 +76,7 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
             report.note(_prolonged(recipe, derived, len(data), restart.begun_epochs, step))
         if comm.gather(life.finished(derived.total_steps))[0]:
             report.note(f"{run_dir} is done after step {derived.total_steps}: nothing is left to train")
+            life.end(step, derived.total_steps)
             return 0
         facts = {"ranks": comm.size, "threads_per_rank": placement.threads, "mpi": comm.library}
         facts = machine_facts(**facts, kernels=ARCH.name, openmp=THREADING_LAYER, processes=watch.places)
@@ -113,9 +118,13 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
             top1 = None
             if evaluating:
                 crop, threads, mirror = center_crop(recipe, val), recipe.data.reader_threads, recipe.data.val_mirror
-                result = evaluate(model, val, crop, comm, threads, mirror)
-                report.evaluation(step, epoch, result.top1, result.top5, result.images)
-                top1 = result.top1
+                result = evaluate(model, val, crop, comm, threads, mirror, life.stop_asked)
+                if result:
+                    report.evaluation(step, epoch, result.top1, result.top5, result.images)
+                    top1 = result.top1
+                else:
+                    report.note("the evaluation was left, as a stop is asked for")
+                    scalars[2], saving = 1, True
             checking = _due(step, recipe.comm.check_every_steps, derived.total_steps) and comm.size > 1
             if saving or checking:
                 update.complete()
@@ -126,7 +135,10 @@ def train(recipe: Recipe, run_dir: Path, resume: str, comm, inject, clock) -> in
         restart.leave(step)
         life.end(step, derived.total_steps)
         if step < derived.total_steps:
-            report.note(f"stopped as asked after step {step}, saved: continue with --resume auto")
+            report.note(f"stopped as asked after step {step}; {advice(run_dir)}")
+        else:
+            best = best_checkpoint(run_dir / FOLDER)
+            report.note(f"done; {f'best checkpoint: {best}; ' * bool(best)}evaluate with: knltrain evaluate {run_dir}")
     return max(comm.gather(life.exit_code))  # nobody leaves before all is written
 
 

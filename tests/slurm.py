@@ -44,6 +44,8 @@ PropagateResourceLimitsExcept=MEMLOCK
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2
 ReturnToService=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SlurmdTimeout=10
 KillWait=5
 JobRequeue=1
@@ -88,7 +90,9 @@ class Cluster:
             ports = f"[{self.port + 1 + nodes}-{self.port + declared}]"
             rest = f"NodeName=knl[{nodes + 1:03}-{declared:03}] NodeHostname={host} NodeAddr=127.0.0.1"
             lines.append(f"{rest} Port={ports} State=DOWN Reason=declared-only")
-        lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE")
+        common = "Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE"
+        lines.append(f"PartitionName=main Default=YES PriorityTier=1 GraceTime=20 {common}")
+        lines.append(f"PartitionName=urgent PriorityTier=2 {common}")
         return "\n".join(lines) + "\n"
 
     # ---- up and down -----------------------------------------------------------------------------------------
@@ -120,7 +124,8 @@ class Cluster:
         self._start("slurmctld", ["slurmctld", "-D"])
         for name in self.names:
             self.start_node(name)
-        _until(lambda: self.run("sinfo", "-hN", "-t", "idle", "-o", "%N").split() == self.names, 90, "the nodes")
+        idle = ("sinfo", "-hN", "-p", "main", "-t", "idle", "-o", "%N")
+        _until(lambda: self.run(*idle).split() == self.names, 90, "the nodes")
 
     def _start(self, name, command):
         with open(self.folder / f"{name}.out", "ab") as out:

@@ -21,13 +21,16 @@ MAY_IMPORT = {
     "knltrain.data": {
         "kernels", "knltrain.hdf5", "knltrain.keys", "knltrain.text", "numpy", "h5py", "PIL", "simplejpeg",
     },
-    "knltrain.checkpoint": {"knltrain.hdf5", "knltrain.keys", "numpy", "h5py"},
+    "knltrain.checkpoint": {"knltrain.whole", "knltrain.hdf5", "knltrain.keys", "numpy", "h5py"},
     "knltrain.background": set(),
     "knltrain.restart": {"knltrain.background", "knltrain.checkpoint", "knltrain.keys", "knltrain.models", "numpy"},
-    "knltrain.lifecycle": set(),
+    "knltrain.lifecycle": {"knltrain.lock", "knltrain.whole"},
     "knltrain.keys": set(),
     "knltrain.text": set(),
     "knltrain.hdf5": {"knltrain.keys", "numpy", "h5py"},
+    "knltrain.whole": set(),
+    "knltrain.lock": set(),
+    "knltrain.leaks": set(),
     "knltrain.startup": {"kernels", "numpy"},
     "knltrain.doctor": {
         "kernels", "knltrain.arena", "knltrain.data", "knltrain.machine", "knltrain.report", "knltrain.hardware",
@@ -36,7 +39,7 @@ MAY_IMPORT = {
     "knltrain.faults": {"knltrain.checkpoint", "knltrain.lifecycle", "knltrain.restart", "numpy"},
     "knltrain.hardware": set(),
     "knltrain.machine": {"kernels", "knltrain.report", "knltrain.hardware", "numba"},
-    "knltrain.report": {"knltrain", "kernels", "knltrain.text", "numpy"},
+    "knltrain.report": {"knltrain", "knltrain.whole", "kernels", "knltrain.text", "numpy"},
     "knltrain.pictures": {"numpy", "PIL"},
     "knltrain.plots": {"numpy", "matplotlib"},
     "knltrain.bench": {

@@ -103,6 +103,51 @@ def test_job__before_its_time_limit_saves_requeues_and_goes_on_with_two_nodes_fo
     same(newest_state(folder, "limit"), whole)
 
 
+def test_job__that_is_cancelled_saves_and_does_not_come_back(cluster, folder, whole):
+    job = Submitted(cluster, folder, "cancel", *SLOW, nodes=2)
+    job.until_step(3)
+    cluster.run("scancel", job.id)
+    assert job.wait() == "CANCELLED", job.text()
+    limit = time.monotonic() + 30
+    while "the ranks ended" not in job.text() and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert "status: stopped step" in job.text() and "back into the queue" not in job.text(), job.text()
+    assert cluster.job(job.id)["Restarts"] == "0"
+    again = Submitted(cluster, folder, "cancel", nodes=1)
+    assert again.wait() == "COMPLETED" and "continuing after step" in again.text(), again.text()
+    same(newest_state(folder, "cancel"), whole)
+
+
+@pytest.mark.parametrize("old", ["done step 12", "stopped step 3", None])
+def test_job__does_not_believe_an_old_status(cluster, folder, old):
+    run = folder / f"stale{old and old[:4]}"
+    if old:
+        run.mkdir()
+        (run / "status").write_text(old + "\n")
+    job = Submitted(cluster, folder, run.name, "--set", "data.train=/nowhere", nodes=1)
+    assert job.wait() == "FAILED", job.text()
+    assert "status: failed ShardError" in job.text() and "back into the queue" not in job.text()
+    assert (run / "status").read_text().startswith("failed ShardError: /nowhere")
+
+
+def test_job__second_in_a_run_folder_is_refused_and_the_first_goes_on(cluster, folder, whole):
+    first = Submitted(cluster, folder, "shared_run", *SLOW, nodes=2)
+    first.until_step(2)
+    env = {"KNLTRAIN_LAUNCH": ""}
+    second = Submitted(cluster, folder, "shared_run", nodes=2, options=["-o", str(folder / "second.out")], **env)
+    assert second.wait() == "FAILED"
+    text = (folder / "second.out").read_text()
+    assert "not started: " in text and "belongs to a run that is alive" in text and "job " + first.id in text, text
+    assert first.wait() == "COMPLETED", first.text()
+    same(newest_state(folder, "shared_run"), whole)
+
+
+def test_job__whose_time_limit_is_shorter_than_the_warning_says_so_at_once(cluster, folder):
+    job = Submitted(cluster, folder, "short", nodes=1, options=["--time=3"])
+    assert job.wait() == "FAILED"
+    assert "ask for a longer --time" in job.text() and not (folder / "short").exists()
+
+
 def test_job__whose_node_dies_is_requeued_and_goes_on_on_the_others(cluster, folder, whole):
     settings = ["--set", "run.checkpoint_every_steps=1"]
     job = Submitted(cluster, folder, "node", *SLOW, *settings, nodes=2, options=["-w", "knl002,knl003"])
@@ -141,20 +186,20 @@ def test_job__stops_requeueing_after_the_cap(cluster, folder):
 
 
 def test_job__array_of_seeds(cluster, folder):
-    """Two tasks of one array, one node each: RUN follows from the task's number in a line of the user's."""
+    """Two tasks of one array, one node each: the default RUN has the task's number."""
     script = folder / "seeds.sh"
-    task = "$SLURM_ARRAY_TASK_ID"
-    script.write_text(f'#!/bin/bash\nRUN="$RUN-{task}" exec bash {JOB} --set "run.seed={task}"\n')
-    env = {"DATA": str(folder), "RUN": str(folder / "seed"), "RECIPE": str(folder / "tiny.toml")}
+    script.write_text(f'#!/bin/bash\nexec bash {JOB} --set "run.seed=$SLURM_ARRAY_TASK_ID"\n')
+    env = {"DATA": str(folder), "SCRATCH": str(folder), "RECIPE": str(folder / "tiny.toml")}
     env |= {"KNLTRAIN_VENV": "none", "PATH": os.path.dirname(sys.executable) + os.pathsep + cluster.env["PATH"]}
     env |= {"NUMBA_NUM_THREADS": "1"}
     options = ["--array=1-2", "-N", "1", "-n", "1", *OPTIONS, "-o", str(folder / "seed-%a.out")]
     cluster.submit(*options, str(script), env=env, cwd=ROOT)
     limit = time.monotonic() + 60
-    while not all((folder / f"seed-{i}" / "DONE").exists() for i in (1, 2)):
+    runs = [f"runs/alexnet_512knl-{i}" for i in (1, 2)]
+    while not all((folder / run / "DONE").exists() for run in runs):
         assert time.monotonic() < limit, (folder / "seed-1.out").read_text()
         time.sleep(0.2)
-    one, two = (newest_state(folder, f"seed-{i}") for i in (1, 2))
+    one, two = (newest_state(folder, run) for run in runs)
     assert (one["value/conv1.w"] != two["value/conv1.w"]).any()
 
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from knltrain import checkpoint
+from knltrain import whole
 from knltrain.checkpoint import CheckpointError, best_checkpoint, checkpoints, load, load_latest, save
 from knltrain.restart import apply_state
 
@@ -194,7 +194,7 @@ def test_save__killed_before_the_rename_leaves_the_last_good_one(tmp_path):
     save(tmp_path, 1, arrays(), META, keep=2)
     script = (
         "import os, sys; import numpy as np; from knltrain import checkpoint;"
-        "checkpoint.os.replace = lambda *names: os._exit(9);"
+        "os.replace = lambda *names: os._exit(9);"
         "checkpoint.save(sys.argv[1], 2, {'w': np.ones(1000)}, {'previous_lr': 0.1, 'experiment': {}}, keep=2)"
     )
     root = Path(__file__).parents[1]
@@ -211,7 +211,7 @@ def test_save__a_failing_disk_changes_nothing(tmp_path, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", full)
+    monkeypatch.setattr(whole, "_sync", full)
     with pytest.raises(CheckpointError, match="checkpoint-0000002.h5: cannot be written .*No space left") as error:
         save(tmp_path, 2, arrays(), META, keep=1)
     assert "\n" not in str(error.value)

@@ -10,7 +10,12 @@ from tinyrun import STEPS, newest_state, same, train, write_recipe
 
 from knltrain.background import Writer
 from knltrain.checkpoint import checkpoints, load
+from knltrain.comm import world
+from knltrain.data import Augment, Synthetic
+from knltrain.evaluate import evaluate
 from knltrain.faults import parse
+from knltrain.lock import Lock
+from knltrain.models import Model, build
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,34 @@ def test_done__a_run_is_prolonged_and_evaluated_otherwise(folder):
     assert result.returncode == 2 and "run.epochs = 5.0, now it is 4.0" in result.stderr
 
 
+def test_stop__is_obeyed_between_the_batches_of_an_evaluation():
+    class Life:
+        asked = 0
+
+        def stop(self):
+            self.asked += 1
+            return self.asked == 3
+
+    layers, shape = build("resnet_cifar8", width=8, input_size=8)
+    model, data, life = Model(layers, shape, 4, train=False), Synthetic(20, 8, 10), Life()
+    augment = Augment("none", 8, (0, 0, 0), (1, 1, 1))
+    assert evaluate(model, data, augment, world(), stop=life.stop) is None and life.asked == 3
+    assert evaluate(model, data, augment, world(), stop=lambda: False).images == 20
+
+
+def test_run__whose_folder_is_deleted_says_so_and_fails_soon(folder, monkeypatch):
+    script = (
+        "import knltrain.restart as r, knltrain.background as b, knltrain.lock as l, sys;from knltrain.cli import main;"
+        "r.LAST_LIMIT_S = 2.0; b.PAUSE_S = 0.5; l.BEAT_S = 0.1; import knltrain.faults as f;"
+        "f.KINDS['stop'] = lambda fault, model, run: run.rename(str(run) + '-away'); sys.exit(main(sys.argv[1:]))"
+    )
+    order = ["train", str(folder / "tiny.toml"), "--run", str(folder / "gone"), "--inject", "stop@step=4"]
+    result = run_mpi(1, "-c", script, *order, "--inject", "slow:ms=200")
+    assert result.returncode == 2, result.stderr
+    assert "gone is gone: what this run saves is lost" in result.stderr and "cannot be written" in result.stderr
+    assert not (folder / "gone").exists()
+
+
 def test_signal__on_any_rank_stops_all(folder, whole):
     result = train(folder, "signal", "--inject", "signal:rank=1@step=3", ranks=2)
     assert result.returncode == 143, result.stderr
@@ -73,16 +106,54 @@ def test_signal__on_any_rank_stops_all(folder, whole):
     same(newest_state(folder, "signal"), whole)
 
 
-@pytest.mark.parametrize(("fault", "left"), [("raise:rank=1@step=6", "running"), ("kill:rank=1@step=6", "running")])
-def test_crash__leaves_running_as_the_status_and_a_good_checkpoint(folder, whole, fault, left):
+@pytest.mark.parametrize(
+    ("fault", "left"), [("raise:rank=1@step=6", "died RuntimeError: injected"), ("kill:rank=1@step=6", "running")]
+)
+def test_crash__leaves_its_status_a_good_checkpoint_and_the_way_on(folder, whole, fault, left):
     run = fault.partition(":")[0]
     begin = time.monotonic()
     result = train(folder, run, "--inject", fault, "--set", "run.checkpoint_every_steps=2", ranks=2)
     assert result.returncode not in (0, 143) and time.monotonic() - begin < 60
     assert status(folder, run).startswith(left)
+    place = folder / run
+    advice = rf"newest checkpoint: {place}/checkpoints/\S+.h5; go on with: knltrain train {place}/recipe.toml --run"
+    assert re.search(advice, result.stderr), result.stderr
     assert load(checkpoints(folder / run / "checkpoints")[-1])[1]["step"] in (2, 4)
-    assert train(folder, run, ranks=2).returncode == 0
+    again = train(folder, run, ranks=2)
+    assert again.returncode == 0 and ("died without a word" in again.stderr) == (left == "running")
     same(newest_state(folder, run), whole)
+
+
+def test_status__a_failure_before_the_first_step_is_written_for_the_launch_that_asked(folder):
+    for index, (before, settings) in enumerate([("done step 12", ["data.train=/nowhere"]), ("", ["optim.momentm=1"])]):
+        run = folder / f"early{index}"
+        run.mkdir()
+        (run / "status").write_text(before)
+        result = train(folder, run.name, "--set", settings[0], KNLTRAIN_LAUNCH="7.0.1")
+        assert result.returncode == 2
+        found, launch = (run / "status").read_text().splitlines()
+        assert found.startswith(("failed ShardError: /nowhere", "failed RecipeError")) and launch == "7.0.1"
+    assert train(folder, "typo", "--set", "optim.momentm=1").returncode == 2
+    assert not (folder / "typo").exists()  # a laptop's mistake leaves nothing
+
+
+def test_lock__a_second_run_in_the_folder_is_refused_and_changes_nothing(folder, whole):
+    log = folder / "whole" / "log.jsonl"
+    (folder / "whole" / "stop").write_text("somebody else")
+    before = {path.name: path.read_bytes() for path in (folder / "whole").iterdir() if path.is_file()}
+    lock = Lock(folder / "whole", print)
+    lock.acquire()
+    try:
+        result = train(folder, "whole", ranks=2, KNLTRAIN_LAUNCH="7.0.2")
+        assert result.returncode == 73 and "belongs to a run that is alive (process" in result.stderr
+        refused = folder / "whole" / "refused.7.0.2"
+        assert "belongs to a run" in refused.read_text()
+        refused.unlink()
+    finally:
+        lock.release()
+    assert before == {path.name: path.read_bytes() for path in (folder / "whole").iterdir() if path.is_file()}
+    assert log.exists() and train(folder, "whole").stderr.count("was left over and is removed") == 1
+    assert not (folder / "whole" / "stop").exists() and not (folder / "whole" / "lock").exists()
 
 
 def test_status__of_a_run_that_would_fail_again_says_why(folder):

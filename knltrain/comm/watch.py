@@ -42,11 +42,11 @@ class State:
 class Watch:
     """The watch of this rank. `enter` and `leave` frame every exchange; `close` says goodbye. Collective at start.
 
-    With one rank there is nothing to watch.
+    With one rank there is nothing to watch. last_words: what else to say where the job is ended.
     """
 
-    def __init__(self, comm, warn_s: float = 60.0, end_s: float = 600.0):
-        self.comm, self.warn_s, self.end_s = comm, warn_s, end_s
+    def __init__(self, comm, warn_s: float = 60.0, end_s: float = 600.0, last_words=lambda: ""):
+        self.comm, self.warn_s, self.end_s, self.last_words = comm, warn_s, end_s, last_words
         self.period = min(_PERIOD_S, warn_s / 4)
         self.note = ""
         self._mine = State(f"{socket.gethostname()} process {os.getpid()}")
@@ -194,6 +194,8 @@ class Watch:
         if self._closing.wait(0 if self.comm.rank <= 1 else 1.0 + 0.01 * self.comm.rank):
             return
         self._say(f"error: {text}: ending all ranks")
+        if more := self.last_words():
+            self._say(more)
         time.sleep(0.2)  # the launcher forwards what was printed before it kills
         self.comm.abort(EXIT_CODE)
 

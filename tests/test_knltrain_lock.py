@@ -1,0 +1,87 @@
+"""The lock of a run folder: one owner, dead owners, and what killed processes leave in shared memory."""
+
+import json
+import os
+
+import pytest
+
+from knltrain import leaks, lock
+from knltrain.lock import LOCK, STALE_S, Lock, OwnedError
+
+
+def _left(folder, **facts):
+    """A lock as another owner left it."""
+    owner = Lock(folder, print).own | facts
+    (folder / LOCK).write_text(json.dumps(owner))
+
+
+def test_lock__has_one_owner_at_a_time(tmp_path):
+    one, two = Lock(tmp_path, print), Lock(tmp_path, print)
+    one.acquire()
+    with pytest.raises(OwnedError, match=f"process {os.getpid()} on .*stop that one, or choose another --run"):
+        two.acquire()
+    one.release()
+    two.acquire()
+    two.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"process": 2**22 + 1, "begun": 5},  # no such process on this host
+        {"begun": 1},  # another process had this number
+        {"host": "elsewhere", "job": "77", "restart": 0},  # SLURM has begun this job anew
+    ],
+)
+def test_lock__of_a_dead_owner_is_taken_over_with_a_note(tmp_path, monkeypatch, facts):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    _left(tmp_path, **facts)
+    said = []
+    mine = Lock(tmp_path, said.append)
+    mine.acquire()
+    assert json.loads((tmp_path / LOCK).read_text()) == mine.own
+    assert len(said) == 1 and "died without a word" in said[0]
+    mine.release()
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]"])
+def test_lock__of_another_host_or_unreadable_counts_while_it_is_touched(tmp_path, content):
+    _left(tmp_path, host="elsewhere")
+    if content is not None:
+        (tmp_path / LOCK).write_text(content)
+    with pytest.raises(OwnedError, match="alive"):
+        Lock(tmp_path, print).acquire()
+    before = (tmp_path / LOCK).stat().st_mtime - STALE_S - 5
+    os.utime(tmp_path / LOCK, (before, before))
+    mine = Lock(tmp_path, lambda line: None)
+    mine.acquire()
+    mine.release()
+
+
+def test_lock__moves_while_its_owner_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_S", 0.01)
+    mine = Lock(tmp_path, print)
+    mine.acquire()
+    os.utime(tmp_path / LOCK, (1, 1))
+    for _ in range(500):
+        if (tmp_path / LOCK).stat().st_mtime > 1:
+            break
+        mine._done.wait(0.01)
+    assert (tmp_path / LOCK).stat().st_mtime > 1
+    mine.release()
+
+
+def test_sweep__removes_what_dead_processes_left_and_nothing_else(tmp_path, monkeypatch):
+    names = [f"__KMP_REGISTERED_LIB_{os.getpid()}_0", "__KMP_REGISTERED_LIB_4194999_0", "mpich_shm_dead", "other"]
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(leaks, "PATTERNS", [(tmp_path, "__KMP_*"), (tmp_path, "mpich_shm_*")])
+    assert leaks.sweep() == []  # too young
+    now = (tmp_path / "other").stat().st_mtime + 100
+    monkeypatch.setattr(leaks, "_in_use", lambda: b"/dev/shm/mpich_shm_dead")
+    assert [path.name for path in leaks.sweep(now)] == [names[1]]
+    monkeypatch.setattr(leaks, "_in_use", lambda: b"")
+    assert [path.name for path in leaks.sweep(now)] == [names[2]]
+    assert {path.name for path in tmp_path.iterdir()} == {names[0], "other"}
