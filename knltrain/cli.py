@@ -198,14 +198,8 @@ def _bench(args):
 def _bench_data(args):
     from .bench.data import run
 
-    run(
-        args.dirs,
-        levels=args.augmentation,
-        threads=args.threads,
-        crop=args.crop,
-        seconds=args.seconds,
-        as_json=args.json,
-    )
+    how = {"crop": args.crop, "seconds": args.seconds, "as_json": args.json}
+    run(args.dirs, levels=args.augmentation, threads=args.threads, **how)
 
 
 def _bench_feed(args):
@@ -225,14 +219,8 @@ def _bench_allreduce(args):
     with all_ranks(world()) as comm:
         from .bench.allreduce import run
 
-        run(
-            comm,
-            sizes=args.sizes,
-            algorithms=args.algorithms,
-            wires=args.wires,
-            pretended_nodes=args.nodes,
-            as_json=args.json,
-        )
+        what = {"sizes": args.sizes, "algorithms": args.algorithms, "wires": args.wires}
+        run(comm, **what, pretended_nodes=args.nodes, as_json=args.json)
 
 
 def _bench_overlap(args):

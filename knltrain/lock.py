@@ -76,7 +76,7 @@ class Lock:
                     os.link(aside, self.path)
             elif owner:
                 self.warn(f"note: the last run in {self.path.parent} (process {owner.get('process')} on "
-                          f"{owner.get('host')}) died without a word; going on in its place")  # fmt: skip
+                          f"{owner.get('host')}) ended without giving it back; going on in its place")  # fmt: skip
             aside.unlink()
 
     def _is_dead(self, owner, age) -> bool:

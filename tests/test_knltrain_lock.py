@@ -42,7 +42,7 @@ def test_lock__of_a_dead_owner_is_taken_over_with_a_note(tmp_path, monkeypatch, 
     mine = Lock(tmp_path, said.append)
     mine.acquire()
     assert json.loads((tmp_path / LOCK).read_text()) == mine.own
-    assert len(said) == 1 and "died without a word" in said[0]
+    assert len(said) == 1 and "without giving it back" in said[0]
     mine.release()
 
 

@@ -117,10 +117,10 @@ def test_crash__leaves_its_status_a_good_checkpoint_and_the_way_on(folder, whole
     assert status(folder, run).startswith(left)
     place = folder / run
     advice = rf"newest checkpoint: {place}/checkpoints/\S+.h5; go on with: knltrain train {place}/recipe.toml --run"
-    assert re.search(advice, result.stderr), result.stderr
+    assert run == "kill" or re.search(advice, result.stderr), result.stderr  # a launcher may kill all before they speak
     assert load(checkpoints(folder / run / "checkpoints")[-1])[1]["step"] in (2, 4)
     again = train(folder, run, ranks=2)
-    assert again.returncode == 0 and ("died without a word" in again.stderr) == (left == "running")
+    assert again.returncode == 0 and "without giving it back; going on in its place" in again.stderr
     same(newest_state(folder, run), whole)
 
 
