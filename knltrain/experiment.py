@@ -61,12 +61,12 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
     """
     facts = {"data.images": len(data), "data.classes": list(data.class_names), "data.rows": data.digest}
     facts |= {"data.encoding": data.encoding, "data.size": data.size}
-    facts |= {"comm.sums": sums_order(recipe.comm.algorithm), "model.args": recipe.model.args}
     for name, rule in rules().items():
         if not rule.free:
             section, _, key = name.partition(".")
             value = getattr(getattr(recipe, section), key)
             facts[name] = list(value) if isinstance(value, tuple) else value
+    facts |= {"comm.sums": sums_order(recipe.comm.algorithm), "model.args": recipe.model.args}
     if recipe.data.mean_image:  # what is in it counts, not where it lies
         mean = read_mean_image(recipe.data.mean_image, data.size)
         facts["data.mean_image"] = hashlib.sha256(mean.tobytes()).hexdigest()[:16]
