@@ -79,6 +79,30 @@ def test_recipe__sgd_has_the_published_schedule():
     assert rates == pytest.approx([0.1, 3.2, 3.2, 0.32, 0.032, 0.0032])
 
 
+@pytest.mark.parametrize("planted", [False, True])
+def test_env__unpacks_a_bundle_only_where_nobody_else_can_write(tmp_path, planted):
+    tools, local = tmp_path / "tools", tmp_path / "local"
+    for folder in (tools, local):
+        folder.mkdir()
+    skip_options = 'while [ "${1#-}" != "$1" ]; do [ "$1" != -n ] || shift; shift; done'
+    (tools / "srun").write_text(f'#!/bin/sh\n{skip_options}\n"$@"\n')
+    (tools / "sbcast").write_text('#!/bin/sh\ncp "$2" "$3"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    (tmp_path / "module.py").write_text("")
+    subprocess.run(["tar", "-C", str(tmp_path), "-cf", str(tmp_path / "all.tar"), "module.py"], check=True)
+    local.chmod(0o777 if planted else 0o700)
+    names = {"BUNDLE": str(tmp_path / "all.tar"), "LOCAL_DIR": str(local), "SLURM_JOB_ID": "7", "SLURM_NNODES": "1"}
+    env = os.environ | names | {"PATH": f"{tools}:{os.environ['PATH']}", "KNLTRAIN_ROOT": str(ROOT)}
+    script = f'. {ROOT}/jobs/env.sh || exit; echo "$PYTHONPATH"'
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60, check=False)
+    if planted:
+        assert done.returncode == 2 and "others may change" in done.stderr and not list(local.rglob("*.py"))
+    else:
+        assert done.returncode == 0 and done.stdout == f"{ROOT}:{local}/packages-7\n", done.stderr
+        assert [path.name for path in local.rglob("*") if path.is_file()] == ["module.py"]
+
+
 def test_local__runs_a_job_under_mpiexec(tmp_path):
     write_recipe(tmp_path)
     os.symlink("shards", tmp_path / "train")

@@ -13,7 +13,6 @@ If rank 0 itself is gone or silent, the others say so and end. Nothing here sits
 
 import json
 import os
-import secrets
 import selectors
 import socket
 import sys
@@ -22,10 +21,10 @@ import time
 from dataclasses import dataclass
 
 from ..text import printable
+from .rendezvous import connect_ranks
 
 EXIT_CODE = 70  # of a job that the watch has ended: internal error, in the words of sysexits.h
 _PERIOD_S = 1.0
-_CONNECT_S = 10.0
 
 
 @dataclass
@@ -55,25 +54,13 @@ class Watch:
         self.places = [self._mine.place]  # of all ranks
         if comm.size == 1:
             return
-        listener = token = address = None
-        if comm.rank == 0:
-            listener = socket.create_server(("", 0), backlog=comm.size)
-            token = secrets.token_hex(8)
-            address = [_addresses(), listener.getsockname()[1], token]
-        facts = comm.gather([self._mine.place, address])
-        self.places = [place for place, _ in facts]
-        self._states = [State(place, heard=time.monotonic()) for place, _ in facts]
-        hosts, port, token = facts[0][1]
-        self._sockets = _accept(listener, comm.size, token) if listener else {}
-        if comm.rank:
-            link = _connect(hosts, port, f"{token} {comm.rank}\n")
-            self._sockets = {0: link} if link else {}
-        reached = comm.gather(comm.rank == 0 or bool(self._sockets))
-        if not all(reached):
-            lost = [str(rank) for rank, good in enumerate(reached) if not good]
-            self.note = f"note: rank {', '.join(lost)} cannot reach {hosts[0]}:{port}: no watch over it"
-        for rank, good in enumerate(reached):
-            self._states[rank].connected = good
+        self.places = comm.gather(self._mine.place)
+        self._sockets, lost = connect_ranks(comm)
+        now = time.monotonic()
+        self._states = [State(place, heard=now, connected=rank not in lost) for rank, place in enumerate(self.places)]
+        if lost:
+            why = next(iter(lost.values()))
+            self.note = f"note: no watch over {self._names(list(lost))}: no connection to rank 0 ({why})"
         self._selector = selectors.DefaultSelector()
         for rank, link in self._sockets.items():
             self._selector.register(link, selectors.EVENT_READ, rank)
@@ -198,52 +185,3 @@ class Watch:
             self._say(more)
         time.sleep(0.2)  # the launcher forwards what was printed before it kills
         self.comm.abort(EXIT_CODE)
-
-
-# ---- connections -------------------------------------------------------------------------------------------------
-
-
-def _addresses() -> list[str]:
-    """Names and numbers under which this host may be reached, best first."""
-    name = socket.gethostname()
-    try:
-        numbers = [info[4][0] for info in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)]
-    except OSError:
-        numbers = []
-    return list(dict.fromkeys([name, *numbers, "127.0.0.1"]))
-
-
-def _connect(hosts, port, greeting) -> socket.socket | None:
-    """A connection to the first of these addresses that answers our greeting with itself."""
-    for host in hosts:
-        try:
-            link = socket.create_connection((host, port), timeout=_CONNECT_S / 2)
-            link.sendall(greeting.encode())
-            if link.recv(len(greeting)) == greeting.encode():
-                link.setblocking(False)
-                return link
-        except OSError:
-            continue
-    return None
-
-
-def _accept(listener, size, token) -> dict[int, socket.socket]:
-    """Rank → connection, of all that come in time and know the token."""
-    links, limit = {}, time.monotonic() + _CONNECT_S
-    with listener:
-        while len(links) < size - 1 and (left := limit - time.monotonic()) > 0:
-            listener.settimeout(left)
-            try:
-                link, _ = listener.accept()
-                link.settimeout(_CONNECT_S / 2)
-                greeting = link.recv(64)
-                word, _, rank = greeting.decode().strip().partition(" ")
-                if word == token:
-                    link.sendall(greeting)
-                    link.setblocking(False)
-                    links[int(rank)] = link
-                else:
-                    link.close()
-            except (OSError, ValueError):
-                continue
-    return links

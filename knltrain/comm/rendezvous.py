@@ -1,0 +1,135 @@
+"""A TCP connection from every rank to rank 0, beside MPI, closed to strangers.
+
+Rank 0 listens for some seconds at start, on the one address that the other ranks reach it by: the loopback where all
+are on this host. Who does not say within a second the word that MPI has told the ranks is dropped, and the silent never
+keep others waiting: whoever comes is let in at once, and while too many are silent the one that came first has to go.
+"""
+
+import hmac
+import secrets
+import selectors
+import socket
+import time
+
+_LIMIT_S = 10.0  # until a rank that did not come is given up
+_SILENT_S = 1.0  # until a stranger is dropped
+_SILENT = 256  # connections without the word, at once
+_BACKLOG = 4096  # Linux keeps no more; they are emptied at once
+_ASKED = 4  # hosts whose names are looked up
+_GREETING = 64  # bytes, at most
+
+
+def connect_ranks(comm) -> tuple[dict[int, socket.socket], dict[int, str]]:
+    """This rank's connections, {0: to rank 0} or on rank 0 {rank: to it}; and {rank: why it has none}. Collective."""
+    hosts, listener, told = comm.gather(socket.gethostname()), None, None
+    if comm.rank == 0:
+        try:
+            listener = socket.create_server(**_address(hosts), backlog=_BACKLOG)
+            told = [*listener.getsockname()[:2], secrets.token_hex(16)]
+        except OSError as error:
+            told = [str(error)]
+    *address, word = comm.gather(told)[0]
+    links, why = {}, ""
+    if listener:
+        links = _Door(listener, comm.size, word).links
+    elif not address:
+        why = word
+    else:
+        links, why = _call(tuple(address), f"{word} {comm.rank}\n".encode())
+    return links, {rank: reason for rank, reason in enumerate(comm.gather(why)) if reason}
+
+
+def _address(hosts) -> dict:
+    """Where rank 0 listens, as arguments of create_server: on the interface that leads to another host.
+
+    Where no host is known by its name, on the loopback: hosts that are emulated on one machine find each other there.
+    """
+    for host in [host for host in dict.fromkeys(hosts) if host != hosts[0]][:_ASKED]:
+        try:
+            family, kind, *_, place = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.connect(place)  # sends nothing: a datagram's socket only looks up the way
+                return {"address": (probe.getsockname()[0], 0), "family": family}
+        except OSError:
+            continue
+    return {"address": ("127.0.0.1", 0)}
+
+
+def _call(address, greeting: bytes) -> tuple[dict[int, socket.socket], str]:
+    """({0: connection}, "") when rank 0 has answered our greeting with itself, else ({}, why)."""
+    why, limit = "", time.monotonic() + _LIMIT_S
+    while (left := limit - time.monotonic()) > 0:
+        link = None
+        try:
+            link = socket.create_connection(address, timeout=min(left, 2 * _SILENT_S))
+            link.sendall(greeting)
+            if link.recv(_GREETING) == greeting:
+                link.setblocking(False)
+                return {0: link}, ""
+            why = "the connection was closed"
+        except OSError as error:
+            why = str(error)
+        if link:
+            link.close()
+        time.sleep(0.1)
+    return {}, f"{why} at {address[0]}:{address[1]}, where rank 0 listens"
+
+
+class _Door:
+    """Lets in whoever knows the word; `links`: rank → connection, when all are there or the time is over."""
+
+    def __init__(self, listener, size: int, word: str):
+        self.links, self._size, self._word = {}, size, word.encode()
+        self._silent = {}  # connection → (what it has said, until when it may speak), oldest first
+        self._listener, limit = listener, time.monotonic() + _LIMIT_S
+        listener.setblocking(False)
+        with listener, selectors.DefaultSelector() as self._selector:
+            self._selector.register(listener, selectors.EVENT_READ)
+            while len(self.links) < size - 1 and time.monotonic() < limit:
+                for key, _ in self._selector.select(_SILENT_S / 10):
+                    if key.fileobj is listener:
+                        self._let_in()
+                    elif key.fileobj in self._silent:
+                        self._hear(key.fileobj)
+                now = time.monotonic()
+                for link in [link for link, (_, until) in self._silent.items() if until < now]:
+                    self._drop(link)
+            for link in list(self._silent):
+                self._drop(link)
+
+    def _let_in(self):
+        try:
+            link, _ = self._listener.accept()
+        except OSError:  # it has gone again, or there is no file left for it
+            link = None
+        if link:
+            link.setblocking(False)
+            self._silent[link] = (b"", time.monotonic() + _SILENT_S)
+            self._selector.register(link, selectors.EVENT_READ)
+        if self._silent and (link is None or len(self._silent) > _SILENT):
+            self._drop(next(iter(self._silent)))
+
+    def _hear(self, link):
+        said, until = self._silent[link]
+        try:
+            more = link.recv(_GREETING)
+            said += more
+            word, _, rank = said.partition(b" ")
+            if more and not said.endswith(b"\n") and len(said) < _GREETING:
+                self._silent[link] = (said, until)  # the rest is on its way
+            elif hmac.compare_digest(word, self._word) and 0 < int(rank) < self._size:
+                link.sendall(said)
+                self._drop(link, close=False)
+                if int(rank) in self.links:  # it was not answered in time, and came again
+                    self.links[int(rank)].close()
+                self.links[int(rank)] = link
+            else:
+                self._drop(link)
+        except (OSError, ValueError):
+            self._drop(link)
+
+    def _drop(self, link, close=True):
+        self._selector.unregister(link)
+        del self._silent[link]
+        if close:
+            link.close()

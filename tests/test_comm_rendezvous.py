@@ -1,0 +1,108 @@
+"""knltrain/comm/rendezvous.py: ranks find rank 0 whatever strangers do, and say why where they do not."""
+
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from test_data_stage import Ranks
+
+from knltrain.comm import Watch, rendezvous
+
+WORD = b"0123456789abcdef"
+PATIENCE = 20.0  # seconds; far above what is promised, on a machine that is shared
+
+
+@pytest.fixture
+def strangers(monkeypatch):
+    """Connections that are there before any rank is: `strangers(count, words)` tells how many, and what they say."""
+    create, crowd, plan = socket.create_server, [], []
+
+    def create_server(*arguments, **options):
+        listener = create(*arguments, **options)
+        for number in range(plan[0]):
+            link = socket.create_connection(listener.getsockname()[:2], timeout=PATIENCE)
+            link.sendall(plan[1][number % len(plan[1])])
+            crowd.append(link)
+        return listener
+
+    monkeypatch.setattr(rendezvous.socket, "create_server", create_server)
+    yield lambda count, words: plan.extend([count, words])
+    for link in crowd:
+        link.close()
+
+
+@pytest.mark.parametrize("words", [[b""], [b"x" * 33 + b" 1\n", b"\xff" * 100, b" \n", b""]], ids=["silent", "loud"])
+def test_connect__is_not_kept_from_it_by_strangers(strangers, words):
+    strangers(400, words)
+    ranks, begin = Ranks(3), time.monotonic()
+    found = ranks.run(lambda: rendezvous.connect_ranks(ranks))
+    assert [set(links) for links, _ in found] == [{1, 2}, {0}, {0}] and time.monotonic() - begin < PATIENCE
+    for rank in (1, 2):
+        found[rank][0][0].sendall(b"%d" % rank)
+        there = found[0][0][rank]
+        there.settimeout(PATIENCE)
+        assert there.recv(10) == b"%d" % rank
+    assert {there.getsockname()[0] for there in found[0][0].values()} == {"127.0.0.1"}  # all ranks are on this host
+    for links, why in found:
+        assert why == {}
+        for link in links.values():
+            link.close()
+
+
+@pytest.fixture
+def door():
+    """The address of a door that waits for rank 1 of two, who must have come when the test ends."""
+    listener, doors = socket.create_server(("127.0.0.1", 0)), []
+    address = listener.getsockname()
+    thread = threading.Thread(target=lambda: doors.append(rendezvous._Door(listener, 2, WORD.decode())))
+    thread.start()
+    yield address
+    thread.join(PATIENCE)
+    assert set(doors[0].links) == {1}
+    doors[0].links[1].close()
+
+
+@pytest.mark.parametrize("said", [b"", b"0123", WORD[:-1] + b"0 1\n", WORD + b" 0\n", WORD + b" 2\n", WORD + b" one\n"])
+def test_door__drops_who_does_not_know_the_word(door, said):
+    with socket.create_connection(door, timeout=PATIENCE) as stranger:
+        stranger.sendall(said)
+        assert stranger.recv(100) == b""
+    links, why = rendezvous._call(door, WORD + b" 1\n")
+    assert set(links) == {0} and why == ""
+    links[0].close()
+
+
+def test_door__waits_for_the_rest_of_a_greeting(door):
+    with socket.create_connection(door, timeout=PATIENCE) as rank:
+        rank.sendall(WORD[:5])
+        time.sleep(0.05)
+        rank.sendall(WORD[5:] + b" 1\n")
+        assert rank.recv(100) == WORD + b" 1\n"
+
+
+def test_address__is_the_one_that_leads_to_another_host(monkeypatch):
+    names = {"there": (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.9", 9))}
+    monkeypatch.setattr(rendezvous.socket, "getaddrinfo", lambda host, *_, **__: [names.get(host) or _unknown(host)])
+    expected = {"address": ("127.0.0.1", 0)}
+    assert rendezvous._address(["here", "here"]) == rendezvous._address(["here", "nowhere"]) == expected
+    assert rendezvous._address(["here", "nowhere", "there"]) == expected | {"family": socket.AF_INET}
+
+
+def _unknown(host):
+    raise socket.gaierror(-2, f"{host} is not known")
+
+
+@pytest.mark.parametrize("broken", ["create_server", "create_connection"])
+def test_watch__says_why_it_cannot_start(monkeypatch, broken):
+    def fail(*arguments, **options):
+        raise OSError(99, "Cannot assign requested address")
+
+    ranks = Ranks(2)
+    monkeypatch.setattr(rendezvous.socket, broken, fail)
+    monkeypatch.setattr(rendezvous, "_LIMIT_S", 0.5)
+    watches = ranks.run(lambda: Watch(SimpleNamespace(rank=ranks.rank, size=2, gather=ranks.gather)))
+    for watch in watches:
+        watch.close()
+        assert "note: no watch over rank " in watch.note and "Cannot assign requested address" in watch.note
