@@ -72,7 +72,7 @@ class Restart:
             elif before != now:
                 raise CheckpointError(
                     f"{self.folder}: this run was begun with {key} = {shown(before)}, now it is {shown(now)}: "
-                    "use the recipe in the run folder, or another --run folder"
+                    "use the recipe and the pictures of that run, or another --run folder"
                 )
         apply_state(self.parameters, arrays, self.folder)
         self.last_saved = meta["step"]
