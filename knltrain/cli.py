@@ -152,7 +152,7 @@ def _shards(args):
     from .data.mean import write_mean
     from .data.verify import summarize
 
-    print(write_mean(args.dir, args.mean) if args.mean else summarize(args.dir))
+    print(printable(write_mean(args.dir, args.mean)) if args.mean else summarize(args.dir))
 
 
 def _describe(args):

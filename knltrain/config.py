@@ -214,6 +214,7 @@ def _store(values, source, section, key, value, folder):
     if (section, key) in (("data", "train"), ("data", "val"), ("data", "mean_image")) and value:
         try:
             value = str((Path(folder) / Path(value).expanduser()).resolve())
+            value.encode()  # the run folder's recipe is UTF-8
         except (OSError, ValueError, RuntimeError) as error:  # a NUL, too long, an unknown ~user
             raise RecipeError(f"{source}: {section}.{key} is {shown(value)}; expected a path ({error})") from None
     values[section][key] = value

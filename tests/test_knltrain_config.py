@@ -103,6 +103,7 @@ def test_recipe__unknown_names_get_the_nearest():
         (f"data.pad={10**30}", "expected at most 1024"),
         (f"data.mean={'[' * 3000}", "expected a list of numbers"),
         ("data.val=~no_such_user/x", "data.val is '~no_such_user/x'; expected a path"),
+        ("data.val=\udcff", "expected a path ('utf-8' codec"),
         ('data.val="\\u0000"', "expected a path (embedded null byte)"),
     ],
 )
