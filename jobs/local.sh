@@ -23,6 +23,13 @@ KNLTRAIN_ROOT=${KNLTRAIN_ROOT:-$(cd "$(dirname "$0")/.." && pwd)}
 export KNLTRAIN_ROOT LOCAL_RANKS=$ranks KNLTRAIN_BIND=${KNLTRAIN_BIND:-0} # a laptop's cores are shared
 
 # shellcheck disable=SC2329 # the job calls it
-srun() { exec "${MPIEXEC:-mpiexec}" -n "$LOCAL_RANKS" "$@"; }
+srun() { # [-N NODES] [-n RANKS] COMMAND...
+  local ranks=$LOCAL_RANKS
+  while [[ $1 == -[Nn] ]]; do
+    [ "$1" = -N ] || ranks=$2
+    shift 2
+  done
+  "${MPIEXEC:-mpiexec}" -n "$ranks" "$@"
+}
 export -f srun
 exec bash "$job" "$@"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # ImageNet, as downloaded, into HDF5 shards: train/ and val/ for every other job.
 #
-# 1,281,167 + 50,000 JPEG files. KIND=photos (default): as they are, 138 + 6 GB, for the ResNet jobs, whose crops of random
+# 1,281,167 + 50,000 JPEG files. KIND=photos (default): as they are, 148 + 7 GB, for the ResNet jobs, whose crops of random
 # area and aspect need whole photos. KIND=squares: raw pixels warped to 256 x 256, 252 + 10 GB, for alexnet_512knl.sh and
 # resnet50_512knl.sh, as Caffe's data were. Options for `knltrain pack` at the end of the line win over these.
 # SOURCE holds train and val as class folders or tars of them, or the official ILSVRC2012_img_{train,val}.tar; the latter

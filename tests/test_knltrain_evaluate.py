@@ -1,11 +1,13 @@
 """Evaluation of a picture together with its mirror image, and of a run on other data."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 from tinyrun import RECIPE
 
-from knltrain.checkpoint import save
+from knltrain.checkpoint import CheckpointError, save
 from knltrain.comm import world
 from knltrain.config import parse_recipe, resolved
 from knltrain.data import Augment, DataSet, Synthetic, pack
@@ -54,6 +56,9 @@ def run(tmp_path_factory):
         (folder / name / "recipe.toml").write_text(resolved(recipes[name]))
         meta = {"step": 1, "previous_lr": 0.0, "experiment": identity(recipes[name], data)}
         save(folder / name / "checkpoints", 1, state, meta, keep=1)
+    shutil.copytree(folder / "raw", folder / "foreign")
+    meta["experiment"] = {"data.classes": [["a"], "b", "c"], "data.encoding": "raw", "data.size": 20}
+    save(folder / "foreign" / "checkpoints", 2, state, meta, keep=1)
     return folder
 
 
@@ -81,6 +86,8 @@ def test_evaluate_run__set_changes_how_it_evaluates(run, capsys):
 def test_evaluate_run__names_what_does_not_fit_in_a_folder_of_pictures(run, tmp_path):
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(CheckpointError, match="no word of what pictures it was trained on"):
+        evaluate_run(run / "foreign", tmp_path, [], False, world())
     with pytest.raises(ValueError, match="found a folder dog, expected only the 3 classes of the network, a to c"):
         evaluate_run(run / "raw", tmp_path, [], False, world())
     (tmp_path / "dog").rename(tmp_path / "b")
