@@ -225,7 +225,7 @@ def _read(path: Path, file: h5py.File) -> tuple[dict[str, np.ndarray], dict]:
     named = NAME.fullmatch(path.name)
     if {meta["step"], contents["step"], int(named.group(1)) if named else meta["step"]} != {meta["step"]}:
         raise Untrusted(f"found step {meta['step']}, expected that of the file's name")
-    return {name: _get(file, f"arrays/{name}", name) for name in contents["names"]}, meta
+    return {name: _get(file, f"arrays/{name}", name) for name in map(str, contents["names"])}, meta
 
 
 def _check(table, rules):

@@ -7,7 +7,7 @@ from tinyrun import RECIPE
 
 from knltrain.config import parse_recipe
 from knltrain.data import DataSet, ShardError, files
-from knltrain.data.shards import Row, finish_shard, write_shard
+from knltrain.data.shards import Row, Shard, finish_shard, write_shard
 from knltrain.experiment import identity
 
 
@@ -130,6 +130,7 @@ def test_dataset__notices_truncation_while_it_is_open(tmp_path):
         ("rows", -1, "found rows -1, expected 0 or more"),
         ("size", 2**40, "expected at most 8192"),
         ("size", 4096, "found images"),
+        ("size", 0, "found raw pictures of size 0"),
         ("size", 4.0, "found size of another type, expected a whole number"),
         ("plan", -1, "found plan of another type, expected text"),
         ("plan", np.array([b"a", b"b"]), "found plan of another type"),
@@ -163,6 +164,15 @@ def test_dataset__rejects_hostile_offsets(tmp_path, offsets):
         file["offsets"][:3] = offsets
     with pytest.raises(ShardError, match="offsets"):
         DataSet(folder)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_shard__may_be_empty_while_it_is_unfinished(tmp_path, encoding):
+    path = tmp_path / "shard-00000.partial"
+    write_shard(path, [], encoding=encoding, size=4, class_names=["a"], skipped=["a/x.jpg: empty file"])
+    assert Shard(path, unfinished=True).skipped == ["a/x.jpg: empty file"]
+    with pytest.raises(ShardError, match="found 0 rows of 0: the packing was interrupted"):
+        Shard(path)
 
 
 def test_dataset__rejects_a_missing_shard(tmp_path):

@@ -188,6 +188,8 @@ class Shard:
             raise self.error(
                 f"found {self.rows} rows of {self.total_rows}: the packing was interrupted, pack the data again"
             )
+        if self.encoding == "raw" and self.size == 0:
+            raise self.error("found raw pictures of size 0, expected 1 to 8192: pack the data again")
         n = self.rows
         shapes = {"names": (n,), "labels": (n,), "checksums": (n,), "offsets": (n + 1,)}
         wanted = METADATA[self.encoding] + (("skipped",) if file.id.links.exists(b"skipped") else ())
@@ -207,7 +209,7 @@ class Shard:
             self.data_at, self.offsets = rows.offset, metadata["offsets"]
             inside = self.offsets[0] == 0 and self.offsets.min() == 0 and self.offsets.max() == self.offsets[-1]
             lengths = np.diff(self.offsets) if inside and self.offsets[-1] == rows.nbytes else np.zeros(1)
-            if not (0 < lengths.min() and lengths.max() <= LARGEST_ROW) and n:
+            if n and not (0 < lengths.min() and lengths.max() <= LARGEST_ROW):
                 raise self.error(f"found row offsets that do not ascend from 0 to {rows.nbytes}: pack it again")
         found, expected = _metadata_checksum(metadata), facts["metadata_checksum"]
         if found != expected:
