@@ -8,6 +8,7 @@ from mpirun import ROOT, run_mpi
 from tinyrun import train
 
 from kernels import FP16_SCALE, decode_bf16, decode_fp16, encode_bf16, encode_fp16
+from knltrain.checkpoint import checkpoints, load
 from knltrain.data.shards import Row, finish_shard, write_shard
 
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # relative error of one rounding
@@ -46,12 +47,13 @@ slot_batch = 1024
 [optim]
 variant = "mlperf"
 [schedule]
-base_lr = 1.0
+base_lr = 20.0
+warmup_epochs = 0
 [comm]
 pretended_nodes = 2
 [run]
-max_steps = 3
 epochs = 3.0
+evaluate_every_epochs = 0
 """
 
 
@@ -59,20 +61,23 @@ def test_wire__trains_a_batch_of_32768_as_fp32_does(tmp_path):
     """The loss summed over 32,768 images of 1,000 classes is 226,000; 16 bits end at 65,504."""
     rng = np.random.default_rng(6)
     names, count = [f"{i:03}" for i in range(1000)], 32_768
-    rows = [Row(rng.integers(0, 256, (8, 8, 3), np.uint8), i % 1000, f"{i}") for i in range(count)]
+    colours, noise = rng.integers(0, 200, (1000, 1, 1, 3)), rng.integers(0, 56, (100, 8, 8, 3))
+    rows = [Row((colours[i % 1000] + noise[i % 100]).astype(np.uint8), i % 1000, f"{i}") for i in range(count)]
     (tmp_path / "shards").mkdir()
     write_shard(tmp_path / "part", rows, encoding="raw", size=8, class_names=names)
     finish_shard(tmp_path / "part", tmp_path / "shards" / "shard-00000.h5", count, 0)
     (tmp_path / "tiny.toml").write_text(LARGE)
-    losses = {}
+    losses, weights = {}, {}
     for wire in ("fp32", "fp16"):
         done = train(tmp_path, wire, "--set", f"comm.wire={wire}", ranks=2)
         assert done.returncode == 0, done.stderr
         lines = [json.loads(line) for line in (tmp_path / wire / "log.jsonl").read_text().splitlines()]
-        losses[wire] = np.array([line["loss"] for line in lines if "step" in line and "loss" in line])
-    assert len(losses["fp32"]) == 3 and losses["fp32"][-1] < losses["fp32"][0]
+        losses[wire] = np.array([line["loss"] for line in lines if line["kind"] == "step"])
+        weights[wire] = load(checkpoints(tmp_path / wire / "checkpoints")[-1])[0]
+    assert len(losses["fp32"]) == 3 and losses["fp32"][-1] < losses["fp32"][0] - 0.05
     assert losses["fp16"][0] == losses["fp32"][0]  # before anything but the loss was exchanged
     assert np.abs(losses["fp16"] - losses["fp32"]).max() <= 1e-4
+    assert any(not np.array_equal(weights["fp16"][name], weights["fp32"][name]) for name in weights["fp32"])
 
 
 @pytest.mark.parametrize("wire", ["bf16", "fp16"])
