@@ -142,6 +142,12 @@ def _sweep(args):
     print(f"{len(sweep())} files of dead processes removed")
 
 
+def _init(args):
+    from .starter import write_starter
+
+    print(write_starter(args.dir, args.val, args.out))
+
+
 def _verify(args):
     from .data.verify import verify
 
@@ -329,6 +335,12 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--ground-truth", type=Path, metavar="FILE", help="class numbers of files without class folders")
     pack.add_argument("--synsets", type=Path, metavar="FILE", help="lines `NUMBER CLASS` for --ground-truth")
     pack.set_defaults(run_command=_pack)
+
+    init = commands.add_parser("init", help="write a recipe to begin with, annotated, for given shards")
+    init.add_argument("dir", type=Path, help="shards to train on")
+    init.add_argument("--val", type=Path, metavar="DIR", help="shards to evaluate on (default: `val` beside `train`)")
+    init.add_argument("--out", type=Path, default=Path("recipe.toml"), metavar="TOML", help="default recipe.toml")
+    init.set_defaults(run_command=_init)
 
     verify = commands.add_parser("verify", help="read every row of a folder of shards and check all its checksums")
     verify.add_argument("dir", type=Path)

@@ -54,6 +54,25 @@ def open_data(recipe: Recipe, comm=None) -> tuple[DataSet, DataSet]:
     return data, val
 
 
+def misfits(recipe: Recipe, data: DataSet, val: DataSet) -> list[str]:
+    """What the recipe asks of pictures that these shards do not have, a line each; nothing of it stops a run."""
+    d, level, lines = recipe.data, recipe.data.augmentation, []
+    for folder, size in {data.folder: data.size, val.folder: val.size}.items():
+        if 0 < (d.short_side or size) < d.crop:
+            side = f"data.short_side {d.short_side}" if d.short_side else f"the {size} pixels stored in {folder}"
+            lines.append(f"data.crop {d.crop} is larger than {side}: pictures are enlarged, which adds only work")
+    if data.encoding == "raw" and level in ("scale_aspect", "color"):
+        enlarged = ((d.crop / data.size) ** 2 - d.min_area) / max(1 - d.min_area, 1e-9)
+        lines.append(
+            f"data.augmentation {level} wants whole pictures, {data.folder} holds squares of {data.size} pixels: what "
+            f"packing cut off is never seen, and {min(1, max(0, enlarged)):.0%} of the boxes are enlarged to {d.crop}; "
+            "where the originals are larger, pack them with --encoding jpeg --size 0"
+        )
+    if data.encoding == "raw" and level == "crop_flip" and (d.short_side or data.size) == d.crop and not d.pad:
+        lines.append(f"data.augmentation crop_flip at crop {d.crop}, as large as the pictures, only mirrors: set pad")
+    return [f"warning: {line}" for line in lines]
+
+
 def identity(recipe: Recipe, data: DataSet) -> dict:
     """Everything the result of a run depends on, as flat JSON-able values: two equal ones give the same bits.
 

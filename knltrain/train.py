@@ -21,6 +21,7 @@ from .experiment import (
     make_optimizer,
     make_reducer,
     make_update,
+    misfits,
     open_data,
     own_slots,
     watch_ranks,
@@ -80,7 +81,8 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, inject, clock) -> 
             return 0
         facts = {"ranks": comm.size, "threads_per_rank": placement.threads, "mpi": comm.library}
         facts = machine_facts(**facts, kernels=ARCH.name, openmp=THREADING_LAYER, processes=watch.places)
-        report.start(resolved(recipe), facts, _headline(recipe, model, derived, data, reducer, comm, placement, step))
+        lines = _headline(recipe, model, derived, data, reducer, comm, placement, step)
+        report.start(resolved(recipe), facts, [*lines, *misfits(recipe, data, val)])
         with placement.on("readers"):
             loader.seek(step)
         life.begin(step)

@@ -49,12 +49,14 @@ MAY_IMPORT = {
     },
     "knltrain": set(),
 }
-KNOW_ALL = {"train", "evaluate", "experiment", "cli", "demo", "drill", "warmup", "config", "__main__"}
+KNOW_ALL = {"train", "evaluate", "experiment", "cli", "demo", "drill", "starter", "warmup", "config", "__main__"}
 ONLY_IN = {
     "mpi4py": {"knltrain/comm/communicator.py"},
     "h5py": {"knltrain/hdf5.py", "knltrain/data/shards.py", "knltrain/checkpoint.py"},
     "torch": {"knltrain/bench/torch_process.py", "knltrain/bench/torch_models.py"},
-    "knltrain.config": {f"knltrain/{name}.py" for name in ("train", "evaluate", "experiment", "cli", "demo", "warmup")},
+    "knltrain.config": {
+        f"knltrain/{name}.py" for name in ("train", "evaluate", "experiment", "cli", "demo", "starter", "warmup")
+    },
 }
 LAZY = {"PIL", "simplejpeg", "matplotlib"}  # extras: the project must import without them
 

@@ -45,7 +45,7 @@ def negative(kind=tarfile.REGTYPE):
 HOSTILE = {
     "negative size": (negative(), "a member of -512 bytes"),
     "negative name": (negative(tarfile.GNUTYPE_LONGNAME), "of -512 bytes"),
-    "negative PAX size": (member("a/b", size="-1024") + bytes(1024), "ends before it begins"),
+    "negative PAX size": (member("a/b", size="-1024") + bytes(1024), "a member of impossible size"),
     "NUL in a PAX name": (member("a", path="a/b\0c.jpg") + bytes(1024), "with a NUL"),
     "long name": (member("././@LongLink", 3 << 30, tarfile.GNUTYPE_LONGNAME), "header of 3221225472 bytes"),
     "long PAX header": (member("x", 1 << 40, tarfile.XHDTYPE), "header of 1099511627776 bytes"),

@@ -27,6 +27,7 @@ from .files import OpenFile
 MAX_FILE_BYTES = 64 << 20  # larger than any picture that would be decoded
 MAX_UNPACKED_BYTES = 4 << 30  # of a compressed tar, which is unpacked into a nameless temporary file
 MAX_RATIO = 100  # how many times its size a compressed tar may hold, beyond MAX_FILE_BYTES: pictures shrink little
+MAX_MEMBER_BYTES = 1 << 50
 MAX_NESTED = 4  # tars in tars
 MAX_HEADER_BYTES = 16 << 10  # of a member's long name, or of its PAX records
 MAX_PAX_KEYS = 1000  # of records that are valid for all members
@@ -187,7 +188,7 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf, encoding, errors):
         member = super().frombuf(buf, encoding, errors)
-        if member.size < 0:
+        if not 0 <= member.size <= MAX_MEMBER_BYTES:
             raise tarfile.ReadError(f"a member of {member.size} bytes")
         if member.type in HEADERS and member.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a name or PAX header of {member.size} bytes")
@@ -202,8 +203,8 @@ def _read_members(file, place, prefix, members, folders, nested=0):
         end = 0
         while (member := tar.next()) is not None:
             tar.members.clear()  # a million of them would take gigabytes
-            if tar.offset <= end or member.size < 0 or len(tar.pax_headers) > MAX_PAX_KEYS:
-                raise tarfile.ReadError("a member that ends before it begins, or too many PAX records")
+            if tar.offset <= end or not 0 <= member.size <= MAX_MEMBER_BYTES or len(tar.pax_headers) > MAX_PAX_KEYS:
+                raise tarfile.ReadError("a member of impossible size, or too many PAX records")
             end = tar.offset
             parts = (*prefix, *_parts(member.name))
             if member.isdir():
