@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "knltrain.lifecycle": {"knltrain.lock", "knltrain.whole"},
     "knltrain.keys": set(),
     "knltrain.text": set(),
+    "knltrain.errors": {"knltrain.text"},
     "knltrain.hdf5": {"knltrain.keys", "numpy", "h5py"},
     "knltrain.whole": set(),
     "knltrain.lock": set(),
