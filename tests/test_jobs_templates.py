@@ -61,6 +61,21 @@ def test_recipe__alexnet_has_the_published_schedule():
     assert rates[0] == 1 and 31.9 < rates[1] < 32 and rates[2] == pytest.approx(25.92) and 0 < rates[3] < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("alexnet_bn_32k_lars", {"decay_bias_and_norm": True, "momentum_correction": False, "init": "caffe"}),
+        ("resnet50_32k_lars", {"init": "fan_out", "zero_gamma": False, "slot_batch": 128, "variant": "nus"}),
+        ("resnet50_32k_lars_crop", {"init": "fan_in", "zero_gamma": False, "slot_batch": 32, "variant": "caffe2017"}),
+        ("resnet50_8k_sgd", {"init": "fan_out", "trust_coefficient": 0.0, "nesterov": True, "slot_batch": 32}),
+    ],
+)
+def test_recipe__has_the_choices_of_its_source(name, facts):
+    recipe = load_recipe(ROOT / f"jobs/recipes/{name}.toml")
+    choices = vars(recipe.optim) | vars(recipe.batch) | recipe.model.args
+    assert {key: choices[key] for key in facts} == facts
+
+
 def test_recipes__crops_of_random_area_come_from_whole_photos():
     kinds = {"imagenet": "scale_aspect", "imagenet-squares": "crop_flip"}
     packed = re.findall(r"/(imagenet\S*)} options=\((.*)\)", (ROOT / "jobs/pack_imagenet.sh").read_text())

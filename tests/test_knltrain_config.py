@@ -169,6 +169,11 @@ def test_derive__the_shorter_checkpoint_interval_counts():
     assert [every(0, 0), every(25, 0), every(0, 0.5), every(7, 1), every(25, 1)] == [0, 25, 5, 7, 10]
 
 
+def test_recipe__that_names_no_optimizer_is_sgd_with_momentum():
+    bare = parse_recipe('[model]\nname = "davidnet"\n[data]\ntrain = "t"\n').optim
+    assert (bare.trust_coefficient, bare.momentum, bare.nesterov) == (0.0, 0.9, False)
+
+
 def test_derive__too_few_images():
     with pytest.raises(RecipeError, match="batch.global_batch is 128; expected at most 100, the images in "):
         derive(parse_recipe(SMALL), 100)
