@@ -103,9 +103,9 @@ def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: 
 def _open(data: Path, experiment: dict, folder: Path, comm) -> DataSet | PictureFolder:
     """Shards, or where there are none the pictures of class folders."""
     trained_on = [experiment.get(f"data.{key}") for key in ("classes", "encoding", "size")]
-    if [*map(type, trained_on)] != [list, str, int] or {*map(type, trained_on[0])} != {str}:
-        raise CheckpointError(f"{folder}: no word of what pictures it was trained on; expected a run of this version")
     if data.exists() and not any(data.glob("*.h5")):
+        if [*map(type, trained_on)] != [list, str, int] or {*map(type, trained_on[0])} != {str}:
+            raise CheckpointError(f"{folder}: no word of what pictures it was trained on; expected --data with shards")
         return PictureFolder(data, *trained_on)
     dataset = DataSet(data, comm)
     if dataset.class_names != trained_on[0]:
