@@ -19,7 +19,7 @@ from .text import printable
 
 
 def _line(text: str):
-    print(f"knltrain: {text}", file=sys.stderr, flush=True)
+    print(f"knltrain: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _train(args):

@@ -28,7 +28,7 @@ def explain(error: BaseException, rank: int | None = None) -> int:
             text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         elif not expected or not text:
             text = f"{type(error).__name__}: {text}"
-        lines = [f"error: {printable(text)}", *filter(None, getattr(error, "__notes__", []))]
+        lines = [f"error: {printable(text)}", *(printable(note) for note in getattr(error, "__notes__", []) if note)]
         if not expected or os.environ.get("KNLTRAIN_DEBUG") == "1":
             lines = [*map(printable, "".join(traceback.format_exception(error)).splitlines()), *lines]
     start = "knltrain: " if rank is None else f"knltrain: rank {rank}: "

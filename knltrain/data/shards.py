@@ -35,7 +35,7 @@ from ..keys import Rule
 FORMAT, VERSION = "knltrain-shard", 2
 METADATA = {"raw": ("class_names", "names", "labels", "checksums")}
 METADATA["jpeg"] = (*METADATA["raw"], "offsets")
-MOST_ROWS, LARGEST_ROW, LARGEST_METADATA = 2**40, 2**31 - 1, 2**30  # rows; bytes
+MOST_ROWS, LARGEST_ROW, LARGEST_METADATA = 2**40, 2**28, 2**30  # rows; bytes
 FACTS = {
     "format": Rule("what the file is", str, one_of=(FORMAT,)),
     "version": Rule("of the format: data of another one must be packed again", int, one_of=(VERSION,)),
