@@ -164,7 +164,7 @@ def test_pack__leaves_the_choice_about_empty_classes(tree, tmp_path):
     (tree / "val" / "b").mkdir()
     said = io.StringIO()
     assert pack(tree / "val", tmp_path / "out", size=8, report=said).class_names == ["a", "c"]
-    assert "found no images in 1 classes (b): left out (--empty-classes keep" in said.getvalue()
+    assert "found no images in 1 of 3 classes (b): left out (--empty-classes keep" in said.getvalue()
     kept = pack(tree / "val", tmp_path / "kept", size=8, empty_classes="keep", report=None)
     assert kept.class_names == ["a", "b", "c"]
     (tree / "val" / "b" / "bad.png").touch()

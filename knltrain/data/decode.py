@@ -23,7 +23,7 @@ except ImportError:
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a picture that decodes to more than 256 MiB is taken for a bomb
 LARGE_PIXELS = 16_000_000  # pictures above are converted one at a time: 256 MiB each, on 68 cores, is too much
-MAX_SCANS, MAX_SCANNED = 100, 2_000_000_000  # passes over a JPEG, and these times its pixels: seconds of decoding
+MAX_SCANS, MAX_SCANNED = 100, 600_000_000  # passes over a JPEG, and these times its pixels: seconds of decoding
 _one_large = threading.Lock()
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")  # never the formats for which Pillow starts other programs
 

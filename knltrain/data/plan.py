@@ -113,7 +113,7 @@ def _choose_classes(src, found, entries, classes_of, empty, say):
         found = known
     elif none := set(found) - set(counts):
         cure = "left out (--empty-classes keep numbers them too)" if empty == "drop" else "kept as classes"
-        say(f"warning: {src}: found no images in {len(none)} classes ({_some(none)}): {cure}")
+        say(f"warning: {src}: found no images in {len(none)} of {len(found)} classes ({_some(none)}): {cure}")
         found = [name for name in found if empty == "keep" or name in counts]
     say(f"{len(entries)} files in {len(found)} classes: " + _some(found, lambda name: f"{name} ({counts[name]})"))
     return found

@@ -26,7 +26,7 @@ from .files import OpenFile
 
 MAX_FILE_BYTES = 64 << 20  # larger than any picture that would be decoded
 MAX_UNPACKED_BYTES = 4 << 30  # of a compressed tar, which is unpacked into a nameless temporary file
-MAX_RATIO = 100  # how many times its size a compressed tar may hold, beyond MAX_FILE_BYTES: pictures shrink little
+MAX_RATIO = 20  # how many times its size a compressed tar may hold, beyond MAX_FILE_BYTES: pictures shrink little
 MAX_MEMBER_BYTES = 1 << 50
 MAX_NESTED = 4  # tars in tars
 MAX_HEADER_BYTES = 16 << 10  # of a member's long name, or of its PAX records
