@@ -12,6 +12,7 @@ of this promises the same bits on another number of ranks.
 
 import os
 import time
+from functools import partial
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from kernels import (
     sum_scratch,
 )
 
-from .algorithms import BY_NAME, Algorithm, cut_evenly
+from .algorithms import BY_NAME, Algorithm, cut_at, cut_evenly
 from .topology import Group, Topology
 from .wire import WIRES, Wire
 
@@ -96,6 +97,10 @@ class Exchange:
         self._sums = sum_scratch(node.size)
         self._spins = _SPINS if node.size <= _cores() else _SPINS // 40
         return self.mine
+
+    def cut_only_at(self, edges: list[int]):
+        """From now on a part begins at one of these floats of the block, ascending: an update wants whole chunks."""
+        self.cut = partial(cut_at, edges)
 
     # ---- choosing ----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ import numpy as np
 from kernels import NORM_CHUNK, accumulate, aligned_zeros
 
 from ..arena import Parameter, Parameters
-from .algorithms import cut_at
 from .buckets import Bucket, cut
 from .curve import LARGEST_TRIED, Curve, fit, measure
 from .exchange import Exchange
@@ -54,7 +53,7 @@ class Reducer:
         self.shard = shard
         if shard:
             edges = sorted({edge for _, start, stop in tensors for edge in range(start, stop, grain)})
-            exchange.cut = partial(cut_at, edges)
+            exchange.cut_only_at(edges)
         self._last_bucket = {name: i for i, bucket in enumerate(self.buckets) for name in bucket.waits_for}
         self._by_bucket = [[] for _ in self.buckets]
         for p in reversed(parameters.parameters):

@@ -41,7 +41,7 @@ def stage_files(kind: str, paths: list[str], identity: str, comm=None) -> list[s
     base = MEMORY if kind == "memory" else Path(os.environ.get("KNLTRAIN_STAGE") or os.environ.get("TMPDIR") or "/tmp")
     folder = base / f"knltrain-{os.getuid()}-{digest}"
     try:
-        claim(folder)
+        folder = claim(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"no place to stage shards ({error}): set KNLTRAIN_STAGE") from None
     copies = [folder / Path(path).name for path in paths]
