@@ -31,19 +31,20 @@ def _train(args):
     with all_ranks(world()) as comm:
         from .lifecycle import Lifecycle
 
-        clock.mark("mpi")
+        clock.phase("mpi")
         with Lifecycle(args.run or Path("runs") / args.recipe.stem, comm, _line) as life:
             share_kernels(comm, args.recipe, args.set)
-            clock.mark("kernels")
+            clock.phase("kernels")
             from .checkpoint import advice
             from .config import load_recipe
+            from .faults import Faults
             from .train import train
 
-            clock.mark("imports")
+            clock.phase("imports")
             recipe = load_recipe(args.recipe, args.set)
             life.claim()
             try:
-                return train(recipe, life, args.resume, comm, args.inject, clock)
+                return train(recipe, life, args.resume, comm, [clock, Faults(args.inject, comm.rank, life.run_dir)])
             except Exception as error:
                 error.add_note(advice(life.run_dir))
                 raise

@@ -105,28 +105,37 @@ def watch_ranks(recipe: Recipe, data: DataSet, comm, last_words=lambda: "") -> W
     return Watch(comm, recipe.comm.stall_warn_s, recipe.comm.stall_end_s, last_words)
 
 
-def make_model(recipe: Recipe, classes: int, slots: int = 0, ranks_on_node: int = 1, gradient_memory=None) -> Model:
-    """The recipe's network, planned and initialised; slots: how many this rank trains, 0 for evaluation only."""
-    options = {"classes": classes, "input_size": recipe.data.crop} | recipe.model.args
-    if options["input_size"] != recipe.data.crop or options["classes"] != classes:
-        raise ValueError(
-            f"[model] has input_size {options['input_size']} and classes {options['classes']}; "
-            f"expected {recipe.data.crop} (data.crop) and {classes} (of the data): leave both out"
-        )
-    layers, input_shape = build(recipe.model.name, **options)
-    batch, smoothing = recipe.batch.slot_batch, recipe.optim.label_smoothing
+def make_model(
+    recipe: Recipe, classes: int, slots: int = 0, ranks_on_node: int = 1, gradient_memory=None, layers=None
+) -> Model:
+    """The recipe's network, planned and initialised; slots: how many this rank trains, 0 for evaluation only.
+
+    layers: (network, input shape) instead of the recipe's.
+    """
+    layers, input_shape = layers or build_network(recipe, classes)
     return Model(
         layers,
         input_shape,
-        batch,
+        recipe.batch.slot_batch,
         recipe.batch.global_batch,
-        smoothing=smoothing,
+        smoothing=recipe.optim.label_smoothing,
         seed=recipe.run.seed,
         train=slots > 0,
         ranks_on_node=ranks_on_node,
         gradient_copies=waiting_sums(slots) if slots else 0,
         gradient_memory=gradient_memory,
     )
+
+
+def build_network(recipe: Recipe, classes: int):
+    """The layers and the input shape that the recipe names."""
+    options = {"classes": classes, "input_size": recipe.data.crop} | recipe.model.args
+    if options["input_size"] != recipe.data.crop or options["classes"] != classes:
+        raise ValueError(
+            f"[model] has input_size {options['input_size']} and classes {options['classes']}; "
+            f"expected {recipe.data.crop} (data.crop) and {classes} (of the data): leave both out"
+        )
+    return build(recipe.model.name, **options)
 
 
 def make_optimizer(recipe: Recipe, model: Model) -> Lars:

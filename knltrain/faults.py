@@ -24,6 +24,7 @@ import numpy as np
 
 from .checkpoint import FOLDER, checkpoints
 from .lifecycle import STOP
+from .observe import StepObserver
 
 DEFAULTS = {"rank": 0, "step": 1, "ms": 200, "seconds": 5}
 FULL_BYTES = 64 << 10
@@ -55,7 +56,7 @@ def parse(text: str) -> Fault:
     return Fault(kind, **values)
 
 
-class Faults:
+class Faults(StepObserver):
     """The faults that are to strike this rank."""
 
     def __init__(self, orders, rank: int, run_dir: Path):
@@ -63,8 +64,9 @@ class Faults:
         self.due = [fault for fault in faults if fault.rank == rank]
         self.run_dir = Path(run_dir)
 
-    def strike(self, step: int, model):
-        """Called before step number `step`, counted from 1."""
+    def begin_step(self, trainer):
+        """What is due strikes before the step; they are counted from 1."""
+        step, model = trainer.done + 1, trainer.model
         for fault in [fault for fault in self.due if fault.step <= step]:
             if fault.kind != "slow":
                 self.due.remove(fault)

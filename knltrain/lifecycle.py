@@ -13,6 +13,7 @@ otherwise, "failed" that it would end alike. A script that starts runs gives eac
 KNLTRAIN_LAUNCH, and believes only a status that repeats it.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -23,6 +24,7 @@ from .whole import write_whole
 
 STOP, STATUS, DONE = "stop", "status", "DONE"
 LAUNCH = "KNLTRAIN_LAUNCH"
+GRACE_S = 0.5
 LOOK_S = 0.5  # between two looks for the stop file, by one rank
 TRANSIENT = (OSError, RuntimeError, KeyboardInterrupt)  # another attempt may end otherwise
 
@@ -39,7 +41,7 @@ class Lifecycle:
         self.looked, self.seen = -LOOK_S, False
         self.caught = []  # numbers of the signals that came
         self.finished_step = False
-        self._lock, self._handlers = None, {}
+        self._lock, self._handlers, self._made = None, {}, False
 
     # ---- the folder --------------------------------------------------------------------------------------------
 
@@ -53,6 +55,7 @@ class Lifecycle:
         refused, lock = None, Lock(self.run_dir, lambda line: self.warn(line))
         if self.rank == 0:
             try:
+                self._made = not self.run_dir.exists()
                 self.run_dir.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
                 self._forget()
@@ -132,6 +135,8 @@ class Lifecycle:
 
     def __exit__(self, kind, error, trace):
         if self._lock and error is not None:
+            if self.rank != 0:
+                time.sleep(GRACE_S)  # what fails on all ranks is rank 0's to say, which ends this one
             self.rank = 0  # whoever fails says so: the others are about to be ended
             word = "died" if isinstance(error, TRANSIENT) else "failed"
             self._say(f"{word} {kind.__name__}: {' '.join(str(error).split())}")
@@ -139,6 +144,15 @@ class Lifecycle:
             signal.signal(number, handler)
         if self._lock:
             self._lock.release()
+        if self._made and error is not None and not self.launch:
+            self._leave_nothing()
+
+    def _leave_nothing(self):
+        """Remove the folder that we made, if all that stands in it is that we failed."""
+        if [path.name for path in self.run_dir.glob("*")] == [STATUS]:
+            with contextlib.suppress(OSError):
+                (self.run_dir / STATUS).unlink()
+                self.run_dir.rmdir()
 
     def _say(self, text: str):
         """Write the status; a disk that refuses it must not end the run."""

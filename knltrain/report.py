@@ -17,6 +17,7 @@ from collections import deque
 from importlib import metadata
 from pathlib import Path
 
+from .observe import StepObserver
 from .text import printable
 from .whole import write_whole
 
@@ -25,7 +26,7 @@ WINDOW_S = 20.0  # images/s is taken over the steps of so many last seconds, at 
 REDRAW_S = 0.1  # on a terminal
 
 
-class Report:
+class Report(StepObserver):
     """Progress of one run; on ranks other than 0 every method does nothing.
 
     On a terminal one line is redrawn; elsewhere a plain line appears every `log_every_seconds`, and always for the
@@ -52,8 +53,7 @@ class Report:
         self.line = ""  # what stands on the terminal's last line
         self.refused = False  # by the disk
         if not self.quiet:
-            self.run_dir = Path(run_dir)
-            self.log = _open_log(self.run_dir)
+            self.run_dir, self.log = Path(run_dir), None
 
     def start(self, recipe_text: str, facts: dict, lines: list[str]):
         """Store the resolved recipe and the machine's facts in the run folder, and print lines: the derived numbers."""
@@ -85,6 +85,9 @@ class Report:
             self.shown = now
             self._show(self._progress(step, epoch, loss, lr, accuracy, rate))
 
+    def end_step(self, trainer, step):
+        """A step of the trainer is done."""
+        self.step(step.number, step.epoch, step.loss, step.lr, step.accuracy, step.waits)
     def evaluation(self, step: int, epoch: float, top1: float, top5: float, n: int):
         """Log and print the result on n images; top1 and top5 are shares, 0 to 1."""
         if self.quiet:
@@ -102,7 +105,8 @@ class Report:
                 self.line = ""
             self.stream.flush()
             with contextlib.suppress(OSError):  # said before
-                self.log.close()
+                if self.log:
+                    self.log.close()
 
     def _rate(self, now: float, step: int) -> float | None:
         """Images per second over the window; None after the first step, which has nothing to be compared with."""
@@ -142,6 +146,7 @@ class Report:
     def _write(self, kind: str, record: dict):
         record = {"kind": kind, **record, "time": time.time()}
         try:
+            self.log = self.log or _open_log(self.run_dir)
             self.log.write(json.dumps(_jsonable(record), allow_nan=False) + "\n")
             self.log.flush()
             self.refused = False

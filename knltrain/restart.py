@@ -23,14 +23,15 @@ class Restart:
     """Checkpoints of one run in `run_dir`: the weights, the momentum, the running statistics and the step.
 
     experiment: everything that the result depends on, as a flat dict of JSON-able values; a checkpoint of another
-    experiment is refused, but for one that is only shorter. keep: how many of the newest checkpoints stay. every_s:
-    seconds of training that may be lost at most; 0: only what `save` is called for. note: told of damaged ones, a
+    experiment is refused, but for one that is only shorter. how: the recipe's [run]: how many of the newest stay, and
+    the minutes of training that may be lost at most (0: only what `save` is called for). note: told of damaged ones, a
     disk that refuses, a new beginning.
     """
 
-    def __init__(self, run_dir: Path, model, optimizer, comm, experiment: dict, keep: int, every_s: float, note):
-        self.folder, self.parameters, self.optimizer = Path(run_dir) / FOLDER, model.parameters, optimizer
-        self.comm, self.experiment, self.keep, self.every_s = comm, experiment, keep, every_s
+    def __init__(self, run_dir: Path, trainer, comm, experiment: dict, how, note):
+        self.folder, self.comm, self.experiment = Path(run_dir) / FOLDER, comm, experiment
+        self.parameters, self.optimizer = trainer.model.parameters, trainer.optimizer
+        self.keep, self.every_s = how.keep_checkpoints, 60 * how.checkpoint_every_minutes
         self.note, self.warn = note, lambda message: note(f"warning: {message}")
         self.last_saved, self.last_time, self.missed = None, time.monotonic(), False
         self.begun_epochs = 0.0  # where a run is made longer: how long it was
@@ -130,18 +131,15 @@ class Restart:
 
     # ---- failing ---------------------------------------------------------------------------------------------
 
-    def fail(self, what: str, step: int, lr: float, finite: bool):
-        """`what` is NaN or infinite in `step`: say where and what to do, on all ranks alike.
-
-        finite: whether the losses of this rank still were.
-        """
-        flags = self.comm.gather(finite)
+    def fail(self, what: str, step):
+        """`what` is NaN or infinite in `step`: say where and what to do, on all ranks alike."""
+        flags = self.comm.gather(step.finite)
         ranks = ", ".join(str(rank) for rank, good in enumerate(flags) if not good)
         self.writer.busy(PATIENCE_S)
         last = next(reversed(checkpoints(self.folder)), None)
         raise FloatingPointError(
-            f"{what} is not finite in step {step} ({f'rank {ranks}' if ranks else 'all ranks'}, learning rate {lr:g}); "
-            f"last good checkpoint: {last or 'none'}: lower the learning rate or lengthen the warm-up"
+            f"{what} is not finite in step {step.number} ({f'rank {ranks}' if ranks else 'all ranks'}, learning rate "
+            f"{step.lr:g}); last good checkpoint: {last or 'none'}: lower the learning rate or lengthen the warm-up"
         )
 
 

@@ -21,12 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
+from .observe import StepObserver
+
 NODE_CACHE = "KNLTRAIN_NODE_CACHE"
 COMPILES = ("model.", "data.", "optim.")  # settings that may need other kernels; of the data not where they lie
 LAUNCHER = ("PMI", "PMIX", "OMPI", "PRTE", "HYDI", "HYDRA", "SLURM", "MPI_LOCAL", "GFORTRAN")  # of variables
 
 
-class Clock:
+class Clock(StepObserver):
     """Seconds by phase, from the start of the process to the end of the first step."""
 
     def __init__(self):
@@ -34,7 +36,12 @@ class Clock:
         self.phases = []
         self.running = True
 
-    def mark(self, phase: str):
+    def end_step(self, trainer, step):
+        """After the first step: say where the time went."""
+        if self.running:
+            trainer.note(self.finish())
+
+    def phase(self, phase: str):
         """`phase` ends now."""
         now = time.time()
         self.phases.append((phase, now - self.last))
@@ -42,7 +49,7 @@ class Clock:
 
     def finish(self) -> str:
         """The line for the log."""
-        self.mark("first step")
+        self.phase("first step")
         self.running = False
         total = sum(seconds for _, seconds in self.phases)
         return f"start-up {total:.1f} s: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.phases)

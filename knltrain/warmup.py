@@ -6,18 +6,20 @@ does not depend on the number of images, only on types: few images are enough.
 
 import dataclasses
 import time
+from contextlib import closing
 
 import numpy as np
 
 from kernels import ARCH, cache_folder
 
-from .comm import Exchange, Watch, compile_ahead, world
-from .config import Recipe, derive
+from .comm import compile_ahead, world
+from .config import Recipe
 from .data.shards import checksum
 from .data.synthetic import Synthetic
 from .evaluate import evaluate
-from .experiment import center_crop, make_loader, make_model, make_optimizer, make_reducer
+from .experiment import center_crop
 from .machine import take_share
+from .trainer import Trainer
 
 IMAGES = 8  # of a slot, at most: few, yet more than one share of the pixels in backward-weight
 MARGIN = 8  # pixels by which the pictures are larger than the crop
@@ -28,29 +30,20 @@ def warmup(recipe: Recipe) -> str:
     start = time.perf_counter()
     before = _compiled()
     comm = world()
-    take_share(comm)
+    placement = take_share(comm)
     slot_batch = min(recipe.batch.slot_batch, IMAGES)
     batch = dataclasses.replace(recipe.batch, slot_batch=slot_batch, global_batch=2 * slot_batch)
     section = dataclasses.replace(recipe.data, mean_image="")  # which is of another size, and compiles nothing more
     recipe = dataclasses.replace(recipe, batch=batch, data=section)
     classes = recipe.model.args.get("classes", 10)
     data = Synthetic(2 * slot_batch, recipe.data.crop + MARGIN, classes)
-    derived, slots = derive(recipe, len(data)), range(2)
-    exchange = Exchange(comm)
-    model = make_model(recipe, classes, len(slots), gradient_memory=exchange.allocate)
-    optimizer, reducer = make_optimizer(recipe, model), make_reducer(recipe, model, exchange, slots, Watch(comm))
-    with make_loader(recipe, derived, data, slots) as loader:
-        for _ in slots:
-            images = next(loader)
-            model.feed(images.images, images.labels)
-            model.forward()
-            model.backward(reducer.ready)
-            reducer.end_slot()
-    model.parameters.update_statistics(len(slots))
-    optimizer.step(0.0, reducer.reduced())
+    with closing(Trainer.of(recipe, data, comm, placement)) as trainer:
+        trainer.seek(0)
+        trainer.rate = lambda step: 0.0
+        trainer.step()
     compile_ahead()
     crop = center_crop(recipe, data)
-    evaluate(model, data, crop, comm)
+    evaluate(trainer.model, data, crop, comm)
     small = np.zeros((recipe.data.crop // 2 + 1, recipe.data.crop, 3), np.uint8)  # a picture that must be resampled
     crop.apply(small, 0, 0, np.empty((recipe.data.crop, recipe.data.crop, 3), np.float32))
     checksum(0, small)  # as reading a shard does

@@ -14,7 +14,7 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], None], durab
     too; otherwise a power cut may lose it. Raises OSError, and what the function raises.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         if callable(content):
             content(temporary)

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "knltrain.layers": {"kernels", "knltrain.arena", "numpy"},
     "knltrain.models": {"kernels", "knltrain.arena", "knltrain.layers", "numpy"},
     "knltrain.optim": {"kernels", "knltrain.arena", "knltrain.layers", "numpy"},
-    "knltrain.comm": {"kernels", "knltrain.arena", "knltrain.text", "numpy", "mpi4py"},
+    "knltrain.comm": {"kernels", "knltrain.observe", "knltrain.arena", "knltrain.text", "numpy", "mpi4py"},
     "knltrain.data": {
         "kernels", "knltrain.hdf5", "knltrain.keys", "knltrain.text", "numpy", "h5py", "PIL", "simplejpeg",
     },
@@ -30,17 +30,18 @@ MAY_IMPORT = {
     "knltrain.errors": {"knltrain.text"},
     "knltrain.hdf5": {"knltrain.keys", "numpy", "h5py"},
     "knltrain.whole": set(),
+    "knltrain.observe": set(),
     "knltrain.lock": set(),
     "knltrain.leaks": set(),
-    "knltrain.startup": {"kernels", "numpy"},
+    "knltrain.startup": {"knltrain.observe", "kernels", "numpy"},
     "knltrain.doctor": {
         "kernels", "knltrain.arena", "knltrain.data", "knltrain.machine", "knltrain.report", "knltrain.hardware",
         "knltrain.text", "numpy",
     },
-    "knltrain.faults": {"knltrain.checkpoint", "knltrain.lifecycle", "knltrain.restart", "numpy"},
+    "knltrain.faults": {"knltrain.observe", "knltrain.checkpoint", "knltrain.lifecycle", "knltrain.restart", "numpy"},
     "knltrain.hardware": set(),
     "knltrain.machine": {"kernels", "knltrain.report", "knltrain.hardware", "numba"},
-    "knltrain.report": {"knltrain", "knltrain.whole", "kernels", "knltrain.text", "numpy"},
+    "knltrain.report": {"knltrain.observe", "knltrain", "knltrain.whole", "kernels", "knltrain.text", "numpy"},
     "knltrain.pictures": {"numpy", "PIL"},
     "knltrain.plots": {"numpy", "matplotlib"},
     "knltrain.bench": {
@@ -50,13 +51,16 @@ MAY_IMPORT = {
     },
     "knltrain": set(),
 }
-KNOW_ALL = {"train", "evaluate", "experiment", "cli", "demo", "drill", "starter", "warmup", "config", "__main__"}
+KNOW_ALL = {
+    "train", "trainer", "evaluate", "experiment", "cli", "demo", "drill", "starter", "warmup", "config", "__main__",
+}  # fmt: skip
 ONLY_IN = {
     "mpi4py": {"knltrain/comm/communicator.py"},
     "h5py": {"knltrain/hdf5.py", "knltrain/data/shards.py", "knltrain/checkpoint.py"},
     "torch": {"knltrain/bench/torch_process.py", "knltrain/bench/torch_models.py"},
     "knltrain.config": {
-        f"knltrain/{name}.py" for name in ("train", "evaluate", "experiment", "cli", "demo", "starter", "warmup")
+        f"knltrain/{name}.py"
+        for name in ("train", "trainer", "evaluate", "experiment", "cli", "demo", "starter", "warmup")
     },
 }
 LAZY = {"PIL", "simplejpeg", "matplotlib"}  # extras: the project must import without them

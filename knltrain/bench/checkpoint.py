@@ -8,6 +8,7 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 from kernels import set_threads
 
@@ -27,7 +28,8 @@ def run(model, slot_batch, threads=0, options=None, folder=Path(), as_json=False
     work = Workload(model, slot_batch, options)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-checkpoint-") as temporary:
-        restart = Restart(Path(temporary), work.model, work.optimizer, world(), {}, 1, 0, print)
+        how = SimpleNamespace(keep_checkpoints=1, checkpoint_every_minutes=0)
+        restart = Restart(Path(temporary), work, world(), {}, how, print)
         try:
             record = _measure(work, restart)
         finally:

@@ -150,10 +150,8 @@ class Reducer:
         return lines + [note for note in (exchange.note, self.watch and self.watch.note) if note]
 
     def close(self):
-        """End the communication thread and the watch; harmless when repeated."""
+        """End the communication thread; harmless when repeated."""
         self.worker.close()
-        if self.watch:
-            self.watch.close()
 
     def _finish(self, bucket: Bucket):
         here = slice(bucket.start, bucket.stop)

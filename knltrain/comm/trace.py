@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+from ..observe import StepObserver
+
 _ROWS = {"queue": 0, "reduce": 1, "wait": 2}
 
 
-class Trace:
+class Trace(StepObserver):
     """Collects the jobs of the first `steps` steps and writes them to `path`; steps = 0: nothing.
 
     queue: from the last gradient of a bucket to the begin of its exchange. reduce: the exchange. wait: somebody had
@@ -19,6 +21,10 @@ class Trace:
             {"name": "thread_name", "ph": "M", "pid": rank, "tid": row, "args": {"name": name}}
             for name, row in _ROWS.items()
         ]
+
+    def end_step(self, trainer, step):
+        """A step of the trainer is done."""
+        self.add(step.number, trainer.reducer.finished)
 
     def add(self, step: int, jobs):
         """The exchanges of a step that is over."""

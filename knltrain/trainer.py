@@ -1,0 +1,132 @@
+"""One definition of a training step, for the command, a script or notebook, warm-up and the benchmarks.
+
+A step: for each slot of this rank the next batch, forward, loss, backward, while the reducer sums every bucket of
+gradients as soon as it is whole; then the update of each tensor as its sum arrives, and the running statistics.
+Whoever wants to know, or to interfere, is an observer.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from kernels import sample_key
+
+from .comm import Reducer, Update
+from .config import Recipe, derive
+from .data import Loader
+from .experiment import (
+    make_exchange,
+    make_loader,
+    make_model,
+    make_optimizer,
+    make_reducer,
+    make_update,
+    own_slots,
+)
+from .layers import Observer
+from .models import Model
+from .observe import Step, StepObserver
+from .optim import Lars, learning_rate
+
+DROPOUT = 2  # purpose of the random numbers that are not augmentation's
+
+
+class Trainer:
+    """Trains `model` on `batches`, an iterator of slots: `for step in trainer`, or step by step.
+
+    slots: how many this rank runs in a step; total_slots: all ranks together. rate: the learning rate of a step.
+    done: steps done; total: where iteration ends. wishes: asked of this rank in every slot, (stop, save); told to all.
+    note: where an observer may print a line.
+    """
+
+    def __init__(
+        self, model: Model, optimizer: Lars, reducer: Reducer, update: Update, batches: Iterable, *,
+        rate: Callable[[int], float], slots=1, total_slots=1, total=0, steps_per_epoch=1, seed=0,
+        observers: Iterable[StepObserver] = (),
+    ):  # fmt: skip
+        self.model, self.optimizer, self.reducer, self.update, self.batches = model, optimizer, reducer, update, batches
+        self.rate, self.slots, self.total_slots = rate, slots, total_slots
+        self.total, self.steps_per_epoch, self.seed = total, steps_per_epoch, seed
+        self.global_batch = total_slots * model.slot_batch
+        self.observers, self.done, self.stopped = list(observers), 0, False
+        self.wishes: Callable[[], tuple] = lambda: (False, False)
+        self.note: Callable[[str], None] = lambda line: None
+        self._last = time.perf_counter()
+
+    @classmethod
+    def of(cls, recipe: Recipe, data, comm, placement, watch=None, layers=None, observers=()) -> "Trainer":
+        """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's."""
+        derived = derive(recipe, len(data))
+        slots, exchange = own_slots(derived.slots, comm), make_exchange(recipe, comm)
+        where = (placement.ranks_on_node, exchange.allocate)
+        model = make_model(recipe, len(data.class_names), len(slots), *where, layers)
+        optimizer = make_optimizer(recipe, model)
+        optimizer.check_start(*(learning_rate(early, **derived.schedule) for early in (0, 1)))
+        with placement.on("communication"):
+            reducer = make_reducer(recipe, model, exchange, slots, watch)
+        with placement.on("readers"):
+            loader = make_loader(recipe, derived, data, slots)
+        return cls(
+            model, optimizer, reducer, make_update(model, optimizer, reducer), loader,
+            rate=lambda step: learning_rate(step, **derived.schedule), slots=len(slots), total_slots=derived.slots,
+            total=derived.total_steps, steps_per_epoch=derived.steps_per_epoch, seed=recipe.run.seed,
+            observers=observers,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.done < self.total and not self.stopped:
+            yield self.step()
+
+    def step(self) -> Step:
+        """Do one step. Collective."""
+        for observer in self.observers:
+            observer.begin_step(self)
+        model, reducer, lr, finite, backward = self.model, self.reducer, self.rate(self.done), True, 0.0
+        for _ in range(self.slots):
+            self._feed(next(self.batches))
+            model.forward()
+            begin = time.perf_counter()
+            model.backward(reducer.ready)  # a bucket is summed as soon as its last gradient is there
+            backward += time.perf_counter() - begin
+            losses = model.loss.losses
+            finite &= bool(np.isfinite(losses).all())
+            model.parameters.scalars[:] = losses.sum(), np.count_nonzero(model.loss.ranks == 0), *self.wishes()
+            reducer.end_slot()
+        self.update.step(lr)  # a tensor is updated as soon as its sum is there
+        model.parameters.update_statistics(self.total_slots)
+        self.done += 1
+        step = self._record(lr, finite, backward)
+        for observer in self.observers:
+            observer.end_step(self, step)
+        return step
+
+    def _feed(self, batch):
+        keys = [sample_key(self.seed, batch.epoch, row, DROPOUT) for row in batch.rows]
+        self.model.feed(batch.images, batch.labels, keys)
+
+    def _record(self, lr, finite, backward) -> Step:
+        loss, correct, stop, save = (float(total) for total in self.model.parameters.scalars)
+        self.stopped = stop > 0
+        now = time.perf_counter()
+        rate, self._last = self.global_batch / (now - self._last), now
+        waits = self.reducer.seconds()
+        if isinstance(self.batches, Loader):
+            waits = {"data_wait_s": self.batches.stall_seconds} | waits
+        loss, accuracy, epoch = loss / self.global_batch, correct / self.global_batch, self.done / self.steps_per_epoch
+        return Step(self.done, epoch, lr, loss, accuracy, rate, backward, finite, stop > 0, save > 0, waits)
+
+    def observe(self, observer: Observer | None):
+        """Let `observer` be told of every op of the steps that follow; None: nobody."""
+        self.model.observer = self.optimizer.observer = observer
+
+    def seek(self, done: int):
+        """Go on after `done` steps."""
+        self.done = done
+        self.batches.seek(done)
+
+    def close(self):
+        """Stop reading and exchanging; harmless when repeated."""
+        self.reducer.close()
+        if isinstance(self.batches, Loader):
+            self.batches.close()
