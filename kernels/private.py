@@ -22,33 +22,32 @@ def claim(folder: Path) -> Path:
 
     Raises ValueError where somebody else could change what is in the folder; OSError where it cannot be made.
     """
-    folder = Path(os.path.abspath(folder))
-    for step in reversed([folder, *folder.parents]):
+    folder = folder.absolute()
+    trusted = {0, os.getuid(), os.stat("/").st_uid}  # in a container root may go by another number
+    for step, last in _way(folder):
         if not os.path.lexists(step):
             step.mkdir(mode=0o700, exist_ok=True)
-    trusted = {0, os.getuid(), os.stat("/").st_uid}  # in a container root may go by another number
-    *way, (_, own) = [(step, step.lstat()) for step in _way(folder)]
-    for step, found in way:
-        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
-        if found.st_uid not in trusted or (_others_write(found) and not sticky):
+        own = step.lstat()
+        is_folder, others = stat.S_ISDIR(own.st_mode), _others_write(own)
+        if last and (not is_folder or own.st_uid != os.getuid() or others):
+            kind = "folder" if is_folder else "link" if stat.S_ISLNK(own.st_mode) else "file"
+            raise ValueError(
+                f"{folder}: found a {kind} of user {own.st_uid} with mode {stat.S_IMODE(own.st_mode):o}; expected a "
+                f"folder of user {os.getuid()} in which nobody else may write"
+            )
+        if own.st_uid not in trusted or (others and not (is_folder and own.st_mode & stat.S_ISVTX)):
             raise ValueError(f"{folder}: found that others may change {step}; expected that only you and root can")
-    if not stat.S_ISDIR(own.st_mode) or own.st_uid != os.getuid() or _others_write(own):
-        kind = "folder" if stat.S_ISDIR(own.st_mode) else "link" if stat.S_ISLNK(own.st_mode) else "file"
-        raise ValueError(
-            f"{folder}: found a {kind} of user {own.st_uid} with mode {stat.S_IMODE(own.st_mode):o}; expected a folder "
-            f"of user {os.getuid()} in which nobody else may write"
-        )
     return folder
 
 
 def _way(path: Path):
-    """Every folder and link that leads to `path`, itself last; links are followed one after the other."""
+    """(every folder and link that leads to `path`, is it the last); links are followed one after the other."""
     here, left, links = Path("/"), list(path.parts[1:]), 0
-    yield here
+    yield here, not left
     while left:
         name = left.pop(0)
         here = here.parent if name == ".." else here / name
-        yield here
+        yield here, not left
         if here.is_symlink() and left and links < _MOST_LINKS:
             target = Path(os.readlink(here))
             links += 1
