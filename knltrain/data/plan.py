@@ -101,8 +101,6 @@ def _choose_classes(src, found, entries, classes_of, empty, say):
     for entry in entries:
         counts[entry.class_name] += 1
         direct += entry.name.count("/") == 1
-    if not entries:
-        raise ValueError(f"{src}: found no images in its {len(found)} class folders, expected some in each")
     if SPLITS.issuperset(found) or not direct:
         cure = f"if these are splits, pack each alone, as {Path(src, min(found))}"
         say(f"warning: {src}: found classes {_some(found)}, with folders inside or named like splits: {cure}")

@@ -77,7 +77,7 @@ def list_source(src: Path) -> tuple[list[str], list[Entry]]:
     Names that begin with a dot are left out; so is a folder of a tar that holds all class folders (`train/…`). A class
     may be without files.
 
-    Raises: ValueError if there is no class, or if a tar cannot be read or goes beyond a bound.
+    Raises: ValueError if there is no class or no file, or if a tar cannot be read or goes beyond a bound.
     """
     if src.is_dir():
         classes, entries = _list_folder(src)
@@ -85,6 +85,8 @@ def list_source(src: Path) -> tuple[list[str], list[Entry]]:
         classes, entries = _class_folders(*_list_tar(src))
     if not classes:
         raise ValueError(f"{src}: found no class folders, expected one folder per class with its images inside")
+    if not entries:
+        raise ValueError(f"{src}: found no images in its {len(classes)} class folders, expected some in each")
     return sorted(classes), sorted(entries, key=lambda entry: entry.name)
 
 
