@@ -10,7 +10,7 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image")
 
-from knltrain.data import pack  # noqa: E402
+from knltrain.data import Augment, pack  # noqa: E402
 from knltrain.data.decode import DecodeError, decode  # noqa: E402
 from knltrain.data.sources import MAX_SAME_FOLDER, list_source  # noqa: E402
 
@@ -122,8 +122,12 @@ def test_decode__refuses_scans_without_end():
     data = out.getvalue()
     assert decode(data).shape == (64, 64, 3)
     last = data.rindex(b"\xff\xda")
+    data = data[:-2] + data[last:-2] * 1500 + data[-2:]
     with pytest.raises(DecodeError, match="scans over the picture"):
-        decode(data[:-2] + data[last:-2] * 1500 + data[-2:])
+        decode(data)
+    row = np.frombuffer(data, np.uint8).copy()  # of a shard that somebody else made
+    with pytest.raises(DecodeError, match="scans over the picture"):
+        Augment("none", 32, (0, 0, 0), (1, 1, 1)).decode(row, 0, 0)
 
 
 # ---- what looks like a mistake -------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def decode(data: bytes) -> np.ndarray:
     data = bytes(data)
     if not data:
         raise DecodeError("empty file")
-    _check_scans(data)
+    _check_scans(data, _pixels)
     start, stop = _find_exif(data)
     if _is_ordinary(data):
         try:
@@ -144,6 +144,7 @@ def decode_part(data: np.ndarray, header: JpegHeader, bottom: float, shrink: int
 
     Raises: DecodeError
     """
+    _check_scans(data.tobytes(), lambda _: header.height * header.width)
     if simplejpeg is None:
         return _decode_shrunk(data.tobytes(), header, shrink)
     height = header.height
@@ -224,10 +225,13 @@ def _resize(pixels, size, box):
     return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, box))
 
 
-def _check_scans(data):
-    """Refuse a JPEG that would be decoded for a long time: each scan goes over the whole picture again."""
+def _check_scans(data, pixels):
+    """Refuse a JPEG that would be decoded for a long time: each scan goes over the whole picture again.
+
+    pixels: a function of the data, which is asked only where there is more than one scan.
+    """
     scans = data.count(b"\xff\xda") if data[:2] == b"\xff\xd8" else 0
-    if scans > MAX_SCANS or (scans > 1 and scans * _pixels(data) > MAX_SCANNED):
+    if scans > MAX_SCANS or (scans > 1 and scans * pixels(data) > MAX_SCANNED):
         raise DecodeError(f"{scans} scans over the picture, more than are wanted to decode it in a second or two")
 
 
