@@ -142,12 +142,6 @@ class Parameters:
         """Learned numbers."""
         return sum(p.size for p in self.parameters)
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Named views of everything that a checkpoint must hold."""
-        arrays = {f"value/{p.name}": p.w for p in self.parameters}
-        arrays |= {f"momentum/{p.name}": p.v for p in self.parameters}
-        return arrays | {f"running/{s.name}": s.running for s in self.statistics}
-
 
 def name_key(name: str) -> int:
     """FNV-1a of the name: the same on every machine and in every Python."""

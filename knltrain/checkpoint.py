@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 from .hdf5 import Untrusted, attributes, opened, stored
 from .keys import Rule, shown
+from .text import printable
 from .whole import TEMPORARY, write_whole
 
 FORMAT, VERSION = "knltrain-checkpoint", 1
@@ -59,18 +61,23 @@ def save(folder, step: int, arrays: dict[str, np.ndarray], meta: dict, *, keep: 
     """
     folder = Path(folder)
     path = folder / f"checkpoint-{step:07d}.h5"
-    contents = json.dumps({"step": step, "meta": {**meta, "step": step}, "names": list(arrays)})
     try:
         folder.mkdir(exist_ok=True)  # not its parent: a run folder that is gone must be noticed
         for left_over in folder.glob(f"*{TEMPORARY}"):  # of a run that was killed while it wrote
             left_over.unlink()
-        write_whole(path, lambda temporary: _write(temporary, contents, arrays))
+        save_file(path, step, arrays, meta)
         if best_metric is not None:
             _note_best(folder, path.name, step, float(best_metric))
         _drop_old(folder, step, keep)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); free space or choose another run folder") from None
     return path
+
+
+def save_file(path: Path, step: int, arrays: dict[str, np.ndarray], meta: dict) -> None:
+    """Write one file in the format of a checkpoint, whole or not at all. Raises OSError."""
+    contents = json.dumps({"step": step, "meta": {**meta, "step": step}, "names": list(arrays)})
+    write_whole(path, lambda temporary: _write(temporary, contents, arrays))
 
 
 class _KeepsError(io.FileIO):
@@ -199,6 +206,10 @@ def load(path) -> tuple[dict[str, np.ndarray], dict]:
         raise CheckpointError(f"{path}: truncated or damaged ({reason}); use an older checkpoint") from None
 
 
+def _warn(message):
+    print(f"knltrain: warning: {printable(str(message))}", file=sys.stderr)
+
+
 def load_latest(folder, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarray], dict] | None:
     """(arrays, meta) of the newest checkpoint that is whole; None when the folder holds none at all.
 
@@ -247,3 +258,19 @@ def _get(file, place: str, name: str) -> np.ndarray:
     if checksum != expected:
         raise Untrusted(f"array {shown(name)} has checksum {checksum:08x}; expected {expected:08x}")
     return array
+
+
+def load_run(path: Path, warn: Callable[[str], None] = _warn) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, meta) of a checkpoint file; of a run folder the best, or where that is damaged the newest good one."""
+    if path.is_file():
+        return load(path)
+    best = best_checkpoint(path / FOLDER)
+    if best is not None:
+        try:
+            return load(best)
+        except CheckpointError as error:
+            warn(error)
+    found = load_latest(path / FOLDER, warn)
+    if found is None:
+        raise CheckpointError(f"{path}: no checkpoint in this run yet; train it first")
+    return found

@@ -83,6 +83,12 @@ def _pack(args):
         )
 
 
+def _predict(args):
+    from .api import predict_files
+
+    predict_files(args.path, args.images, args.top, args.json)
+
+
 def _sweep(args):
     from .leaks import sweep
 
@@ -398,6 +404,13 @@ def _parser() -> argparse.ArgumentParser:
     overlap.add_argument("--wire", default="fp32", help="as comm.wire (default fp32)")
     overlap.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
     overlap.set_defaults(run_command=_bench_overlap)
+
+    predict = commands.add_parser("predict", help="the most probable classes of picture files")
+    predict.add_argument("path", type=Path, metavar="RUN_OR_FILE")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files, and folders of them")
+    predict.add_argument("--top", type=int, default=5, metavar="N", help="classes of each (default 5)")
+    predict.add_argument("--json", action="store_true", help="an object a line")
+    predict.set_defaults(run_command=_predict)
 
     sweep = commands.add_parser("sweep", help="remove what killed runs left in /dev/shm and /tmp of this node")
     sweep.set_defaults(run_command=_sweep)

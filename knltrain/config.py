@@ -23,6 +23,7 @@ class RecipeError(ValueError):
 
 EPOCHS = 10**6
 RGB = {"count": 3, "most": 1024}
+PATHS = {("data", "train"), ("data", "val"), ("data", "mean_image"), ("model", "weights")}  # relative to the recipe
 LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import these from where they are known would load
 SHUFFLES = ("quasi", "full", "sequential")  # Numba; a test compares them
 STAGES = ("none", "local", "memory")
@@ -36,6 +37,7 @@ POLICIES = ("poly", "step", "cosine", "constant")
 @dataclass(frozen=True)
 class Model:
     name: str = key(REQUIRED, "which network: a name known to `knltrain describe`", least=1)
+    weights: str = key("", "begin with those of a run, a checkpoint or a saved network; '': random", free=True)
     args: dict = field(default_factory=dict)  # every other key of [model], checked by the network itself
 
 
@@ -211,7 +213,10 @@ def _store(values, source, section, key, value, folder):
     if key not in known:
         raise RecipeError(f"{source}: unknown key {section}.{key}; {_nearest(section, key)}")
     value = _convert(value, known[key], f"{source}: {section}.{key}")
-    if (section, key) in (("data", "train"), ("data", "val"), ("data", "mean_image")) and value:
+    if (section, key) == ("model", "name") and ".py:" in value:  # FILE.py:FUNCTION
+        path, _, function = value.rpartition(":")
+        value = f"{(Path(folder) / Path(path).expanduser()).resolve()}:{function}"
+    if (section, key) in PATHS and value:
         try:
             value = str((Path(folder) / Path(value).expanduser()).resolve())
             value.encode()  # the run folder's recipe is UTF-8
@@ -268,6 +273,28 @@ def _nearest(section: str, key: str) -> str:
     if not key:
         return f"the nearest known one is [{difflib.get_close_matches(section, SECTIONS, n=1, cutoff=0.0)[0]}]"
     return f"the nearest known one is {(same or similar)[0]}"
+
+
+def recipe_of(facts: dict) -> Recipe:
+    """The recipe's [model] and [data] that the facts of a run tell (see `experiment.network_facts`), else defaults.
+
+    Raises RecipeError for a value that the recipe would not take.
+    """
+    values = {"model": {"args": facts.get("model.args", {})}, "data": {"train": facts.get("data.train", "-")}}
+    for name in rules():
+        section, _, key = name.partition(".")
+        if section in values and name in facts and not (name == "data.mean_image" and facts[name]):
+            values[section][key] = _convert(facts[name], _fields(section)[key], name)
+    if not isinstance(values["model"]["args"], dict) or "name" not in values["model"]:
+        raise RecipeError("the file names no network; expected what `knltrain train` or `Network.save` wrote")
+    return checked(Recipe(Model(**values["model"]), Data(**values["data"])))
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe, if every value is in its range. Raises RecipeError."""
+    for name, found, expected in _problems(recipe):
+        raise RecipeError(f"{name} is {shown(found)}; expected {expected}")
+    return recipe
 
 
 # ---- checks --------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Accuracy on a data set, every image counted exactly once on any number of ranks."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,14 +7,14 @@ import numpy as np
 
 from kernels import rank_of_label
 
-from .checkpoint import FOLDER, CheckpointError, best_checkpoint, load, load_latest
+from .checkpoint import CheckpointError, load_run
 from .config import load_recipe
 from .data import Augment, DataSet, EvalLoader, PictureFolder, eval_rows
 from .experiment import center_crop, make_model
 from .machine import take_share
 from .models import Model
+from .models.state import load as load_state
 from .report import RECIPE
-from .restart import apply_state
 from .text import printable
 
 
@@ -84,10 +83,10 @@ def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: 
     if not path.exists() or not (folder / RECIPE).is_file():
         raise CheckpointError(f"{path}: no run folder, nor a checkpoint in one; expected what `knltrain train` wrote")
     recipe = load_recipe(folder / RECIPE, overrides)
-    arrays, meta = _load(path)
+    arrays, meta = load_run(path)
     dataset = _open(Path(data or recipe.data.val or recipe.data.train), meta["experiment"], folder, comm)
     model = make_model(recipe, len(dataset.class_names), ranks_on_node=share.ranks_on_node)
-    apply_state(model.parameters, arrays, path)
+    load_state(model.parameters, arrays, path)
     crop, threads, mirror = center_crop(recipe, dataset), recipe.data.reader_threads, recipe.data.val_mirror
     result = evaluate(model, dataset, crop, comm, threads, mirror)
     if comm.rank == 0:
@@ -111,23 +110,3 @@ def _open(data: Path, experiment: dict, folder: Path, comm) -> DataSet | Picture
     if dataset.class_names != trained_on[0]:
         raise ValueError(f"{dataset.folder} has other classes than {folder}; expected the same: pack both alike")
     return dataset
-
-
-def _warn(message):
-    print(f"knltrain: warning: {printable(str(message))}", file=sys.stderr)
-
-
-def _load(path: Path):
-    """A checkpoint file; of a run folder the best, or where that is damaged or not known the newest good one."""
-    if path.is_file():
-        return load(path)
-    best = best_checkpoint(path / FOLDER)
-    if best is not None:
-        try:
-            return load(best)
-        except CheckpointError as error:
-            _warn(error)
-    found = load_latest(path / FOLDER, _warn)
-    if found is None:
-        raise CheckpointError(f"{path}: no checkpoint in this run yet; train it first")
-    return found

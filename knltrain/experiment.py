@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from kernels import ARCH
 
 from . import __version__
+from .checkpoint import load_run
 from .comm import (
     Exchange,
     Reducer,
@@ -22,9 +24,12 @@ from .comm import (
 )
 from .config import Derived, Recipe, rules
 from .data import Augment, DataSet, Loader, Order, read_mean_image
-from .models import Model, build
+from .data.ranks import from_first
+from .models import Model, build, custom
+from .models.state import load as load_state
 from .optim import Lars
 
+PREPROCESSING = ("crop", "short_side", "val_short_side", "mean", "std", "mean_image")
 UNSCALED_SHORT_SIDE = 256  # pixels; before a crop of pictures that were packed as large as they are
 
 
@@ -92,6 +97,14 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
     return facts
 
 
+def network_facts(recipe: Recipe, class_names: list[str], encoding: str, size: int) -> dict:
+    """What of `identity` a network must be used with: layers, classes, and what is done to a picture."""
+    facts = {"model.name": recipe.model.name, "model.args": recipe.model.args, "data.classes": list(class_names)}
+    facts |= {"data.encoding": encoding, "data.size": size}
+    d = recipe.data
+    return facts | {f"data.{key}": value for key, value in dataclasses.asdict(d).items() if key in PREPROCESSING}
+
+
 def make_exchange(recipe: Recipe, comm) -> Exchange:
     """The sum over all ranks, by the recipe's algorithm."""
     c = recipe.comm
@@ -135,7 +148,26 @@ def build_network(recipe: Recipe, classes: int):
             f"[model] has input_size {options['input_size']} and classes {options['classes']}; "
             f"expected {recipe.data.crop} (data.crop) and {classes} (of the data): leave both out"
         )
+    if custom.is_custom(recipe.model.name):
+        return custom.make(custom.find(recipe.model.name), classes, recipe.data.crop, recipe.model.args)
     return build(recipe.model.name, **options)
+
+
+def begin_with(path: str, parameters, comm) -> list[str]:
+    """Copy the weights of a run, checkpoint or saved network into a model on all ranks, read by rank 0.
+
+    Returns the tensors of the last layer that had other classes there and begin at random. Raises ValueError where the
+    file is no such thing or of another network.
+    """
+
+    def read():
+        arrays, _ = load_run(Path(path))
+        return {"fresh": load_state(parameters, arrays, path, strict=False)}
+
+    fresh = from_first(comm, read)["fresh"]
+    for block in (parameters.value, parameters.running):
+        comm.broadcast(block)
+    return fresh
 
 
 def make_optimizer(recipe: Recipe, model: Model) -> Lars:

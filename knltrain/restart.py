@@ -12,6 +12,8 @@ import numpy as np
 from .background import Writer
 from .checkpoint import FOLDER, CheckpointError, checkpoints, load_latest, save
 from .keys import shown
+from .models.state import load as load_state
+from .models.state import state as state_of
 
 LENGTH = "run.epochs"  # of an experiment; may grow
 PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
@@ -75,7 +77,7 @@ class Restart:
                     f"{self.folder}: this run was begun with {key} = {shown(before)}, now it is {shown(now)}: "
                     "use the recipe and the pictures of that run, or another --run folder"
                 )
-        apply_state(self.parameters, arrays, self.folder)
+        load_state(self.parameters, arrays, self.folder)
         self.last_saved = meta["step"]
         return meta["step"], meta["previous_lr"]
 
@@ -118,7 +120,7 @@ class Restart:
         self.writer.close(FAILING_LIMIT_S)
 
     def _copy(self) -> dict[str, np.ndarray]:
-        state = self.parameters.state()
+        state = state_of(self.parameters)
         if self.copy is None:
             self.copy = {name: np.empty_like(array) for name, array in state.items()}
         for name, array in state.items():
@@ -141,17 +143,3 @@ class Restart:
             f"{what} is not finite in step {step.number} ({f'rank {ranks}' if ranks else 'all ranks'}, learning rate "
             f"{step.lr:g}); last good checkpoint: {last or 'none'}: lower the learning rate or lengthen the warm-up"
         )
-
-
-def apply_state(parameters, arrays: dict, where) -> None:
-    """Copy a checkpoint's arrays into the blocks of a model, after checking that names, shapes and types agree."""
-    state = parameters.state()
-    differing = sorted(state.keys() ^ arrays.keys())
-    both = sorted(state.keys() & arrays.keys())
-    differing += [n for n in both if (arrays[n].shape, arrays[n].dtype) != (state[n].shape, state[n].dtype)]
-    if differing:
-        raise CheckpointError(
-            f"{where}: checkpoint of another model (differing: {', '.join(differing[:3])}): use the recipe of that run"
-        )
-    for name, array in arrays.items():
-        state[name][...] = array

@@ -16,6 +16,7 @@ from .experiment import center_crop, identity, misfits, open_data, watch_ranks
 from .leaks import sweep
 from .lifecycle import Lifecycle
 from .machine import take_share
+from .models.state import state
 from .observe import StepObserver
 from .optim import learning_rate
 from .report import Report, machine_facts
@@ -48,6 +49,8 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         closing(Restart(run_dir, trainer, comm, identity(recipe, data), recipe.run, report.note)) as restart,
     ):
         model, trainer.note = trainer.model, report.note
+        for line in trainer.begun_with:
+            report.note(line)
         _phase(observers, "model")
         trainer.done = restart.restore(resume)
         if restart.begun_epochs:
@@ -87,7 +90,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
             if saving or checking:
                 trainer.update.complete()
             if checking and comm.size > 1:
-                compare_replicas(comm, model.parameters.state(), step.number)
+                compare_replicas(comm, state(model.parameters), step.number)
             if saving:
                 restart.save(step.number, top1)
 

@@ -16,6 +16,7 @@ from .comm import Reducer, Update
 from .config import Recipe, derive
 from .data import Loader
 from .experiment import (
+    begin_with,
     make_exchange,
     make_loader,
     make_model,
@@ -52,6 +53,7 @@ class Trainer:
         self.observers, self.done, self.stopped = list(observers), 0, False
         self.wishes: Callable[[], tuple] = lambda: (False, False)
         self.note: Callable[[str], None] = lambda line: None
+        self.begun_with: list[str] = []  # lines about weights that were not drawn at random
         self._last = time.perf_counter()
 
     @classmethod
@@ -61,18 +63,25 @@ class Trainer:
         slots, exchange = own_slots(derived.slots, comm), make_exchange(recipe, comm)
         where = (placement.ranks_on_node, exchange.allocate)
         model = make_model(recipe, len(data.class_names), len(slots), *where, layers)
+        begun = []
+        if recipe.model.weights:
+            fresh = begin_with(recipe.model.weights, model.parameters, comm)
+            begun = [f"beginning with the weights of {recipe.model.weights}"]
+            begun += [f"fresh, for other classes: {', '.join(fresh)}"] if fresh else []
         optimizer = make_optimizer(recipe, model)
         optimizer.check_start(*(learning_rate(early, **derived.schedule) for early in (0, 1)))
         with placement.on("communication"):
             reducer = make_reducer(recipe, model, exchange, slots, watch)
         with placement.on("readers"):
             loader = make_loader(recipe, derived, data, slots)
-        return cls(
+        made = cls(
             model, optimizer, reducer, make_update(model, optimizer, reducer), loader,
             rate=lambda step: learning_rate(step, **derived.schedule), slots=len(slots), total_slots=derived.slots,
             total=derived.total_steps, steps_per_epoch=derived.steps_per_epoch, seed=recipe.run.seed,
             observers=observers,
         )  # fmt: skip
+        made.begun_with = begun
+        return made
 
     def __iter__(self) -> Iterator[Step]:
         while self.done < self.total and not self.stopped:

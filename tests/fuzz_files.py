@@ -17,6 +17,7 @@ from fuzz import Case, Kind, refused
 from knltrain import checkpoint
 from knltrain.data import DataSet, ShardError
 from knltrain.data.shards import METADATA, Row, _metadata_checksum, checksum, finish_shard, write_shard
+from knltrain.models.state import state as state_of
 
 ROWS = 6
 INTEGERS = [-1, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, -(2**63)]
@@ -276,7 +277,7 @@ def _run(place: Path) -> Path:
     shutil.copy(folder / "tiny.toml", run / "recipe.toml")
     recipe = load_recipe(folder / "tiny.toml")
     data, _ = open_data(recipe)
-    state = make_model(recipe, 3).parameters.state()
+    state = state_of(make_model(recipe, 3).parameters)
     meta = {"step": 12, "previous_lr": 0.1, "experiment": identity(recipe, data)}
     checkpoint.save(run / "checkpoints", 12, state, meta, keep=1)
     return run

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "knltrain.data": {
         "kernels", "knltrain.hdf5", "knltrain.keys", "knltrain.text", "numpy", "h5py", "PIL", "simplejpeg",
     },
-    "knltrain.checkpoint": {"knltrain.whole", "knltrain.hdf5", "knltrain.keys", "numpy", "h5py"},
+    "knltrain.checkpoint": {"knltrain.text", "knltrain.whole", "knltrain.hdf5", "knltrain.keys", "numpy", "h5py"},
     "knltrain.background": set(),
     "knltrain.restart": {"knltrain.background", "knltrain.checkpoint", "knltrain.keys", "knltrain.models", "numpy"},
     "knltrain.lifecycle": {"knltrain.lock", "knltrain.whole"},
@@ -52,7 +52,8 @@ MAY_IMPORT = {
     "knltrain": set(),
 }
 KNOW_ALL = {
-    "train", "trainer", "evaluate", "experiment", "cli", "demo", "drill", "starter", "warmup", "config", "__main__",
+    "train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "drill", "starter", "warmup", "config",
+    "__main__",
 }  # fmt: skip
 ONLY_IN = {
     "mpi4py": {"knltrain/comm/communicator.py"},
@@ -60,7 +61,7 @@ ONLY_IN = {
     "torch": {"knltrain/bench/torch_process.py", "knltrain/bench/torch_models.py"},
     "knltrain.config": {
         f"knltrain/{name}.py"
-        for name in ("train", "trainer", "evaluate", "experiment", "cli", "demo", "starter", "warmup")
+        for name in ("train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "starter", "warmup")
     },
 }
 LAZY = {"PIL", "simplejpeg", "matplotlib"}  # extras: the project must import without them

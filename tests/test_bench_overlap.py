@@ -29,4 +29,4 @@ def test_bench_overlap__refuses_one_rank_and_a_negative_delay():
     run = run_mpi(1, *TINY)
     assert run.returncode == 2 and "mpiexec -n 2" in run.stderr
     run = run_mpi(2, *TINY, "--delay", "-1")
-    assert run.returncode == 2 and "found --delay -1.0" in run.stderr
+    assert run.returncode == 2 and "argument --delay: found '-1', expected 0 or more" in run.stderr

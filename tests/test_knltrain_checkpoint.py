@@ -5,15 +5,15 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
 from knltrain import whole
+from knltrain.arena import Parameter, Parameters
 from knltrain.checkpoint import CheckpointError, best_checkpoint, checkpoints, load, load_latest, save
-from knltrain.restart import apply_state
+from knltrain.models.state import load as load_state
 
 META = {"previous_lr": 0.1 + 0.2, "experiment": {"recipe": "[run]\nseed = 3\n", "unicode": "è"}}
 
@@ -165,10 +165,16 @@ def test_load__believes_no_other_step_than_that_of_the_name(tmp_path):
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.float16, "S4", ">f4"])
 def test_state__of_another_type_is_refused(tmp_path, dtype):
-    model = SimpleNamespace(state=lambda: {"w": np.ones(3, np.float32)})
-    apply_state(model, load(save(tmp_path, 1, {"w": np.ones(3, np.float32)}, META, keep=1))[0], tmp_path)
-    with pytest.raises(CheckpointError, match=r"differing: w|expected numbers"):
-        apply_state(model, load(save(tmp_path, 1, {"w": np.ones(3, dtype)}, META, keep=1))[0], tmp_path)
+    parameters = Parameters()
+    parameters.add(Parameter("c.w", (3,), lambda rng: np.zeros(3)))
+    parameters.allocate(seed=0)
+    names = ("value/c.w", "momentum/c.w")
+    good = dict.fromkeys(names, np.ones(3, np.float32))
+    load_state(parameters, load(save(tmp_path, 1, good, META, keep=1))[0], tmp_path)
+    assert parameters.value[:3].tolist() == parameters.momentum[:3].tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match=r"differing: value/c.w|expected numbers"):
+        bad = dict.fromkeys(names, np.ones(3, dtype))
+        load_state(parameters, load(save(tmp_path, 1, bad, META, keep=1))[0], tmp_path)
 
 
 def test_latest__goes_back_past_a_damaged_one_and_says_so(tmp_path):

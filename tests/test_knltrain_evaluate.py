@@ -14,6 +14,7 @@ from knltrain.data import Augment, DataSet, Synthetic, pack
 from knltrain.evaluate import evaluate, evaluate_run
 from knltrain.experiment import identity, make_model
 from knltrain.models import Model, build
+from knltrain.models.state import state as state_of
 
 
 class Mirrored(Synthetic):
@@ -51,7 +52,7 @@ def run(tmp_path_factory):
         pack(folder / "photos", folder / f"shards-{name}", **how, report=None)
         recipes[name] = parse_recipe(RECIPE.replace("shards", f"shards-{name}"), folder=folder)
         data = DataSet(folder / f"shards-{name}")
-        state = make_model(recipes[name], 3).parameters.state()
+        state = state_of(make_model(recipes[name], 3).parameters)
         (folder / name).mkdir()
         (folder / name / "recipe.toml").write_text(resolved(recipes[name]))
         meta = {"step": 1, "previous_lr": 0.0, "experiment": identity(recipes[name], data)}

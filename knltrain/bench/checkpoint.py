@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from kernels import set_threads
 
 from ..comm import world
+from ..models.state import state
 from ..restart import Restart
 from .ceiling import clock, machine_line
 from .workload import Workload
@@ -69,7 +70,7 @@ def _measure(work, restart) -> dict:
         extra.append((seconds[1] + seconds[2] - seconds[0] - seconds[3]) / 2)
     step = statistics.median(plain)
     return {
-        "bytes": sum(array.nbytes for array in work.model.parameters.state().values()),
+        "bytes": sum(array.nbytes for array in state(work.model.parameters).values()),
         "step_seconds": step,
         "steps_beside": steps,
         "copy_seconds": statistics.median(copies),

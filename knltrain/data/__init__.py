@@ -1,5 +1,6 @@
 """Shards, the order of their rows, and batches made from them."""
 
+from .arrays import Arrays
 from .augment import Augment, read_mean_image
 from .dataset import DataSet
 from .folder import PictureFolder
@@ -10,6 +11,7 @@ from .shards import ShardError
 from .synthetic import Synthetic
 
 __all__ = [
+    "Arrays",
     "Augment",
     "DataSet",
     "EvalLoader",
