@@ -6,10 +6,11 @@
     readers           as many, before those
     memory            fast memory without CPUs (KNL, Xeon Max in flat mode) is preferred
 
-Overrides, each one line of the table: KNLTRAIN_THREADS=60, KNLTRAIN_COMPUTE_CPUS=0-59, KNLTRAIN_READER_CPUS=64,65,
-KNLTRAIN_COMMUNICATION_CPUS=66,67 (on every node alike, so for one rank a node), KNLTRAIN_MEMORY=8-15 (empty: left
-alone). Threads are pinned with KNLTRAIN_BIND=1, which a job sets as it has its nodes alone. Memory is placed by first
-touch: the blocks are zero pages until the compute threads write to them.
+Overrides, each one line of the table: KNLTRAIN_THREADS=60 (else NUMBA_NUM_THREADS, else OMP_NUM_THREADS),
+KNLTRAIN_COMPUTE_CPUS=0-59, KNLTRAIN_READER_CPUS=64,65, KNLTRAIN_COMMUNICATION_CPUS=66,67 (on every node alike, so for
+one rank a node), KNLTRAIN_MEMORY=8-15 (empty: left alone). Threads are pinned with KNLTRAIN_BIND=1, which a job sets
+as it has its nodes alone. Memory is placed by first touch: the blocks are zero pages until the compute threads write
+to them.
 """
 
 import ctypes
@@ -26,6 +27,7 @@ from .hardware import Topology, format_list, parse_list, read_topology
 from .report import machine_facts
 
 RESERVE_FROM, RESERVE_TWO_FROM = 8, 64  # cores of a rank
+THREADS = ("KNLTRAIN_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")  # the first that is set counts
 FAST_MEMORY = ("Xeon Phi", "CPU Max")  # processors whose memory without CPUs is the fast one
 _SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
 _PREFERRED, _PREFERRED_MANY = 1, 5
@@ -44,16 +46,18 @@ class Placement:
     bound: bool = False
     first_on_node: bool = True
     spans: list = field(default_factory=list)  # NUMA nodes of the compute CPUs
+    threads_by: str = ""  # the variable that says how many
 
     def table(self) -> list[str]:
         """Lines for the log; communication and readers without cores of their own share those of compute."""
         shared = "shared with compute"
         memory = f"prefers NUMA node {format_list(self.memory)}" if self.memory else "where it is first touched"
         where = f"NUMA node {format_list(self.spans)}"
+        told = f" ({self.threads_by})" if self.threads_by else ""
         return [
             f"placement        ranks on node {self.ranks_on_node}, "
             f"{'pinned' if self.bound else 'not pinned (KNLTRAIN_BIND=1 pins)'}",
-            f"  compute        {self.threads} threads on CPU {format_list(self.compute)}, {where}",
+            f"  compute        {self.threads} threads{told} on CPU {format_list(self.compute)}, {where}",
             f"  communication  {'CPU ' + format_list(self.communication) if self.communication else shared}",
             f"  readers        {'CPU ' + format_list(self.readers) if self.readers else shared}",
             f"  memory         {memory}",
@@ -94,16 +98,20 @@ def plan(topology: Topology, neighbours: int, position: int, environment=os.envi
         name = f"KNLTRAIN_{part.upper()}_CPUS"
         if environment.get(name):
             parts[part] = _numbers(name, environment[name], allowed)
-    threads = len(parts["compute"])
-    if environment.get("KNLTRAIN_THREADS"):
-        threads = _numbers("KNLTRAIN_THREADS", environment["KNLTRAIN_THREADS"], range(1, 4097))[0]
+    threads, threads_by = len(parts["compute"]), ""
+    for name in THREADS:
+        if environment.get(name):
+            threads = _numbers(name, environment[name].partition(",")[0], range(1, 4097))[0]
+            threads_by = name
+            break
     memory = topology.memory_only if any(name in processor for name in FAST_MEMORY) else []
     if "KNLTRAIN_MEMORY" in environment:
         memory = _numbers("KNLTRAIN_MEMORY", environment["KNLTRAIN_MEMORY"], topology.nodes)
     spans = sorted({topology.node_of(cpu) for cpu in parts["compute"]})
     bound = environment.get("KNLTRAIN_BIND") == "1"
     return Placement(
-        parts["compute"], parts["communication"], parts["reader"], memory, threads, neighbours, bound, spans=spans
+        parts["compute"], parts["communication"], parts["reader"], memory, threads, neighbours, bound, spans=spans,
+        threads_by=threads_by,
     )  # fmt: skip
 
 
@@ -119,19 +127,13 @@ def _numbers(name, text, allowed):
 
 
 def take_share(comm) -> Placement:
-    """Give this rank its share of the node, and say which.
-
-    NUMBA_NUM_THREADS overrides the threads, and is the most there can be.
-    """
+    """Give this rank its share of the node, and say which. There are never more threads than Numba was started with."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     place = [socket.gethostname(), cpus]
     places = comm.gather(place)
     same, on_node = places.count(place), sum(host == place[0] for host, _ in places)
     placement = plan(read_topology(cpus), same, places[: comm.rank].count(place), processor=_processor())
-    threads = placement.threads
-    if os.environ.get("NUMBA_NUM_THREADS"):
-        threads = numba.config.NUMBA_NUM_THREADS
-    threads = min(threads, numba.config.NUMBA_NUM_THREADS)
+    threads = min(placement.threads, numba.config.NUMBA_NUM_THREADS)
     if placement.bound:
         os.sched_setaffinity(0, placement.compute)
     if placement.memory and not _prefer_memory(placement.memory):

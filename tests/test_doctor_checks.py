@@ -8,7 +8,7 @@ from mpirun import run_mpi
 from tinyrun import write_recipe
 
 from knltrain.doctor.checks import CHECKS, NOTE, OK, WRONG, examine
-from knltrain.doctor.facts import cpu_flags, huge_pages, loaded_openmp, locking, memory_free
+from knltrain.doctor.facts import clock, cpu_flags, huge_pages, loaded_openmp, locking, memory_free
 
 HEALTHY = {
     "host": "n1", "library": "MPICH 5", "threads_may_call": True, "versions": {"numpy": "2"}, "slurm_tasks": None,
@@ -16,7 +16,8 @@ HEALTHY = {
     "threads": 60, "cores": 64, "spans": [0], "memory_preferred": [], "memory_only": [], "processor": "Xeon Phi 7250",
     "flags": ["avx2", "fma", "avx512f"], "kernels": "avx512", "huge_pages": "madvise", "memory_free": 90 << 30,
     "shm_free": 8 << 30, "compiled": 90, "cache": "/tmp/kernels", "hdf5_locking": "", "locking": "yes",
-    "fma": 2e12, "stream": 8e10, "read": 5e8, "latency": 1e-5, "bandwidth": 1e9, "shards": "100 images in 4 shards",
+    "fma": 4e12, "clock": 1.4e9, "flops_per_cycle": 64,
+    "stream": 8e10, "read": 5e8, "latency": 1e-5, "bandwidth": 1e9, "shards": "100 images in 4 shards",
 }  # fmt: skip
 
 
@@ -55,7 +56,8 @@ SICK = [
     ("data", WRONG, ranks(sick=[1], data_error="shard x: damaged"), "n1: shard x: damaged"),
     ("data", WRONG, ranks(sick=[1], shards="90 images in 4 shards"), "n1: 90 images"),
     ("file locks", WRONG, ranks(sick=[1], locking="No locks available"), "No locks available"),
-    ("arithmetic", WRONG, ranks(8, sick=[5], fma=1.5e12), "slow: n5 -25%"),
+    ("arithmetic", WRONG, ranks(8, sick=[5], fma=3e12), "slow: n5 -25%"),
+    ("arithmetic", NOTE, ranks(fma=5e11), "500 GFLOP/s a rank, median, 9% of what 60 cores at 1.4 GHz allow"),
     ("memory", WRONG, ranks(8, sick=[5], stream=4e10), "slow: n5 -50%"),
     ("shards", NOTE, ranks(8, sick=[5], read=1e8), "slow: n5 -80%"),
 ]
@@ -77,7 +79,12 @@ def test_facts__are_read_from_proc_and_sys(tmp_path):
     (tmp_path / "self" / "maps").write_text("7f00 r-xp /x/libgomp.so.1.0.0\n7f01 r-xp /x/libiomp5.so\n")
     assert loaded_openmp(tmp_path) == ["libiomp5", "libgomp"]
     (tmp_path / "cpuinfo").write_text("processor : 0\nflags\t\t: fpu avx2 fma avx512f\n")
-    assert cpu_flags(tmp_path) == ["avx2", "fma", "avx512f"]
+    assert cpu_flags(tmp_path) == ["avx2", "fma", "avx512f"] and clock(tmp_path, tmp_path) == 0
+    (tmp_path / "cpuinfo").write_text("cpu MHz\t\t: 1200.5\ncpu MHz\t\t: 2596.25\n")
+    assert clock(tmp_path, tmp_path) == 2596.25e6
+    (tmp_path / "devices/system/cpu/cpu0/cpufreq").mkdir(parents=True)
+    (tmp_path / "devices/system/cpu/cpu0/cpufreq/base_frequency").write_text("2100000\n")
+    assert clock(tmp_path, tmp_path) == 2.1e9
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   2048 kB\n")
     (tmp_path / "fs/cgroup").mkdir(parents=True)
     assert memory_free(tmp_path, tmp_path) == 2 << 20

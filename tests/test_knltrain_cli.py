@@ -9,6 +9,7 @@ from mpirun import run_mpi
 
 from knltrain import __version__, cli
 from knltrain.checkpoint import CheckpointError
+from knltrain.comm import communicator
 
 
 class FakeRank:
@@ -172,6 +173,16 @@ def test_all_ranks__abort_with_rank_and_traceback(rank, capsys):
 def test_all_ranks__leave_the_error_alone_on_one_rank():
     with pytest.raises(KeyError), cli.all_ranks(FakeRank(0, 1)):
         _ = {}["absent"]
+
+
+def test_world__alone_in_a_job_of_several_tasks_says_so(monkeypatch, capsys):
+    for name in communicator._LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    for tasks, lines in (("1", 0), ("4", 1)):
+        monkeypatch.setenv("SLURM_NTASKS", tasks)
+        assert communicator.world().size == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == lines and ("start it with srun" in error) == bool(lines)
 
 
 FAIL_ON_RANK_1 = """

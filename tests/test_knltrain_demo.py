@@ -97,6 +97,8 @@ def test_curve__of_an_empty_log_is_refused(tmp_path):
         plots.learning_curve([], tmp_path / "curve.png", "a run")
 
 
-def test_running_mean__ends_at_the_mean_of_its_window():
-    smooth = plots._smooth(np.arange(100.0))
-    assert smooth[0] == 0 and smooth[-1] == 98.5  # a fortieth of 100, rounded down: 2
+def test_running_mean__does_not_lag():
+    line = np.arange(200.0)
+    np.testing.assert_allclose(plots._smooth(line), line)
+    step = np.repeat([0.0, 1.0], 100)
+    np.testing.assert_allclose(plots._smooth(step)[97:103], [0, 0.2, 0.4, 0.6, 0.8, 1])  # a fortieth of 200: 5 values

@@ -75,6 +75,16 @@ def test_overrides__every_line(tmp_path):
     assert placement.memory == [1] and placement.threads == 3 and placement.bound
 
 
+def test_threads__of_the_first_variable_that_is_set(tmp_path):
+    topology, environment = sysfs(tmp_path, 16, 1, 2), {"OMP_NUM_THREADS": "5,2"}
+    for name, threads in (("OMP_NUM_THREADS", 5), ("NUMBA_NUM_THREADS", 6), ("KNLTRAIN_THREADS", 7)):
+        environment[name] = environment.get(name, str(threads))
+        placement = plan(topology, 1, 0, environment)
+        assert placement.threads == threads and name in " ".join(placement.table())
+    with pytest.raises(ValueError, match="OMP_NUM_THREADS.*'many'"):
+        plan(topology, 1, 0, {"OMP_NUM_THREADS": "many"})
+
+
 @pytest.mark.parametrize(("name", "text"), [("COMPUTE_CPUS", "0-99"), ("READER_CPUS", "a"), ("MEMORY", "9")])
 def test_overrides__that_cannot_be_are_one_line(tmp_path, name, text):
     with pytest.raises(ValueError, match=f"KNLTRAIN_{name}.*expected"):

@@ -181,3 +181,13 @@ def test_memory__is_not_above_what_it_was_by_hand_and_near_what_is_alive(name, b
     kept = [storage for storage in memory.storages if not storage.scratch]
     alive = [sum(s.size for s in kept if s.first <= i <= s.last) for i in range(len(program.ops))]
     assert memory.kept <= 1.02 * max(alive)
+
+
+def test_models__of_the_same_layers_do_not_disturb_each_other():
+    layers = _network(between=False)
+    one, two = _made(layers), _made(layers)
+    before = [p.dw.copy() for p in one.parameters.parameters]
+    two.parameters.value[:] = 0
+    one.forward()
+    one.backward()
+    assert all((p.dw == b).all() for p, b in zip(one.parameters.parameters, before, strict=True))

@@ -193,7 +193,8 @@ def world():
     """The communicator of this run: MPI where this process was launched under it, else Serial.
 
     Raises ValueError when the launcher says it started several ranks and MPI says it has another number (a launcher
-    of another MPI than the library: every rank would train alone), or when there is no MPI library at all.
+    of another MPI than the library: every rank would train alone), or when there is no MPI library at all. Where SLURM
+    gave the job several tasks and no launcher started them, that is said.
     """
     launched = next((int(os.environ[name]) for name in _LAUNCHED if os.environ.get(name, "").isdigit()), 1)
     try:
@@ -210,4 +211,10 @@ def world():
             f"the launcher started {launched} ranks and MPI sees {MPI.COMM_WORLD.size} "
             f"({MPI.Get_library_version().splitlines()[0]}): use the mpiexec or srun --mpi that belongs to this library"
         )
-    return World.of_all(MPI) if MPI.COMM_WORLD.size > 1 else Serial()
+    if MPI.COMM_WORLD.size > 1:
+        return World.of_all(MPI)
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if tasks not in ("0", "1") and not any(name in os.environ for name in _LAUNCHED):
+        text = f"this job has {tasks} tasks and this process is alone: to use them start it with srun or mpiexec"
+        print(f"knltrain: note: {text}", file=sys.stderr)
+    return Serial()

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 SLOW = 0.10  # below the median by more than this share: named
+BUSY = 0.5  # below this share of what width and clock allow: said
 LEAST_MEMORY, LEAST_SHM = 2 << 30, 64 << 20
 GIB = 1 << 30
 
@@ -179,14 +180,22 @@ def slow_nodes(ranks):
         median = statistics.median(rates.values())
         slow = sorted((rate, host) for host, rate in rates.items() if rate < (1 - SLOW) * median)
         found = f"{median / scale:.3g} {unit} a rank, median"
-        if slow and key != "read":
+        if slow:
             named = ", ".join(f"{host} {rate / median - 1:+.0%}" for rate, host in slow[:8])
-            yield Finding(name, WRONG, f"{found}; slow: {named}", cure)
-        elif slow:
-            named = ", ".join(f"{host} {rate / median - 1:+.0%}" for rate, host in slow[:8])
-            yield Finding(name, NOTE, f"{found}; slow: {named}", cure)
+            yield Finding(name, NOTE if key == "read" else WRONG, f"{found}; slow: {named}", cure)
+        elif key == "fma" and ranks[0]["clock"]:
+            yield _of_its_cpu(name, found, ranks[0], median)
         else:
             yield Finding(name, OK, found)
+
+
+def _of_its_cpu(name, found, rank, rate):
+    """Equal everywhere is not yet well: every node may be busy with something else."""
+    cores = min(rank["threads"], rank["cores"])
+    share = rate / (cores * rank["clock"] * rank["flops_per_cycle"])
+    found += f", {share:.0%} of what {cores} cores at {rank['clock'] / 1e9:.1f} GHz allow"
+    cure = "something else runs on these cores (top), or they are throttled, or the CPU has one FMA unit a core"
+    return Finding(name, OK if share >= BUSY else NOTE, found, cure)
 
 
 def network(ranks):

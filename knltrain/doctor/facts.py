@@ -12,6 +12,7 @@ from kernels import ARCH, THREADING_LAYER, cache_folder
 from ..report import machine_facts
 
 PROC, SYS = Path("/proc"), Path("/sys")
+FMA_UNITS = 2  # of a core, as nearly all CPUs have
 OPENMP = ("libiomp5", "libgomp", "libomp")
 
 
@@ -37,6 +38,8 @@ def gather_facts(comm, placement, environment=os.environ, proc: Path = PROC, sys
         "processor": machine_facts()["processor"],
         "flags": cpu_flags(proc),
         "kernels": ARCH.name,
+        "flops_per_cycle": 2 * FMA_UNITS * ARCH.width,
+        "clock": clock(proc, system),
         "huge_pages": huge_pages(system),
         "memory_free": memory_free(proc, system),
         "shm_free": disk_free("/dev/shm"),
@@ -61,6 +64,15 @@ def cpu_flags(proc: Path = PROC) -> list[str]:
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(proc / "cpuinfo"), re.MULTILINE)
     words = set(found.group(1).split()) if found else set()
     return [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16") if flag in words]
+
+
+def clock(proc: Path = PROC, system: Path = SYS) -> float:
+    """Hz of a core without boost, or what it runs at where the system does not say; 0 where it says neither."""
+    base = _read(system / "devices/system/cpu/cpu0/cpufreq/base_frequency").strip()
+    if base.isdigit():
+        return int(base) * 1e3
+    now = re.findall(r"^cpu MHz\s*: *([\d.]+)$", _read(proc / "cpuinfo"), re.MULTILINE)
+    return 1e6 * max(map(float, now), default=0)
 
 
 def memory_only(system: Path = SYS) -> list[int]:
