@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint sz clean
+.PHONY: help demo test quick fuzz lint sz clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,12 @@ demo: $(STAMP)  ## render, pack, train on two ranks, evaluate, draw: all in demo
 
 test: $(STAMP)  ## run all tests
 	@echo "make: running the tests"
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+
+QUICK := architecture arena layers_program layers_gradients models_counts kernels_conv kernels_batchnorm comm_buckets \
+         comm_reducer data_sampler data_shards knltrain_config knltrain_api knltrain_lock optim_lars optim_schedule
+quick: $(STAMP)  ## run the tests that one runs before each commit
+	@$(BIN)/python -m pytest -q -x $(QUICK:%=tests/test_%.py)
 
 fuzz: $(STAMP)  ## damaged and hostile input by the thousand, seeded
 	@$(BIN)/python tests/fuzz.py

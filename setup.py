@@ -29,7 +29,7 @@ setup(
         "jpeg": ["simplejpeg", "pillow"],
         "mpi": ["mpich"],
         "plots": ["matplotlib"],
-        "dev": ["pytest", "ruff"],
+        "dev": ["pytest", "pytest-xdist", "ruff"],
     },
     entry_points={"console_scripts": ["knltrain = knltrain.cli:main"]},
 )

@@ -1,5 +1,19 @@
-"""What must be true before Numba is imported: two threads exist, also on one core, so that 1 and 2 can be compared."""
+"""What must be true before Numba is imported, and the order of files when several workers share them.
+
+Two threads exist, also on one core, so that 1 and 2 can be compared; they do not spin where they wait, since other
+workers (`pytest -n 3 --dist loadfile`) want the cores.
+"""
 
 import os
 
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, len(os.sched_getaffinity(0)))))
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+# the longest first: whoever takes one of these last would leave the other workers idle
+LONG = ("test_jobs_slurm", "test_knltrain_train", "test_comm_exchange", "test_knltrain_survival", "test_kernels_isa")
+
+
+def pytest_collection_modifyitems(items):
+    """Sort files by LONG, then as they were found."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))

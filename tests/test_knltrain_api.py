@@ -23,7 +23,7 @@ schedule = kt.poly(0.1, epochs=2)
 trainer = kt.Trainer(net, data, global_batch=16, slot_batch=4, optimizer=kt.Lars(momentum=0.9), schedule=schedule)
 for step in trainer:
     pass
-print(step.number, repr(step.loss), kt.evaluate(net, data).correct)
+sys.stdout.write(f"{step.number} {step.loss!r} {kt.evaluate(net, data).correct}\\n")  # in one piece, by every rank
 """
 
 
