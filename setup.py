@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["knltrain", "knltrain.*", "kernels", "kernels.*"]),
-    package_data={"knltrain": ["demo.toml", "py.typed"]},
+    package_data={"knltrain": ["demo.toml", "py.typed", "recipes/*.toml"]},
     install_requires=[
         "numpy",
         "mpi4py",

@@ -33,10 +33,11 @@ def _train(args):
 
         clock.phase("mpi")
         with Lifecycle(args.run or Path("runs") / args.recipe.stem, comm, _line) as life:
-            share_kernels(comm, args.recipe, args.set)
+            from .config import find_recipe, load_recipe
+
+            share_kernels(comm, find_recipe(args.recipe), args.set)
             clock.phase("kernels")
             from .checkpoint import advice
-            from .config import load_recipe
             from .faults import Faults
             from .train import train
 
@@ -81,6 +82,13 @@ def _pack(args):
             threads=take_share(comm).threads,
             comm=comm,
         )
+
+
+def _recipes(args):
+    from .config import published
+
+    for name, path in published().items():
+        print(f"{name:26}  {path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
 
 
 def _predict(args):
@@ -129,12 +137,12 @@ def _demo(args):
 def _warmup(args):
     from kernels import cache_folder
 
-    from .config import load_recipe
+    from .config import find_recipe, load_recipe
     from .startup import warm_mark
     from .warmup import warmup
 
     print(warmup(load_recipe(args.recipe, args.set)))
-    warm_mark(cache_folder(), args.recipe, args.set).touch()
+    warm_mark(cache_folder(), find_recipe(args.recipe), args.set).touch()
 
 
 def _bench(args):
@@ -404,6 +412,9 @@ def _parser() -> argparse.ArgumentParser:
     overlap.add_argument("--wire", default="fp32", help="as comm.wire (default fp32)")
     overlap.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
     overlap.set_defaults(run_command=_bench_overlap)
+
+    recipes = commands.add_parser("recipes", help="the published recipes, which train takes by name")
+    recipes.set_defaults(run_command=_recipes)
 
     predict = commands.add_parser("predict", help="the most probable classes of picture files")
     predict.add_argument("path", type=Path, metavar="RUN_OR_FILE")

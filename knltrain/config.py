@@ -24,6 +24,7 @@ class RecipeError(ValueError):
 EPOCHS = 10**6
 RGB = {"count": 3, "most": 1024}
 PATHS = {("data", "train"), ("data", "val"), ("data", "mean_image"), ("model", "weights")}  # relative to the recipe
+HOME = "jobs/recipes"  # where a published recipe lies in a checkout: its ../../shards are the current folder's shards
 LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import these from where they are known would load
 SHUFFLES = ("quasi", "full", "sequential")  # Numba; a test compares them
 STAGES = ("none", "local", "memory")
@@ -149,18 +150,32 @@ def rules() -> dict[str, Rule]:
 # ---- reading -------------------------------------------------------------------------------------------------
 
 
-def load_recipe(path, overrides=()) -> Recipe:
-    """Read a recipe and apply overrides, a list of "section.key=value".
+def published() -> dict[str, Path]:
+    """The recipes that come with the program, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 
-    Paths in [data] become absolute. Raises RecipeError, one line with the file's name.
-    """
+
+def find_recipe(path) -> Path:
+    """The file of a recipe: `path`, or where there is no such file the published recipe of that name."""
     path = Path(path)
+    return path if path.exists() else published().get(str(path), path)
+
+
+def load_recipe(path, overrides=()) -> Recipe:
+    """Read a recipe, a file or the name of a published one, and apply overrides, a list of "section.key=value".
+
+    Paths in [data] become absolute: those of a file are relative to it, those of a published recipe to the current
+    folder. Raises RecipeError, one line with the file's name.
+    """
+    path, known = find_recipe(path), published()
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(f"{path}: {reason}; expected a recipe, a TOML file as in jobs/recipes") from None
-    return parse_recipe(text, overrides, source=str(path), folder=path.parent)
+        near = difflib.get_close_matches(path.stem, known, 1)
+        hint = f"; did you mean the published {near[0]}" if near else ""
+        raise RecipeError(f"{path}: {reason}; expected a recipe, a TOML file as in jobs/recipes{hint}") from None
+    return parse_recipe(text, overrides, source=str(path), folder=HOME if path in known.values() else path.parent)
 
 
 def parse_recipe(text: str, overrides=(), *, source: str = "recipe", folder=".") -> Recipe:
