@@ -4,24 +4,14 @@ The hardware's own prefetcher stops at the end of a page; asking 4 KiB ahead kee
 second-level cache can wait for.
 """
 
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ._ir import prefetch_line
 from ._jit import kernel
 from .arch import LINE
 
 DISTANCE = 4096  # bytes: 2 to 8 KiB are the same; more is worse where several tensors are read
-
-
-def prefetch_line(builder, address, near=False):
-    """Emit: ask for the line at an address, to be held in the second-level cache; `near`: in the first."""
-    byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-    signature = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
-    read, level, data = (ir.Constant(i32, value) for value in (0, 3 if near else 2, 1))
-    builder.call(function, [builder.inttoptr(address, byte), read, level, data])
 
 
 @intrinsic
@@ -34,7 +24,9 @@ def _prefetch(typing, address):
 
 
 @kernel
-def ask_ahead(address, floats):
-    """While `floats` floats at an address are read, ask for as many DISTANCE bytes behind them."""
-    for line in range(0, 4 * floats, LINE):
-        _prefetch(address + DISTANCE + line)
+def ask_ahead(x, row):
+    """While row `row` of x (rows, columns) is read, ask for as many bytes DISTANCE behind it."""
+    width = x.shape[1] * x.itemsize
+    address = x.ctypes.data + row * width + DISTANCE
+    for line in range(0, width, LINE):
+        _prefetch(address + line)

@@ -1,11 +1,5 @@
 """Facts of the machine as data: vector width and register tile. No other file asks which CPU this is.
 
-| instruction set      | V (floats) | tile rows, columns x NV | why                                                  |
-| -------------------- | ---------- | ----------------------- | ---------------------------------------------------- |
-| AVX-512 (KNL, SKX..) | 16         | 14, 13 x 2              | 28 of 32 registers hold C, 2 hold B, 1 or 2 hold A   |
-| AVX2 + FMA           | 8          | 6, 6 x 2                | 12 of 16 registers hold C, 2 hold B, 1 holds A       |
-| anything else        | 4          | 6, 6 x 2                | correct everywhere, tuned nowhere                    |
-
 Rows are pixels (forward, backward-input): the last tile of many. Columns are input channels (backward-weight), mostly
 powers of two: 5 x 13 covers 64 with one to spare, 10 x 13 covers 128 with two.
 
@@ -18,6 +12,8 @@ from dataclasses import dataclass
 
 import llvmlite.binding as llvm
 
+from .number import FP32, Number
+
 _NAMED_CPUS = {  # NUMBA_CPU_NAME alone does not tell its features: the ones we are tested with
     "knl": {"avx512f", "avx512cd", "avx2", "fma"},
     "skylake-avx512": {"avx512f", "avx2", "fma"},
@@ -27,19 +23,32 @@ _NAMED_CPUS = {  # NUMBA_CPU_NAME alone does not tell its features: the ones we 
 
 
 @dataclass(frozen=True)
-class Arch:
-    """Register tiles of the micro-kernel: `rows` (or `columns`) x `vectors` vectors of `width` floats."""
+class Tile:
+    """A register tile of the micro-kernel: `rows` (or `columns`) x `vectors` vectors of `width` float32 sums."""
 
-    name: str
     width: int
     rows: int
     columns: int
     vectors: int
 
-    @property
-    def block(self) -> int:
-        """Channels one tile covers."""
-        return self.width * self.vectors
+
+# instruction set → Number that is multiplied → tile
+_TILES = {
+    "avx512": {FP32: Tile(16, 14, 13, 2)},  # KNL, SKX..: 28 of 32 registers hold C, 2 hold B, 1 or 2 hold A
+    "avx2": {FP32: Tile(8, 6, 6, 2)},  # with FMA: 12 of 16 registers hold C, 2 hold B, 1 holds A
+    "generic": {FP32: Tile(4, 6, 6, 2)},  # correct everywhere, tuned nowhere
+}
+
+
+@dataclass(frozen=True)
+class Arch:
+    """An instruction set by name, and its register tiles."""
+
+    name: str
+
+    def tile(self, number: Number = FP32) -> Tile:
+        """The tile for products of `number`."""
+        return _TILES[self.name][number]
 
 
 def _features() -> set[str]:
@@ -53,16 +62,19 @@ def _features() -> set[str]:
 
 
 def detect() -> Arch:
-    """The tile for the CPU that code is generated for."""
+    """The instruction set of the CPU that code is generated for."""
     features = _features()
     if "avx512f" in features:
-        return Arch("avx512", 16, 14, 13, 2)
+        return Arch("avx512")
     if {"avx2", "fma"} <= features:
-        return Arch("avx2", 8, 6, 6, 2)
-    return Arch("generic", 4, 6, 6, 2)
+        return Arch("avx2")
+    return Arch("generic")
 
 
 ARCH = detect()
+MR, MC, NV, V = (getattr(ARCH.tile(), side) for side in ("rows", "columns", "vectors", "width"))
+BLOCK = NV * V  # channels of a tile
 CPU = f"{os.environ.get('NUMBA_CPU_NAME') or llvm.get_host_cpu_name()}: {' '.join(sorted(_features()))}"  # compiled for
 LINE = 64  # bytes of a cache line, on all of them
+LINE_FLOATS = LINE // FP32.bytes
 CRC32C = bool(_features() & {"sse4.2", "avx2", "avx512f"})  # x86 has an instruction for this checksum since SSE4.2

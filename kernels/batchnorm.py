@@ -67,9 +67,9 @@ def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
     mean, scale, shift = coefficients[0], coefficients[1], coefficients[2]
     row = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        ask_ahead(x.ctypes.data + 4 * r * mean.size, mean.size)
+        ask_ahead(x, r)
         if residual.size:
-            ask_ahead(residual.ctypes.data + 4 * r * mean.size, mean.size)
+            ask_ahead(residual, r)
             for c in range(mean.size):
                 value = (x[r, c] - mean[c]) * scale[c] + shift[c] + residual[r, c]
                 row[c] = low if value < low else value
@@ -77,7 +77,7 @@ def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
             for c in range(mean.size):
                 value = (x[r, c] - mean[c]) * scale[c] + shift[c]
                 row[c] = low if value < low else value
-        store_row(row.ctypes.data, y.ctypes.data + 4 * r * mean.size, mean.size, False, past)
+        store_row(row.ctypes.data, mean.size, y.dtype, y.ctypes.data + r * y.strides[0], False, past)
 
 
 @kernel
@@ -182,10 +182,10 @@ def _sums_body(i, rows, x, y, dy, relu, coefficients, dresidual, partial):
     sum_gx[:] = 0
     g = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        ask_ahead(x.ctypes.data + 4 * r * mean.size, mean.size)
-        ask_ahead(dy.ctypes.data + 4 * r * mean.size, mean.size)
+        ask_ahead(x, r)
+        ask_ahead(dy, r)
         if y.size:
-            ask_ahead(y.ctypes.data + 4 * r * mean.size, mean.size)
+            ask_ahead(y, r)
             for c in range(mean.size):
                 gradient = dy[r, c]
                 g[c] = gradient if y[r, c] > 0 else np.float32(0)
@@ -221,10 +221,10 @@ def _input_gradient_body(i, rows, x, y, dy, relu, coefficients, dx, past):
     scale, shift = coefficients[4], coefficients[5]
     g = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        ask_ahead(x.ctypes.data + 4 * r * mean.size, mean.size)
-        ask_ahead(dy.ctypes.data + 4 * r * mean.size, mean.size)
+        ask_ahead(x, r)
+        ask_ahead(dy, r)
         if y.size:
-            ask_ahead(y.ctypes.data + 4 * r * mean.size, mean.size)
+            ask_ahead(y, r)
             for c in range(mean.size):
                 gradient = dy[r, c]
                 g[c] = gradient if y[r, c] > 0 else np.float32(0)
@@ -237,7 +237,7 @@ def _input_gradient_body(i, rows, x, y, dy, relu, coefficients, dx, past):
                 g[c] = dy[r, c]
         for c in range(mean.size):
             g[c] = g[c] * along_g[c] + (x[r, c] - mean[c]) * along_x[c] + along_1[c]
-        store_row(g.ctypes.data, dx.ctypes.data + 4 * r * mean.size, mean.size, False, past)
+        store_row(g.ctypes.data, mean.size, dx.dtype, dx.ctypes.data + r * dx.strides[0], False, past)
 
 
 @kernel(parallel=True)

@@ -23,11 +23,10 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import NOTHING, check_array
-from .arch import LINE
+from .arch import BLOCK, LINE, MR, NV, V
 from .conv_pack import SIDE_BY_SIDE, pack_columns, pack_rows
 from .conv_plan import (
     AHEAD_BYTES,
-    BLOCK,
     COLUMNS,
     DEPTH,
     FORM,
@@ -36,15 +35,12 @@ from .conv_plan import (
     GROUPS,
     IN_PITCH,
     MOST_WIDTH,
-    MR,
-    NV,
     PACKED,
     PANEL_BYTES,
     PIXELS,
     STEP,
     TASKS,
     WIDTH,
-    V,
     block_count,
     ceil,
 )
@@ -127,10 +123,10 @@ def _rows_task(
                         rest = min(width - k0, (hi - block) * BLOCK)
                         if form == COLUMNS:
                             source = weights.ctypes.data + 4 * (k0 * depth + c0)
-                            pack_columns(source, 4 * depth, c_count, min(BLOCK, rest), b)
+                            pack_columns(weights.dtype, source, 4 * depth, c_count, min(BLOCK, rest), b)
                         elif side == 0:
                             source = weights.ctypes.data + 4 * (c0 * width + k0)
-                            pack_rows(source, 4 * width, c_count, min(SIDE_BY_SIDE * BLOCK, rest), b, apart)
+                            pack_rows(weights.dtype, source, 4 * width, c_count, min(SIDE_BY_SIDE * BLOCK, rest), b, apart)
                     here = c.ctypes.data + 4 * (skip + (block - lo) * BLOCK)
                     for m in range(0, padded, MR):
                         stride = LINE if ahead < end else 0
@@ -143,7 +139,9 @@ def _rows_task(
         if n_taps == 0:  # a residue class that no tap reaches
             c[:] = 0
         first_channel = group * width + lo * BLOCK
-        store_c(c, skip, pitch, count, first_channel, valid, relu, moments, pixel_block, out_rows, accumulate, past)
+        store_c(
+            c, skip, pitch, count, first_channel, valid, relu, moments, pixel_block, y.dtype, out_rows, accumulate, past
+        )
 
 
 @kernel(parallel=True)

@@ -11,46 +11,51 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import check_array
-from .conv_plan import BLOCK, NV, V, ceil
-from .microkernel import copy_block, peek, poke, transpose_square
+from .arch import BLOCK, NV, V
+from .conv_plan import ceil
+from .microkernel import copy_block, peek, poke, size_of, transpose_square
+from .number import FP32
 from .winograd_transform import FILTER, POINTS, transform
 
 SIDE_BY_SIDE = 4  # panels that are packed together: whole pages of w are read in longer runs
 
 
+ROW = BLOCK * FP32.bytes  # of a panel
 FILTER_ROWS = 32  # of the depth of filters that a task transforms
 
 
 @kernel
-def copy_floats(source, target, count):
+def copy_row(kind, source, target, count):
+    """target[j] = source[j], float32 from numbers of dtype `kind`."""
     for j in range(count):
-        poke(target + 4 * j, peek(source + 4 * j))
+        poke(np.float32, target, j, peek(kind, source, j))
 
 
 @kernel
-def pack_rows(source, pitch, depth, valid, panels, apart):
-    # panels[j // BLOCK][c, j % BLOCK] = source[c, j] for j < valid, panels `apart` from each other
+def pack_rows(kind, source, pitch, depth, valid, panels, apart):
+    """panels[j // BLOCK][c, j % BLOCK] = source[c, j] for j < valid, panels `apart` from each other."""
     for c in range(depth):
         for j in range(0, valid, BLOCK):
-            here, there = source + c * pitch + 4 * j, panels + j // BLOCK * apart + 4 * c * BLOCK
+            here, there = source + c * pitch + j * size_of(kind), panels + j // BLOCK * apart + c * ROW
             if j + BLOCK <= valid:
-                copy_block(NV, V, here, there)
+                copy_block(NV, V, kind, here, there)
             else:
-                copy_floats(here, there, valid - j)
+                copy_row(kind, here, there, valid - j)
                 for i in range(valid - j, BLOCK):
-                    poke(there + 4 * i, 0.0)
+                    poke(np.float32, there, i, 0.0)
 
 
 @kernel
-def pack_columns(source, pitch, depth, valid, panel):
-    # panel[c, j] = source[j, c] for j < valid: in squares of V x V, and one by one what they leave
-    squares, whole = valid // V * V, depth // V * V
+def pack_columns(kind, source, pitch, depth, valid, panel):
+    """panel[c, j] = source[j, c] for j < valid: in squares of V x V, and one by one what they leave."""
+    squares, whole, item = valid // V * V, depth // V * V, ROW // BLOCK
     for j in range(0, squares, V):
         for c in range(0, whole, V):
-            transpose_square(V, source + j * pitch + 4 * c, pitch, panel + 4 * (c * BLOCK + j), 4 * BLOCK)
+            here, there = source + j * pitch + c * size_of(kind), panel + c * ROW + j * item
+            transpose_square(V, kind, here, pitch, there, ROW)
     for j in range(BLOCK):
         for c in range(whole if j < squares else 0, depth):
-            poke(panel + 4 * (c * BLOCK + j), peek(source + j * pitch + 4 * c) if j < valid else 0.0)
+            poke(np.float32, panel, c * BLOCK + j, peek(kind, source + j * pitch, c) if j < valid else 0.0)
 
 
 @kernel
@@ -64,7 +69,7 @@ def _pack_task(task, w, k_group, out):
     for t in range(taps):
         panels = out.ctypes.data + (group * blocks + part * SIDE_BY_SIDE) * apart + t * depth * BLOCK * 4
         source = w.ctypes.data + (t * depth * width + group * k_group + first) * 4
-        pack_rows(source, width * 4, depth, min(SIDE_BY_SIDE * BLOCK, k_group - first), panels, apart)
+        pack_rows(w.dtype, source, width * 4, depth, min(SIDE_BY_SIDE * BLOCK, k_group - first), panels, apart)
 
 
 @kernel(parallel=True)
@@ -82,7 +87,7 @@ def _pack_transposed_block(index, w, k_group, out):
     for t in range(taps):
         panel = out.ctypes.data + (index * taps + t) * k_group * BLOCK * 4
         source = w.ctypes.data + ((t * depth + first) * width + group * k_group) * 4
-        pack_columns(source, width * 4, k_group, min(BLOCK, depth - first), panel)
+        pack_columns(w.dtype, source, width * 4, k_group, min(BLOCK, depth - first), panel)
 
 
 @kernel(parallel=True)
@@ -112,15 +117,15 @@ def _filter_task(task, w, groups, transposed, out):
         panel = panels[t].ctypes.data
         if transposed:
             source = w.ctypes.data + ((t * depth + channel) * width + group * k_group + first) * 4
-            pack_columns(source, width * 4, count, valid, panel)
+            pack_columns(w.dtype, source, width * 4, count, valid, panel)
         else:
             source = w.ctypes.data + ((t * depth + first) * width + group * k_group + channel) * 4
-            pack_rows(source, width * 4, count, valid, panel, 0)
+            pack_rows(w.dtype, source, width * 4, count, valid, panel, 0)
         sources[taps - 1 - t if transposed else t] = 4 * t * FILTER_ROWS * BLOCK
     m = 4 if taps == 9 else 2
     for row in range(count):
         here, there = panels.ctypes.data + 4 * row * BLOCK, out.ctypes.data + 4 * row * BLOCK
-        transform(FILTER, V, m, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV)
+        transform(FILTER, V, m, panels.dtype, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV)
 
 
 @kernel(parallel=True)

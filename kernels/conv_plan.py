@@ -11,11 +11,8 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import output_size
-from .arch import ARCH, LINE
+from .arch import BLOCK, LINE_FLOATS
 
-MR, MC, NV, V = ARCH.rows, ARCH.columns, ARCH.vectors, ARCH.width
-LINE_FLOATS = LINE // 4
-BLOCK = ARCH.block  # output channels of one tile
 PIXELS = 126  # pixels of a forward block: a multiple of 6 and 14, its input stays in L2
 CHUNK = 192  # pixels of a backward-weight chunk: a BLOCK-wide panel of dy stays in L1
 PANEL_BYTES = 49152  # weights of one inner nest: stay in L1, or next to it where that is smaller

@@ -10,11 +10,10 @@ import numpy as np
 
 from ._jit import kernel
 from ._shapes import check_array
-from .arch import LINE
+from .arch import BLOCK, LINE, LINE_FLOATS, MC, NV, V
 from .conv import padded
-from .conv_pack import copy_floats, pack_rows
+from .conv_pack import copy_row, pack_rows
 from .conv_plan import (
-    BLOCK,
     CHUNK,
     DEPTH,
     GRID_I,
@@ -23,14 +22,10 @@ from .conv_plan import (
     IN_H,
     IN_PITCH,
     IN_W,
-    LINE_FLOATS,
-    MC,
-    NV,
     RANGE,
     STEP,
     STRIP,
     WIDTH,
-    V,
     ceil,
 )
 from .conv_rows import next_input, row_addresses
@@ -73,7 +68,7 @@ def _line_start(line, depth):
 
 
 @kernel
-def _pack_columns(sources, count, depth, first, columns):
+def _pack_columns(kind, sources, count, depth, first, columns):
     # columns[s, p] = line number first + s of the pixel at address sources[p]
     lines = min(columns.shape[0], -(-depth // SPAN) - first)
     for p in range(count):
@@ -81,9 +76,9 @@ def _pack_columns(sources, count, depth, first, columns):
             source = sources[p] + _line_start(first + s, depth) * 4
             target = columns.ctypes.data + (s * columns.shape[1] + p) * LINE
             if depth >= LINE_FLOATS:
-                copy_block(LINE_VECTORS, V, source, target)
+                copy_block(LINE_VECTORS, V, kind, source, target)
             else:
-                copy_floats(source, target, depth)
+                copy_row(kind, source, target, depth)
                 for j in range(depth, LINE_FLOATS):
                     columns[s, p, j] = 0.0
 
@@ -149,7 +144,7 @@ def _weight_task(task, x, zeros, geometry, taps, dy, dw, partial, images, splits
                 rows[0, m] = columns.ctypes.data + m * LINE
         for block in range(lo, hi):
             source = dy.ctypes.data + first * pitch + (group * width + block * BLOCK) * 4
-            pack_rows(source, pitch, count, min(BLOCK, width - block * BLOCK), panel[block - lo].ctypes.data, 0)
+            pack_rows(dy.dtype, source, pitch, count, min(BLOCK, width - block * BLOCK), panel[block - lo].ctypes.data, 0)
         # while this chunk is summed the next one is asked for: its x, then its dy where one task takes all of it
         ahead = next_input(x.ctypes.data, geometry, taps, first + count)
         ahead_end = ahead + count * geometry[STEP] * geometry[STEP] * in_pitch
@@ -163,14 +158,14 @@ def _weight_task(task, x, zeros, geometry, taps, dy, dw, partial, images, splits
                 a_offset = (c0 - skip) * 4
             else:
                 if strip_line == 0 and c0 % SPAN == 0:
-                    _pack_columns(sources, end - begin, depth, line, columns)
+                    _pack_columns(x.dtype, sources, end - begin, depth, line, columns)
                 a_offset = strip_line * size * LINE + (c0 - skip - _line_start(line, depth)) * 4
             for t in range(n_taps):
                 a_rows = rows.ctypes.data + t * CHUNK * 8
                 if edge.size > 0:
                     for m in range(count):
                         for i in range(MC):
-                            edge[m, i] = peek(rows[t, m] + i * 4) if i < depth else np.float32(0.0)
+                            edge[m, i] = peek(x.dtype, rows[t, m], i) if i < depth else np.float32(0.0)
                         rows[t, m] = edge.ctypes.data + m * MC * 4
                 for block in range(lo, hi):
                     if block < first_beside:
@@ -193,7 +188,7 @@ def _weight_task(task, x, zeros, geometry, taps, dy, dw, partial, images, splits
         for t in range(n_taps):
             for c in range(depth):
                 target = out + (taps[t, 2] * depth + c) * pitch + (group * width + block * BLOCK) * 4
-                copy_floats(beside[block - first_beside, t, c].ctypes.data, target, valid)
+                copy_row(np.float32, beside[block - first_beside, t, c].ctypes.data, target, valid)
 
 
 @kernel(parallel=True)

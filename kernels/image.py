@@ -8,11 +8,11 @@ few kilobytes of workspace for itself, one line of the picture and the weights o
 import math
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ._ir import Lanes, address_of, load_address, times
 from ._jit import kernel
 from .store import goes_past, store_row
 
@@ -210,7 +210,7 @@ def _resample_normalize(image, top, left, height, width, mirror, mean, inverse_s
         _weigh_rows(image, y, 3 * begin, 3 * count, down, line)
         for group in range(groups):
             _weigh_pixels(line, starts, across, means, scales, taps, group, pixels)
-        store_row(pixels.ctypes.data, out.ctypes.data + 12 * p * columns, 3 * columns, False, past)
+        store_row(pixels.ctypes.data, 3 * columns, out.dtype, out[p].ctypes.data, False, past)
 
 
 @intrinsic
@@ -222,38 +222,28 @@ def _weigh_pixels(typingctx, line, starts, across, means, scales, taps, group, p
     next pixel's first value, and dropped at the end; so `line` must go on for one value behind the last pixel, and
     four values behind the group are overwritten.
     """
-    lanes = [ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(n))) for n in (8, 16)]
-    packed = ir.Constant(ir.VectorType(ir.IntType(32), 16), [4 * (i // 3) + i % 3 if i < 12 else 15 for i in range(16)])
-    four, sixteen = ir.VectorType(ir.FloatType(), 4), ir.VectorType(ir.FloatType(), 16)
+    packed = [4 * (i // 3) + i % 3 if i < 12 else 15 for i in range(16)]
 
     def codegen(context, builder, signature, arguments):
         line, starts, across, means, scales, pixels = (
-            context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 1, 2, 3, 4, 7)
+            address_of(context, builder, signature.args[i], arguments[i]) for i in (0, 1, 2, 3, 4, 7)
         )
         taps, group = arguments[5:7]
-        index = group.type
-
-        def load(base, place, kind):
-            return builder.load(builder.bitcast(builder.gep(base, [place]), kind.as_pointer()), align=4)
-
-        quad = builder.mul(group, index(4))
-        first = [builder.load(builder.gep(starts, [builder.add(quad, index(i))])) for i in range(4)]
-        weights = builder.mul(builder.mul(group, taps), index(16))
-        total = cgutils.alloca_once_value(builder, ir.Constant(sixteen, [0.0] * 16))
-        kind = ir.FunctionType(sixteen, [sixteen] * 3)
-        fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32")
+        four, sixteen = Lanes(builder, 4), Lanes(builder, 16)
+        item = four.number.bytes
+        pixel = builder.add(starts, times(builder, group, 4 * 8))
+        first = [builder.add(line, times(builder, load_address(builder, pixel, i), item)) for i in range(4)]
+        weights = builder.add(across, times(builder, builder.mul(group, taps), sixteen.bytes))
+        total = sixteen.variable(sixteen.constant(0))
         with cgutils.for_range(builder, taps) as loop:
-            step = builder.mul(loop.index, index(3))
-            values = [load(line, builder.add(place, step), four) for place in first]
-            halves = [builder.shuffle_vector(values[i], values[i + 1], lanes[0]) for i in (0, 2)]
-            values = builder.shuffle_vector(*halves, lanes[1])
-            weight = load(across, builder.add(weights, builder.mul(loop.index, index(16))), sixteen)
-            builder.store(builder.call(fma, [weight, values, builder.load(total)]), total)
-        values = builder.fsub(builder.load(total), load(means, index(0), sixteen))
-        values = builder.fmul(values, load(scales, index(0), sixteen))
-        values = builder.shuffle_vector(values, values, packed)
-        place = builder.gep(pixels, [builder.mul(group, index(12))])
-        builder.store(values, builder.bitcast(place, sixteen.as_pointer()), align=4)
+            step = times(builder, loop.index, 3 * item)
+            values = [four.load(builder.add(place, step)) for place in first]
+            halves = [four.shuffle(values[i], values[i + 1], range(8)) for i in (0, 2)]
+            weight = sixteen.load(builder.add(weights, times(builder, loop.index, sixteen.bytes)))
+            builder.store(sixteen.fma(weight, four.shuffle(*halves, range(16)), builder.load(total)), total)
+        values = builder.fmul(builder.fsub(builder.load(total), sixteen.load(means)), sixteen.load(scales))
+        place = builder.add(pixels, times(builder, group, 12 * item))
+        sixteen.store(sixteen.shuffle(values, values, packed), place)
         return context.get_dummy_value()
 
     return types.void(line, starts, across, means, scales, types.int64, types.int64, pixels), codegen
@@ -279,25 +269,19 @@ def _weigh_rows(image, y, begin, count, down, line):
 @intrinsic
 def _weigh_bytes(typingctx, image, y, x, down, taps, line, at):
     """line[at + i] = sum over k of down[k] * image[y + k, x + i], for i below 16, as one vector."""
-    sixteen = ir.VectorType(ir.FloatType(), 16)
 
     def codegen(context, builder, signature, arguments):
-        image, down, line = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3, 5))
+        picture, weights, sums = (address_of(context, builder, signature.args[i], arguments[i]) for i in (0, 3, 5))
         _, y, x, _, taps, _, at = arguments
-        width = cgutils.unpack_tuple(builder, image.strides)[0]
-        total = cgutils.alloca_once_value(builder, ir.Constant(sixteen, [0.0] * 16))
-        kind = ir.FunctionType(sixteen, [sixteen] * 3)
-        fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32")
+        strides = context.make_array(signature.args[0])(context, builder, arguments[0]).strides
+        width = cgutils.unpack_tuple(builder, strides)[0]
+        lanes = Lanes(builder, 16)
+        total = lanes.variable(lanes.constant(0))
         with cgutils.for_range(builder, taps) as loop:
-            place = builder.gep(image.data, [builder.add(builder.mul(builder.add(y, loop.index), width), x)])
-            bytes_ = builder.load(builder.bitcast(place, ir.VectorType(ir.IntType(8), 16).as_pointer()), align=1)
-            weight = builder.load(builder.gep(down.data, [loop.index]))
-            weight = builder.insert_element(ir.Constant(sixteen, ir.Undefined), weight, ir.IntType(32)(0))
-            weight = builder.shuffle_vector(weight, weight, ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16))
-            values = builder.uitofp(bytes_, sixteen)
-            builder.store(builder.call(fma, [weight, values, builder.load(total)]), total)
-        place = builder.bitcast(builder.gep(line.data, [at]), sixteen.as_pointer())
-        builder.store(builder.load(total), place, align=4)
+            row = builder.add(picture, builder.mul(builder.add(y, loop.index), width))
+            weight = lanes.broadcast(builder.add(weights, times(builder, loop.index, lanes.number.bytes)))
+            builder.store(lanes.fma(weight, lanes.load_bytes(builder.add(row, x)), builder.load(total)), total)
+        lanes.store(builder.load(total), builder.add(sums, times(builder, at, lanes.number.bytes)))
         return context.get_dummy_value()
 
     kinds = types.int64, types.int64

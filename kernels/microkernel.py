@@ -16,15 +16,13 @@ depend on MR, NV or V.
 All pointers are passed as integer addresses; strides are in bytes. Nothing is checked here.
 """
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .ahead import prefetch_line
+from ._ir import I64, Lanes, literals, load_address, number_type, plus, prefetch_line, times
+from .arch import LINE
 
-_I64 = ir.IntType(64)
-_F32 = ir.FloatType()
 UNROLL = 16  # steps of k between two updates of the row addresses, which do not all fit into registers
 
 
@@ -32,61 +30,37 @@ class _Tile:
     """MR x NV accumulators: LLVM promotes the stack slots to registers."""
 
     def __init__(self, builder, rows, vectors, width):
-        self.builder, self.rows, self.vectors, self.width = builder, rows, vectors, width
-        self.vector = ir.VectorType(_F32, width)
-        self.slots = [[cgutils.alloca_once(builder, self.vector) for _ in range(vectors)] for _ in range(rows)]
-        signature = ir.FunctionType(self.vector, [self.vector] * 3)
-        name = f"llvm.fma.v{width}f32"
-        self.fma_function = cgutils.get_or_insert_function(builder.module, signature, name)
+        self.builder, self.vectors, self.lanes = builder, vectors, Lanes(builder, width)
+        self.bytes = vectors * self.lanes.bytes  # of a row of B or C
+        self.slots = [[self.lanes.variable() for _ in range(vectors)] for _ in range(rows)]
 
-    def pointer(self, address, offset_bytes=0):
-        if offset_bytes:
-            address = self.builder.add(address, ir.Constant(_I64, offset_bytes))
-        return self.builder.inttoptr(address, self.vector.as_pointer())
-
-    def load_b(self, address, offset_bytes=0):
-        places = [self.pointer(address, offset_bytes + 4 * self.width * j) for j in range(self.vectors)]
-        return [self.builder.load(place, align=4) for place in places]
-
-    def broadcast(self, address, offset_bytes=0):
-        builder = self.builder
-        if offset_bytes:
-            address = builder.add(address, ir.Constant(_I64, offset_bytes))
-        scalar = builder.load(builder.inttoptr(address, _F32.as_pointer()), align=4)
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        one = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
-        return builder.shuffle_vector(one, undefined, mask)
+    def load(self, address, offset=0):
+        """A row of B or C."""
+        return [self.lanes.load(address, offset + j * self.lanes.bytes) for j in range(self.vectors)]
 
     def fma(self, row, a, b):
         for j, slot in enumerate(self.slots[row]):
-            self.builder.store(self.builder.call(self.fma_function, [a, b[j], self.builder.load(slot)]), slot)
+            self.builder.store(self.lanes.fma(a, b[j], self.builder.load(slot)), slot)
 
     def fill(self, addresses):
         for row, address in enumerate(addresses):
             for j, slot in enumerate(self.slots[row]):
-                self.builder.store(self.builder.load(self.pointer(address, 4 * self.width * j), align=4), slot)
+                self.builder.store(self.lanes.load(address, j * self.lanes.bytes), slot)
 
     def clear(self):
-        zero = ir.Constant(self.vector, [0.0] * self.width)
-        for row in self.slots:
-            for slot in row:
-                self.builder.store(zero, slot)
+        for slot in sum(self.slots, []):
+            self.builder.store(self.lanes.constant(0), slot)
 
     def add(self, addresses):
         for row, address in enumerate(addresses):
             for j, slot in enumerate(self.slots[row]):
-                there = self.builder.load(self.pointer(address, 4 * self.width * j), align=4)
+                there = self.lanes.load(address, j * self.lanes.bytes)
                 self.builder.store(self.builder.fadd(there, self.builder.load(slot)), slot)
 
     def flush(self, addresses):
         for row, address in enumerate(addresses):
             for j, slot in enumerate(self.slots[row]):
-                self.builder.store(self.builder.load(slot), self.pointer(address, 4 * self.width * j), align=4)
-
-
-def _literals(*values):
-    return all(isinstance(value, types.IntegerLiteral) for value in values)
+                self.lanes.store(self.builder.load(slot), address, j * self.lanes.bytes)
 
 
 @intrinsic
@@ -100,47 +74,44 @@ def tile_rows(
     rows; out_offset is added to each. start: address of NV * V floats to begin from, or 0 to accumulate onto C.
     ahead: each step of each tap asks for the next cache line from there on; stride: 64, or 0 to stay in place.
     """
-    if not _literals(mr, nv, width):
+    constants = literals(mr, nv, width)
+    if constants is None:
         return None
-    m, n, v = mr.literal_value, nv.literal_value, width.literal_value
+    m = constants[0]
     signature = types.void(mr, nv, width, *([types.int64] * 12))
 
     def codegen(context, builder, sig, args):
         rows_, pitch, taps_, depth_, a_off, b_, b_pitch_, out_, out_off, start_, ahead_, stride_ = args[3:]
-        tile = _Tile(builder, m, n, v)
-
-        def table(address, i):
-            slot = builder.add(address, ir.Constant(_I64, 8 * i))
-            return builder.load(builder.inttoptr(slot, _I64.as_pointer()))
-
-        out_rows = [builder.add(table(out_, i), out_off) for i in range(m)]
-        fresh = builder.icmp_signed("!=", start_, ir.Constant(_I64, 0))
-        fetching = builder.icmp_signed("!=", stride_, ir.Constant(_I64, 0))
+        tile = _Tile(builder, *constants)
+        item = tile.lanes.number.bytes
+        out_rows = [builder.add(load_address(builder, out_, i), out_off) for i in range(m)]
+        fresh = builder.icmp_signed("!=", start_, I64(0))
+        fetching = builder.icmp_signed("!=", stride_, I64(0))
         tile.fill([builder.select(fresh, start_, address) for address in out_rows])
         with cgutils.for_range(builder, taps_) as tap:
             here = builder.add(rows_, builder.mul(tap.index, pitch))
-            a_rows = [builder.add(table(here, i), a_off) for i in range(m)]
+            a_rows = [builder.add(load_address(builder, here, i), a_off) for i in range(m)]
             b_tap = builder.add(b_, builder.mul(tap.index, b_pitch_))
-            ahead_tap = builder.add(ahead_, builder.mul(builder.mul(tap.index, depth_), ir.Constant(_I64, 64)))
+            ahead_tap = builder.add(ahead_, times(builder, builder.mul(tap.index, depth_), LINE))
 
             def steps(first, count):
                 """`count` steps of k from `first` on: the addresses are worked out once for all of them."""
-                shift = builder.mul(first, ir.Constant(_I64, 4))
+                shift = times(builder, first, item)
                 rows_now = [builder.add(row, shift) for row in a_rows]
-                b_first = builder.add(b_tap, builder.mul(first, ir.Constant(_I64, 4 * n * v)))
+                b_first = builder.add(b_tap, times(builder, first, tile.bytes))
                 with builder.if_then(fetching):  # a block of its own: between the sums it would cost registers
-                    line = builder.add(ahead_tap, builder.mul(first, ir.Constant(_I64, 64)))
+                    line = builder.add(ahead_tap, times(builder, first, LINE))
                     for u in range(count):
-                        prefetch_line(builder, builder.add(line, ir.Constant(_I64, 64 * u)))
+                        prefetch_line(builder, plus(builder, line, LINE * u))
                 for u in range(count):
-                    b_now = tile.load_b(b_first, 4 * n * v * u)
+                    b_now = tile.load(b_first, tile.bytes * u)
                     for i in range(m):
-                        tile.fma(i, tile.broadcast(rows_now[i], 4 * u), b_now)
+                        tile.fma(i, tile.lanes.broadcast(rows_now[i], item * u), b_now)
 
-            whole = builder.udiv(depth_, ir.Constant(_I64, UNROLL))
+            whole = builder.udiv(depth_, I64(UNROLL))
             with cgutils.for_range(builder, whole) as group:
-                steps(builder.mul(group.index, ir.Constant(_I64, UNROLL)), UNROLL)
-            with cgutils.for_range(builder, depth_, start=builder.mul(whole, ir.Constant(_I64, UNROLL))) as k:
+                steps(times(builder, group.index, UNROLL), UNROLL)
+            with cgutils.for_range(builder, depth_, start=times(builder, whole, UNROLL)) as k:
                 steps(k.index, 1)
         tile.flush(out_rows)
         return context.get_dummy_value()
@@ -158,29 +129,29 @@ def tile_outer(typing, mr, nv, width, rows, count, a_offset, b, out, out_pitch, 
     at the start and added at the end: it often comes from far away, and the sum need not wait for it. ahead, stride:
     as in tile_rows.
     """
-    if not _literals(mr, nv, width):
+    constants = literals(mr, nv, width)
+    if constants is None:
         return None
-    m, n, v = mr.literal_value, nv.literal_value, width.literal_value
+    m = constants[0]
     signature = types.void(mr, nv, width, *([types.int64] * 11))
 
     def codegen(context, builder, sig, args):
         rows_, count_, a_off, b_, out_, pitch, skip_, nowhere_, fresh_, ahead_, stride_ = args[3:]
-        tile = _Tile(builder, m, n, v)
-        out_rows = [builder.add(out_, builder.mul(pitch, ir.Constant(_I64, i))) for i in range(m)]
-        left_out = [builder.icmp_signed("<", ir.Constant(_I64, i), skip_) for i in range(m)]
+        tile = _Tile(builder, *constants)
+        out_rows = [builder.add(out_, times(builder, pitch, i)) for i in range(m)]
+        left_out = [builder.icmp_signed("<", I64(i), skip_) for i in range(m)]
         out_rows = [builder.select(no, nowhere_, row) for no, row in zip(left_out, out_rows, strict=True)]
         tile.clear()
         for row in out_rows:
-            for line in range(0, 4 * n * v, 64):
-                prefetch_line(builder, builder.add(row, ir.Constant(_I64, line)), near=True)
+            for line in range(0, tile.bytes, LINE):
+                prefetch_line(builder, plus(builder, row, line), near=True)
         with cgutils.for_range(builder, count_) as t:
-            slot = builder.add(rows_, builder.mul(t.index, ir.Constant(_I64, 8)))
-            a_row = builder.add(builder.load(builder.inttoptr(slot, _I64.as_pointer())), a_off)
-            b_now = tile.load_b(builder.add(b_, builder.mul(t.index, ir.Constant(_I64, 4 * n * v))))
+            a_row = builder.add(load_address(builder, builder.add(rows_, times(builder, t.index, 8)), 0), a_off)
+            b_now = tile.load(builder.add(b_, times(builder, t.index, tile.bytes)))
             prefetch_line(builder, builder.add(ahead_, builder.mul(t.index, stride_)))
             for i in range(m):
-                tile.fma(i, tile.broadcast(a_row, 4 * i), b_now)
-        with builder.if_then(builder.icmp_signed("==", fresh_, ir.Constant(_I64, 0))):
+                tile.fma(i, tile.lanes.broadcast(a_row, tile.lanes.number.bytes * i), b_now)
+        with builder.if_then(builder.icmp_signed("==", fresh_, I64(0))):
             tile.add(out_rows)
         tile.flush(out_rows)
         return context.get_dummy_value()
@@ -189,70 +160,77 @@ def tile_outer(typing, mr, nv, width, rows, count, a_offset, b, out, out_pitch, 
 
 
 @intrinsic
-def copy_block(typing, nv, width, source, target):
-    """Copy NV * V floats from one address to another."""
-    if not _literals(nv, width):
+def copy_block(typing, nv, width, kind, source, target):
+    """Copy NV * V numbers of dtype `kind` from one address to float32 at another."""
+    constants = literals(nv, width)
+    if constants is None:
         return None
-    vector = ir.VectorType(_F32, width.literal_value)
+    n, v = constants
 
     def codegen(context, builder, sig, args):
-        for j in range(nv.literal_value):
-            shift = ir.Constant(_I64, 4 * j * width.literal_value)
-            here, there = (builder.inttoptr(builder.add(a, shift), vector.as_pointer()) for a in args[2:])
-            builder.store(builder.load(here, align=4), there, align=4)
+        there, here = Lanes(builder, v), Lanes(builder, v, number_type(kind))
+        for j in range(n):
+            there.store(here.load(args[3], j * here.bytes), args[4], j * there.bytes)
         return context.get_dummy_value()
 
-    return types.void(nv, width, types.int64, types.int64), codegen
+    return types.void(nv, width, kind, types.int64, types.int64), codegen
 
 
 @intrinsic
-def transpose_square(typing, width, source, pitch, target, target_pitch):
-    """target[i, j] = source[j, i], V x V floats: log2 V times, pairs of rows exchange the halves of their blocks."""
-    if not _literals(width):
+def transpose_square(typing, width, kind, source, pitch, target, target_pitch):
+    """target[i, j] = source[j, i], V x V of dtype `kind` to float32: log2 V times, pairs of rows exchange halves."""
+    constants = literals(width)
+    if constants is None:
         return None
-    v = width.literal_value
-    vector = ir.VectorType(_F32, v)
+    (v,) = constants
 
     def codegen(context, builder, sig, args):
-        def row(address, pitch, i):
-            place = builder.add(address, builder.mul(pitch, ir.Constant(_I64, i)))
-            return builder.inttoptr(place, vector.as_pointer())
-
-        def mixed(a, b, lanes):
-            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), v), lanes))
-
-        rows = [builder.load(row(args[1], args[2], i), align=4) for i in range(v)]
+        here, pitch_, there, target_pitch_ = args[2:]
+        lanes, stored = Lanes(builder, v), Lanes(builder, v, number_type(kind))
+        rows = [stored.load(builder.add(here, times(builder, pitch_, i))) for i in range(v)]
         step = 1
         while step < v:
             upper = [lane if lane & step == 0 else v + lane - step for lane in range(v)]
             lower = [lane + step if lane & step == 0 else v + lane for lane in range(v)]
             for i in (i for i in range(v) if i & step == 0):
                 a, b = rows[i], rows[i + step]
-                rows[i], rows[i + step] = mixed(a, b, upper), mixed(a, b, lower)
+                rows[i], rows[i + step] = lanes.shuffle(a, b, upper), lanes.shuffle(a, b, lower)
             step *= 2
         for i, value in enumerate(rows):
-            builder.store(value, row(args[3], args[4], i), align=4)
+            lanes.store(value, builder.add(there, times(builder, target_pitch_, i)))
         return context.get_dummy_value()
 
-    return types.void(width, *([types.int64] * 4)), codegen
+    return types.void(width, kind, *([types.int64] * 4)), codegen
 
 
 @intrinsic
-def peek(typing, address):
-    """The float32 at an address."""
+def size_of(typing, kind):
+    """Bytes of a number of dtype `kind`."""
 
     def codegen(context, builder, sig, args):
-        return builder.load(builder.inttoptr(args[0], _F32.as_pointer()), align=4)
+        return I64(number_type(kind).bytes)
 
-    return types.float32(types.int64), codegen
+    return types.int64(kind), codegen
 
 
 @intrinsic
-def poke(typing, address, value):
-    """Store a float32 at an address."""
+def peek(typing, kind, address, index):
+    """Number `index` of dtype `kind` from an address on, as float32."""
 
     def codegen(context, builder, sig, args):
-        builder.store(args[1], builder.inttoptr(args[0], _F32.as_pointer()), align=4)
+        lane = Lanes(builder, 1, number_type(kind))
+        return lane.load_one(builder.add(args[1], times(builder, args[2], lane.bytes)))
+
+    return types.float32(kind, types.int64, types.int64), codegen
+
+
+@intrinsic
+def poke(typing, kind, address, index, value):
+    """Store a float32 as number `index` of dtype `kind` from an address on."""
+
+    def codegen(context, builder, sig, args):
+        lane = Lanes(builder, 1, number_type(kind))
+        lane.store_one(args[3], builder.add(args[1], times(builder, args[2], lane.bytes)))
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.float32), codegen
+    return types.void(kind, types.int64, types.int64, types.float32), codegen

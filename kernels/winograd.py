@@ -15,24 +15,19 @@ import numba
 import numpy as np
 
 from ._jit import kernel
-from .arch import LINE
+from .arch import BLOCK, LINE, LINE_FLOATS, MR, NV, V
 from .conv_plan import (
-    BLOCK,
     DEPTH,
     GRID_I,
     GRID_J,
     GROUPS,
-    LINE_FLOATS,
     MOST_WIDTH,
-    MR,
-    NV,
     OUT_H,
     OUT_PITCH,
     OUT_W,
     STEP,
     TILES,
     WIDTH,
-    V,
     block_count,
     ceil,
 )
@@ -103,7 +98,7 @@ def _tiles_task(task, ranges, x, zeros, geometry, taps, weights, bias, y, images
         c_start = c.ctypes.data + 4 * skip
         for t in range(count):
             transform(
-                INPUT, V, m, sources.ctypes.data + 8 * t, 8 * count, group * depth * 4,
+                INPUT, V, m, x.dtype, sources.ctypes.data + 8 * t, 8 * count, group * depth * 4,
                 v_planes.ctypes.data, 8, v_start + v_rows[t], depth // V,
             )  # fmt: skip
         for block in range(lo, hi):
@@ -118,7 +113,7 @@ def _tiles_task(task, ranges, x, zeros, geometry, taps, weights, bias, y, images
             along, vectors = (block - lo) * BLOCK * 4, min(BLOCK, width - block * BLOCK) // V
             for t in range(count):
                 transform(
-                    OUTPUT, V, m, p_planes.ctypes.data, 8, p_start + p_rows[t],
+                    OUTPUT, V, m, c.dtype, p_planes.ctypes.data, 8, p_start + p_rows[t],
                     c_rows.ctypes.data + 8 * t, 8 * count, c_start + along, vectors,
                 )  # fmt: skip
         first_channel = group * width + lo * BLOCK
@@ -126,7 +121,9 @@ def _tiles_task(task, ranges, x, zeros, geometry, taps, weights, bias, y, images
             for row in range(inside):
                 for j in range(valid):
                     c[skip + row * valid + j] += bias[first_channel + j]
-        store_c(c, skip, valid, inside, first_channel, valid, relu, moments, tile_block, out_rows, accumulate, past)
+        store_c(
+            c, skip, valid, inside, first_channel, valid, relu, moments, tile_block, y.dtype, out_rows, accumulate, past
+        )
 
 
 @kernel(parallel=True)

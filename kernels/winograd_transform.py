@@ -11,11 +11,11 @@ sums. With +-2/3 and +-3/2 it is 2.2 times, root mean square: a number and its i
 
 from fractions import Fraction
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ._ir import I64, Lanes, literals, load_address, number_type, times
 from .conv_plan import TILE
 
 POINTS = TILE * TILE  # products of a tile
@@ -58,13 +58,8 @@ _FIVE = (_BT, _G5, _A5T, _transposed(_A5T), _transposed(_G5))
 INPUT, FILTER, OUTPUT, GRADIENT, WEIGHT = range(len(_THREE))  # what is transformed: places in both
 
 
-class _Vectors:
+class _Sums(Lanes):
     """Sums of vectors, written as few multiply-adds, in an order that is always the same."""
-
-    def __init__(self, builder, width):
-        self.builder, self.type = builder, ir.VectorType(ir.FloatType(), width)
-        signature = ir.FunctionType(self.type, [self.type] * 3)
-        self.fma = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{width}f32")
 
     def combine(self, terms):
         """Sum of factor * vector over (factor, vector); None for the empty sum."""
@@ -78,11 +73,8 @@ class _Vectors:
             if factor == 1:
                 total = self.builder.fadd(total, vector)
             else:
-                total = self.builder.call(self.fma, [vector, self.constant(factor), total])
+                total = self.fma(vector, self.constant(factor), total)
         return total
-
-    def constant(self, factor):
-        return ir.Constant(self.type, [float(factor)] * self.type.count)
 
     def times(self, matrix, x):
         """matrix @ x for a list of vectors. The points come in pairs +-p, so two neighbouring rows (or columns) differ
@@ -115,47 +107,45 @@ class _Vectors:
 
 
 @intrinsic
-def transform(typing, what, width, m, sources, source_pitch, shift, targets, target_pitch, target_shift, vectors):
+def transform(typing, what, width, m, kind, sources, source_pitch, shift, targets, target_pitch, target_shift, vectors):
     """Y = L X L^T for `vectors` vectors of V floats side by side; L (p, q) for `what`, with tiles of m x m outputs.
 
-    sources: address of the address of X[0, 0]; that of X[i, j] stands (i q + j) source_pitch bytes on. `shift` bytes
-    are added to each address. The same for Y (p, p) and targets.
+    sources: address of the address of X[0, 0], of dtype `kind`; that of X[i, j] stands (i q + j) source_pitch bytes on.
+    `shift` bytes are added to each address. The same for Y (p, p), float32, and targets.
     """
-    if not all(isinstance(value, types.IntegerLiteral) for value in (what, width)):
+    constants = literals(what, width)
+    if constants is None:
         return None
-    three, five, v = _THREE[what.literal_value], _FIVE[what.literal_value], width.literal_value
+    three, five = _THREE[constants[0]], _FIVE[constants[0]]
 
     def codegen(context, builder, sig, args):
-        m_, sources_, source_pitch_, shift_, targets_, target_pitch_, target_shift_, vectors_ = args[2:]
-        calculate = _Vectors(builder, v)
-        i64 = ir.IntType(64)
+        m_, _, sources_, source_pitch_, shift_, targets_, target_pitch_, target_shift_, vectors_ = args[2:]
+        sums, stored = _Sums(builder, constants[1]), Lanes(builder, constants[1], number_type(kind))
 
         def place(table, pitch, number, offset):
-            slot = builder.add(table, builder.mul(pitch, ir.Constant(i64, number)))
-            address = builder.load(builder.inttoptr(slot, i64.as_pointer()))
-            return builder.inttoptr(builder.add(address, offset), calculate.type.as_pointer())
+            return builder.add(load_address(builder, builder.add(table, times(builder, pitch, number)), 0), offset)
 
         def emit(rows):
             p, q = len(rows), len(rows[0])
             with cgutils.for_range(builder, vectors_) as loop:
-                along = builder.mul(loop.index, ir.Constant(i64, 4 * v))
-                here, there = builder.add(shift_, along), builder.add(target_shift_, along)
+                here = builder.add(shift_, times(builder, loop.index, stored.bytes))
+                there = builder.add(target_shift_, times(builder, loop.index, sums.bytes))
                 half = []  # L X, column by column
                 for j in range(q):
                     column = [place(sources_, source_pitch_, i * q + j, here) for i in range(q)]
-                    half.append(calculate.times(rows, [builder.load(x, align=4) for x in column]))
+                    half.append(sums.times(rows, [stored.load(x) for x in column]))
                 for i in range(p):
-                    for j, value in enumerate(calculate.times(rows, [column[i] for column in half])):
-                        builder.store(value, place(targets_, target_pitch_, i * p + j, there), align=4)
+                    for j, value in enumerate(sums.times(rows, [column[i] for column in half])):
+                        sums.store(value, place(targets_, target_pitch_, i * p + j, there))
 
         if three == five:
             emit(three)
         else:
-            with builder.if_else(builder.icmp_signed("==", m_, ir.Constant(i64, 4))) as (of_three, of_five):
+            with builder.if_else(builder.icmp_signed("==", m_, I64(4))) as (of_three, of_five):
                 with of_three:
                     emit(three)
                 with of_five:
                     emit(five)
         return context.get_dummy_value()
 
-    return types.void(what, width, *([types.int64] * 8)), codegen
+    return types.void(what, width, types.int64, kind, *([types.int64] * 7)), codegen

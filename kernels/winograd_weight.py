@@ -10,22 +10,17 @@ import numba
 import numpy as np
 
 from ._jit import kernel
-from .arch import LINE
+from .arch import BLOCK, LINE, LINE_FLOATS, MC, NV, V
 from .conv_plan import (
-    BLOCK,
     CHANNELS,
     DEPTH,
     GRID_I,
     GRID_J,
     GROUPS,
-    LINE_FLOATS,
-    MC,
-    NV,
     STEP,
     TILE,
     TILES,
     WIDTH,
-    V,
     ceil,
 )
 from .conv_rows import row_addresses
@@ -81,7 +76,7 @@ def _tiles_weight_task(task, x, zeros, inputs, input_taps, dy, gradients, gradie
         sums_start = sums.ctypes.data + -sums.ctypes.data % LINE
         for t in range(count):
             transform(
-                INPUT, V, m, sources.ctypes.data + 8 * t, 8 * most, (group * depth + c_lo) * 4,
+                INPUT, V, m, x.dtype, sources.ctypes.data + 8 * t, 8 * most, (group * depth + c_lo) * 4,
                 v_planes.ctypes.data, 8, v_start + v_rows[t], channels // V,
             )  # fmt: skip
             for block in range(blocks):
@@ -89,7 +84,7 @@ def _tiles_weight_task(task, x, zeros, inputs, input_taps, dy, gradients, gradie
                 there = g_start + (block * most + t) * BLOCK * 4
                 vectors = min(BLOCK, k_hi - k) // V
                 transform(
-                    GRADIENT, V, m, dy_sources.ctypes.data + 8 * t, 8 * most, (group * width + k) * 4,
+                    GRADIENT, V, m, dy.dtype, dy_sources.ctypes.data + 8 * t, 8 * most, (group * width + k) * 4,
                     g_planes.ctypes.data, 8, there, vectors,
                 )  # fmt: skip
         for point in range(POINTS):
@@ -111,7 +106,9 @@ def _tiles_weight_task(task, x, zeros, inputs, input_taps, dy, gradients, gradie
         for c in range(channels):
             here = sums.ctypes.data + -sums.ctypes.data % LINE + (block * channels + c) * BLOCK * 4
             there = out + 4 * ((c_lo + c) * groups * width + group * width + k)
-            transform(WEIGHT, V, m, sums_planes.ctypes.data, 8, here, targets.ctypes.data, 8, there, vectors)
+            transform(
+                WEIGHT, V, m, sums.dtype, sums_planes.ctypes.data, 8, here, targets.ctypes.data, 8, there, vectors
+            )
 
 
 @kernel(parallel=True)

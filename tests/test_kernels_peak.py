@@ -15,7 +15,7 @@ def aligned(floats):
 def test_fma_peak__counts_two_flops_for_each_lane_chain_round_and_thread():
     flops = fma_peak(10)
     assert flops == 10 * fma_peak(1)
-    assert flops % (2 * 10 * ARCH.width * numba.get_num_threads()) == 0
+    assert flops % (2 * 10 * ARCH.tile().width * numba.get_num_threads()) == 0
 
 
 @pytest.mark.parametrize("name", STREAMS)

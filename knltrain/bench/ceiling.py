@@ -29,8 +29,9 @@ def clock(function, *arguments) -> float:
 
 def machine_line() -> str:
     """The machine in one line: processor, threads, register tile."""
-    tile = f"tile {ARCH.rows} x {ARCH.vectors} vectors of {ARCH.width}"
-    return f"{machine_facts()['processor']}, {numba.get_num_threads()} threads, {ARCH.name} kernels ({tile})"
+    tile = ARCH.tile()
+    shape = f"tile {tile.rows} x {tile.vectors} vectors of {tile.width}"
+    return f"{machine_facts()['processor']}, {numba.get_num_threads()} threads, {ARCH.name} kernels ({shape})"
 
 
 @dataclass(frozen=True)

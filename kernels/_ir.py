@@ -1,0 +1,119 @@
+"""LLVM vector IR: what every hand-written intrinsic is made of. It names no instruction set.
+
+Lanes are float32 in registers, whatever Number they are in memory: only `load`, `store` and `broadcast` know it.
+Addresses are int64; offsets are in bytes. The same text becomes AVX-512, AVX2 or NEON code.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.np.numpy_support import as_dtype
+
+from .number import FP32, number_of
+
+I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_STORED = {FP32: F32}  # as what a Number is loaded and stored
+
+
+def literals(*values):
+    """The values of these argument types, or None unless all are literal integers."""
+    if all(isinstance(value, types.IntegerLiteral) for value in values):
+        return [value.literal_value for value in values]
+
+
+def number_type(kind):
+    """The Number behind an argument that is a dtype: `x.dtype` or np.float32."""
+    return number_of(as_dtype(kind.dtype))
+
+
+def plus(builder, address, offset):
+    """address + a constant offset."""
+    return builder.add(address, I64(offset)) if offset else address
+
+
+def times(builder, value, factor):
+    """value * a constant."""
+    return builder.mul(value, I64(factor))
+
+
+def load_address(builder, table, number):
+    """Entry `number` of a table of addresses."""
+    return builder.load(builder.inttoptr(plus(builder, table, 8 * number), I64.as_pointer()))
+
+
+def address_of(context, builder, kind, array):
+    """Where the elements of an array argument begin."""
+    return builder.ptrtoint(context.make_array(kind)(context, builder, array).data, I64)
+
+
+def prefetch_line(builder, address, near=False):
+    """Ask for the line at an address, to be held in the second-level cache; `near`: in the first."""
+    byte = I8.as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    builder.call(function, [builder.inttoptr(address, byte), I32(0), I32(3 if near else 2), I32(1)])
+
+
+class Lanes:
+    """`width` numbers side by side: a vector of float32 in registers, `number` in memory, `bytes` long there."""
+
+    def __init__(self, builder, width, number=FP32):
+        self.builder, self.width, self.number = builder, width, number
+        self.type, self.bytes = ir.VectorType(F32, width), width * number.bytes
+        self.stored = _STORED[number]
+
+    # ---- memory ----------------------------------------------------------------------------------------------
+
+    def _pointer(self, address, offset, kind):
+        return self.builder.inttoptr(plus(self.builder, address, offset), kind.as_pointer())
+
+    def _align(self, aligned):
+        return self.bytes if aligned else self.number.bytes
+
+    def load(self, address, offset=0, aligned=False):
+        place = self._pointer(address, offset, ir.VectorType(self.stored, self.width))
+        return self.builder.load(place, align=self._align(aligned))
+
+    def store(self, value, address, offset=0, aligned=False, past=False):
+        """past: the caches, where the processor can and the place is aligned."""
+        place = self._pointer(address, offset, ir.VectorType(self.stored, self.width))
+        stored = self.builder.store(value, place, align=self._align(aligned or past))
+        if past:
+            stored.set_metadata("nontemporal", self.builder.module.add_metadata([I32(1)]))
+
+    def load_one(self, address, offset=0):
+        return self.builder.load(self._pointer(address, offset, self.stored), align=self.number.bytes)
+
+    def store_one(self, value, address):
+        self.builder.store(value, self._pointer(address, 0, self.stored), align=self.number.bytes)
+
+    def load_bytes(self, address):
+        """As many uint8, as float32."""
+        place = self._pointer(address, 0, ir.VectorType(I8, self.width))
+        return self.builder.uitofp(self.builder.load(place, align=1), self.type)
+
+    def broadcast(self, address, offset=0):
+        """The number at an address in every lane."""
+        undefined = ir.Constant(self.type, ir.Undefined)
+        one = self.builder.insert_element(undefined, self.load_one(address, offset), I32(0))
+        return self.shuffle(one, undefined, [0] * self.width)
+
+    # ---- registers -------------------------------------------------------------------------------------------
+
+    def constant(self, value):
+        return ir.Constant(self.type, [float(value)] * self.width)
+
+    def variable(self, value=None):
+        """A place that LLVM keeps in a register."""
+        if value is None:
+            return cgutils.alloca_once(self.builder, self.type)
+        return cgutils.alloca_once_value(self.builder, value)
+
+    def fma(self, a, b, c):
+        """a * b + c, rounded once."""
+        signature = ir.FunctionType(self.type, [self.type] * 3)
+        function = cgutils.get_or_insert_function(self.builder.module, signature, f"llvm.fma.v{self.width}f32")
+        return self.builder.call(function, [a, b, c])
+
+    def shuffle(self, a, b, lanes):
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
