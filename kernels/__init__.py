@@ -10,10 +10,14 @@ from ._shapes import output_size
 from .arch import ARCH, CPU
 from .batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace
 from .checksum import crc32c
-from .conv import conv2d_backward_input, conv2d_forward
-from .conv_pack import conv2d_pack, conv2d_pack_transposed
-from .conv_plan import conv2d_plan
-from .conv_weight import conv2d_backward_weight
+from .conv import (
+    conv2d_backward_input,
+    conv2d_backward_weight,
+    conv2d_forward,
+    conv2d_pack,
+    conv2d_pack_transposed,
+    conv2d_plan,
+)
 from .digest import digest
 from .image import crop_normalize, mean_color, resample_normalize, transform_colors
 from .lrn import lrn_backward, lrn_forward

@@ -134,7 +134,7 @@ def stream(name: str, source: np.ndarray, target: np.ndarray) -> int:
     for what, array in (("source", source), ("target", target)):
         check_array(f"stream: {what}", array, units)
         if array.ctypes.data % LINE:
-            raise ValueError(f"stream: {what} begins within a cache line; expected whole lines ({LINE} bytes): align it")
+            raise ValueError(f"stream: {what} begins within a cache line; expected {LINE}-byte lines: align it")
     kind, passes = STREAMS[name]
     sums = aligned_zeros(numba.get_num_threads() * TURN).reshape(-1, TURN)
     _stream(kind, source, target, sums)

@@ -18,11 +18,11 @@ import kernels
 
 def compiled_functions():
     """(file.name, dispatcher) of every compiled function of the package."""
-    for module in pkgutil.iter_modules(kernels.__path__):
-        names = vars(importlib.import_module(f"kernels.{module.name}"))
+    for module in pkgutil.walk_packages(kernels.__path__, "kernels."):
+        names = vars(importlib.import_module(module.name))
         for name, function in sorted(names.items()):
-            if isinstance(function, CPUDispatcher) and function.py_func.__module__ == f"kernels.{module.name}":
-                yield f"{module.name}.{name}", function
+            if isinstance(function, CPUDispatcher) and function.py_func.__module__ == module.name:
+                yield f"{module.name.removeprefix('kernels.')}.{name}", function
 
 
 def run_tests(tests):

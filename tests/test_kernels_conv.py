@@ -16,8 +16,9 @@ from kernels import (
     conv2d_plan,
     reference,
 )
-from kernels.conv_rows import next_input, out_addresses, row_addresses
-from kernels.conv_weight import _pixel_range
+from kernels.conv.grid import backward_grids, forward_grid, next_input, out_addresses, pixel_range, row_addresses
+from kernels.conv.winograd import Winograd
+from kernels.conv.winograd_weight import WinogradWeight
 
 RELATIVE = 5e-6  # of the largest element: float32 sums of up to 4,608 products of standard normals
 
@@ -89,7 +90,7 @@ def _scratch(plan):
 
 
 def _packed(plan, w):
-    if plan.direct:
+    if plan.unpacked:
         return w, w
     packed, packed_t = np.full(plan.packed_size, np.nan, np.float32), np.full(plan.packed_t_size, np.nan, np.float32)
     conv2d_pack(plan, w, packed)
@@ -100,7 +101,7 @@ def _packed(plan, w):
 def _order(plan):
     """The pixels of y in the order in which forward computes them."""
     n, p, q, _ = plan.y_shape
-    m = 7 - plan.w_shape[0] if plan.winograd else 1
+    m = 7 - plan.w_shape[0] if isinstance(plan.forward, Winograd) else 1
     image, i, j = np.unravel_index(np.arange(n * p * q), (n, p, q))
     return np.lexsort((j, i, j // m, i // m, image))
 
@@ -150,9 +151,10 @@ def test_winograd__costs_less_than_two_bits_of_what_direct_sums_have(shape):
     """The root mean square of the error, of the products that a trained layer sees: no negative x, forward."""
     n, h, w, c, k, r, s, stride, pad, groups = shape
     errors = []
-    for winograd in (True, False):
-        plan = conv2d_plan((n, h, w, c), (r, s, c // groups, k), stride, pad, groups, winograd)
-        assert plan.winograd is plan.winograd_weight is winograd
+    for without in ((), (Winograd, WinogradWeight)):
+        plan = conv2d_plan((n, h, w, c), (r, s, c // groups, k), stride, pad, groups, without=without)
+        methods = plan.forward, plan.backward_input, plan.backward_weight
+        assert {isinstance(method, (Winograd, WinogradWeight)) for method in methods} == {not without}
         rng = np.random.default_rng(1)
         x = np.maximum(rng.standard_normal(plan.x_shape), 0).astype(np.float32)
         weights = rng.standard_normal(plan.w_shape).astype(np.float32)
@@ -183,7 +185,7 @@ def test_conv2d__stores_past_the_caches_what_it_stores_otherwise(shape, monkeypa
 @pytest.mark.parametrize("shape", THREADED, ids=str)
 def test_conv2d__same_bits_with_one_and_two_threads(shape):
     plan, (x, w, b, dy), _ = _case(shape)
-    assert plan.splits > 1
+    assert plan.backward_weight.splits > 1
     packed, packed_t = _packed(plan, w)
     before = numba.get_num_threads()
     results = []
@@ -205,14 +207,14 @@ def test_pixel_range__holds_every_pixel_that_is_read():
         if h + 2 * pad < r or w + 2 * pad < s:
             continue
         plan = conv2d_plan((3, h, w, 17), (r, s, 17, 8), stride, pad)
-        geometry, taps = plan.forward
+        geometry, taps = forward_grid(plan.shape)
         _, rows, columns, _ = plan.y_shape
         image, i, j = np.unravel_index(np.arange(3 * rows * columns), (3, rows, columns))
         for first, count in itertools.product(range(0, len(image), 5), (1, 2, 11)):
             m = slice(first, first + min(count, len(image) - first))
             y, x = i[m, None] * stride + taps[:, 0], j[m, None] * stride + taps[:, 1]
             read = ((image[m, None] * h + y) * w + x)[(y >= 0) & (y < h) & (x >= 0) & (x < w)]
-            begin, end = _pixel_range(geometry, taps, first, m.stop - first, 3)
+            begin, end = pixel_range(geometry, taps, first, m.stop - first, 3)
             assert 0 <= begin and end <= 3 * h * w and ((begin <= read) & (read < end)).all()
 
 
@@ -224,7 +226,7 @@ def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once
         plan = conv2d_plan((2, h, w, 17), (r, s, 17, 24), stride, pad)
         _, p, q, _ = plan.y_shape
         written = np.zeros((2, h, w), int)
-        for number, (geometry, taps) in enumerate([plan.forward, *plan.backward]):
+        for number, (geometry, taps) in enumerate([forward_grid(plan.shape), *backward_grids(plan.shape)]):
             rows, columns, step = geometry[:3]
             image, i, j = np.unravel_index(np.arange(2 * rows * columns), (2, rows, columns))
             y, x = i * step + taps[:, :1], j * step + taps[:, 1:2]  # (taps, pixels)

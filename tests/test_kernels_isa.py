@@ -155,7 +155,7 @@ def inner_loop(file):
     return max(blocks, key=lambda block: len(re.findall(r"vfmadd\d+ps\t.*%zmm", block)))
 
 
-@pytest.mark.parametrize(("nest", "tile"), [("conv._rows_nest", 14 * 2), ("conv_weight._weight_nest", 13 * 2)])
+@pytest.mark.parametrize(("nest", "tile"), [("conv.rows._rows_nest", 14 * 2), ("conv.outer._weight_nest", 13 * 2)])
 def test_assembly_for_knl__keeps_the_tile_in_registers(assembly, nest, tile):
     (file,) = (path for path in assembly if path.name.startswith(nest))
     loop = inner_loop(file)

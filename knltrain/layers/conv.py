@@ -72,7 +72,7 @@ class Conv2d(Layer):
     def _panels(self, ops, pack, name, floats):
         """The weights as the kernel reads them: packed just before, so that they lie in a cache, or as they are."""
         w = Field(self.w, "w")
-        if self.plan.direct:
+        if self.plan.unpacked:
             return w
         panels = self.scratch(name, floats)
         ops.append(Op(self, PACKING, pack, {"w": w}, {name: panels}, {"plan": self.plan}))

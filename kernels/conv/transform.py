@@ -15,8 +15,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._ir import I64, Lanes, literals, load_address, number_type, times
-from .conv_plan import TILE
+from .._ir import I64, Lanes, literals, load_address, number_type, times
+from .shape import TILE
 
 POINTS = TILE * TILE  # products of a tile
 _PLACES = [Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)]  # points, and infinity

@@ -1,0 +1,79 @@
+"""Convolution, forward and backward; a fully connected layer is the 1 x 1 case on 1 x 1 images.
+
+Layouts: x (N, H, W, C), y (N, P, Q, K), w (R, S, C/groups, K), all C-contiguous. The functions here check their arrays
+and hand them to the method that the plan has for the direction: `rows` (addresses of rows), `winograd`; for dw `outer`,
+`winograd_weight`. All are loop nests around the micro-kernel. Cost: 2*N*P*Q*K*R*S*C/groups flops a direction by
+definition; `plan.arithmetic` has what is really made.
+"""
+
+from .._shapes import NOTHING, check_array
+from .method import NO_MOMENTS
+from .plan import conv2d_plan
+
+__all__ = [
+    "conv2d_backward_input",
+    "conv2d_backward_weight",
+    "conv2d_forward",
+    "conv2d_pack",
+    "conv2d_pack_transposed",
+    "conv2d_plan",
+]
+
+
+def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None, relu=False):
+    """y = convolution of x with packed weights, plus bias (K,) unless it is None, then max(y, 0) if relu.
+
+    x, y: float32 of the plan's shapes; y is overwritten. packed: by `conv2d_pack`, or w itself where plan.unpacked.
+    workspace: (plan.workspace_size,) float32, undefined after. moments: None, or float32 of plan.moments_shape, to be
+    overwritten: mean and M2 of every channel over each block of pixels, with which a batch norm can begin.
+    Twin: reference.conv2d_forward.
+    """
+    check_array("conv2d: x", x, plan.x_shape, plan.shape.number.dtype)
+    check_array("conv2d: y", y, plan.y_shape, plan.shape.number.dtype)
+    check_array("conv2d: packed", packed, plan.w_shape if plan.unpacked else (plan.packed_size,))
+    check_array("conv2d: workspace", workspace, (plan.workspace_size,))
+    if bias is not None:
+        check_array("conv2d: bias", bias, (plan.w_shape[3],))
+    if moments is not None:
+        check_array("conv2d: moments", moments, plan.moments_shape)
+    bias, moments = NOTHING if bias is None else bias, NO_MOMENTS if moments is None else moments
+    plan.forward.run(x, packed, y, bias, workspace, moments, relu=relu)
+
+
+def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False):
+    """dx[n,h,w,c] = sum over r,s,k of dy[n,(h+pad-r)/stride,(w+pad-s)/stride,k] * w[r,s,c,k], where these are whole.
+
+    packed_t: by `conv2d_pack_transposed`, or w itself where plan.unpacked. dx is overwritten, with `accumulate` added
+    to. Twin: reference.conv2d_backward_input.
+    """
+    check_array("conv2d: dy", dy, plan.y_shape, plan.shape.number.dtype)
+    check_array("conv2d: dx", dx, plan.x_shape, plan.shape.number.dtype)
+    check_array("conv2d: packed_t", packed_t, plan.w_shape if plan.unpacked else (plan.packed_t_size,))
+    plan.backward_input.run(dy, packed_t, dx, NOTHING, NOTHING, accumulate=accumulate)
+
+
+def conv2d_backward_weight(plan, x, dy, dw, workspace):
+    """dw[r,s,c,k] = sum over n,p,q of x[n, p*stride+r-pad, q*stride+s-pad, g*C/groups+c] * dy[n,p,q,k].
+
+    dw (R, S, C/groups, K) is overwritten; workspace (plan.workspace_size,) float32 is undefined after.
+    Threads: a task owns a range of channels and a share of the pixels. Twin: reference.conv2d_backward_weight.
+    """
+    check_array("conv2d: x", x, plan.x_shape, plan.shape.number.dtype)
+    check_array("conv2d: dy", dy, plan.y_shape, plan.shape.number.dtype)
+    check_array("conv2d: dw", dw, plan.w_shape)
+    check_array("conv2d: workspace", workspace, (plan.workspace_size,))
+    plan.backward_weight.run(x, dy, dw, workspace)
+
+
+def conv2d_pack(plan, w, packed):
+    """w (R, S, C/groups, K) as forward reads it: packed, (plan.packed_size,). Not needed where plan.unpacked."""
+    check_array("conv2d: w", w, plan.w_shape)
+    check_array("conv2d: packed", packed, (plan.packed_size,))
+    plan.forward.pack(w, packed)
+
+
+def conv2d_pack_transposed(plan, w, packed_t):
+    """w as backward-input reads it: packed_t, (plan.packed_t_size,). Not needed where plan.unpacked."""
+    check_array("conv2d: w", w, plan.w_shape)
+    check_array("conv2d: packed_t", packed_t, (plan.packed_t_size,))
+    plan.backward_input.pack(w, packed_t)

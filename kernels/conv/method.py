@@ -1,0 +1,119 @@
+"""Methods: how one direction of a convolution may be computed. Each owns its sizes, its packing, its run and its cost.
+
+A method is made for a Shape, and may be asked before whether it suits one; `plan` picks. What a method does depends on
+the shape alone: pixels and channels are cut by constants, so no bit of a result depends on the number of threads.
+"""
+
+import numba
+import numpy as np
+
+from .._jit import kernel
+from ..arch import BLOCK
+from ..store import goes_past
+from .grid import WIDTH
+from .panels import pack
+from .shape import TASKS, ceil
+from .task import Job, block_count
+
+NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
+MOST_WIDTH = 512  # output channels of a task of Blocks: with its pixels it is 258 KB of C, which stay in L2
+PACKED, ROWS, COLUMNS = range(3)  # forms of the weights: packed; w (DEPTH, WIDTH) itself; w (WIDTH, DEPTH) itself
+
+
+class Method:
+    """What all have in common."""
+
+    workspace_size = 0  # floats of scratch
+
+    def __init__(self, shape):
+        self.shape = shape
+        self.zeros = np.zeros(max(shape.x[3], shape.y[3]), shape.number.dtype)
+
+    @classmethod
+    def suits(cls, shape) -> bool:
+        """Whether it can compute this shape, faster than the methods behind it in the list."""
+        return True
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds that it makes, transforms not counted."""
+        return self.shape.multiply_adds
+
+
+class Blocks(Method):
+    """Forward, or `transposed` backward-input: a task owns a block of a grid and a range of output channels.
+
+    Subclasses give `grids`; `points()`, packed weights for each channel of input and output; `size`, pixels or tiles of
+    a block; `nest`, the compiled loop over tasks; `tasks()`, how many to aim at.
+    """
+
+    form = PACKED
+
+    def __init__(self, shape, transposed):
+        super().__init__(shape)
+        self.transposed = transposed
+        depth, width = (shape.k_group, shape.w[2]) if transposed else (shape.w[2], shape.k_group)
+        self.all_taps = self.points()  # that the packed weights have
+        self.packed_size = shape.groups * ceil(width, BLOCK) * self.all_taps * depth * BLOCK  # floats
+
+    def points(self) -> int:
+        return self.shape.w[0] * self.shape.w[1]
+
+    def tasks(self) -> int:
+        return 4 * numba.get_num_threads()
+
+    def pack(self, w, packed):
+        """w (R, S, C/groups, K) as `run` reads it: packed (packed_size,)."""
+        pack(self.shape, w, self.transposed, packed)
+
+    def run(self, x, weights, y, bias, workspace, moments=NO_MOMENTS, accumulate=False, relu=False):
+        """y = or, with `accumulate`, += the sums over all taps, plus bias where it is not empty. Of dy for x: dx."""
+        for grid in self.grids:
+            width = int(grid.geometry[WIDTH])
+            blocks, along = ceil(width, BLOCK), block_count(x.shape[0] * grid.pixels, self.size)
+            # where the grid alone gives too few tasks channels are cut too; but each range reads all of the input
+            ranges = min(blocks, max(ceil(self.tasks(), along), ceil(width, MOST_WIDTH)))
+            job = Job(
+                x.reshape(-1), self.zeros, weights.reshape(-1), bias, y.reshape(-1), moments, *grid, self.all_taps,
+                self.form, x.shape[0], ranges, accumulate, relu, goes_past(y, width),
+            )  # fmt: skip
+            self.nest(along * ranges, job)
+
+
+class Gradient(Method):
+    """Backward-weight: a task owns a range of channels and a share of the pixels, `splits` shares in all.
+
+    Share 0 sums in dw, the others in the workspace; they are added in order. Subclasses give `cut()`, the tasks of a
+    share and the blocks of pixels that there are, and `sum_shares`.
+    """
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        r, s, depth, k = shape.w
+        self.parts, blocks = self.cut()
+        self.splits = max(1, min(ceil(TASKS, self.parts), blocks // 4))
+        self.partial_size = (self.splits - 1) * r * s * depth * k
+        self.workspace_size = self.partial_size
+
+    def run(self, x, dy, dw, workspace):
+        """dw, overwritten."""
+        partial = workspace[self.workspace_size - self.partial_size : self.workspace_size]
+        self.sum_shares(x, dy, dw, partial)
+        if self.splits > 1:
+            _add_partials(partial.reshape(self.splits - 1, dw.size), dw.reshape(-1))
+
+
+@kernel
+def _add_partials_range(lo, hi, partial, dw):
+    # partial (splits - 1, weights): added in order
+    for split in range(partial.shape[0]):
+        for j in range(lo, hi):
+            dw[j] += partial[split, j]
+
+
+@kernel(parallel=True)
+def _add_partials(partial, dw):
+    step = 4096
+    for index in numba.prange((dw.size + step - 1) // step):
+        lo = np.int64(index) * step
+        _add_partials_range(lo, min(lo + step, dw.size), partial, dw)

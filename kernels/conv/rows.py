@@ -1,0 +1,245 @@
+"""Forward and backward-input by addresses of rows: a direct sum over taps, and no im2col matrix is ever formed.
+
+A task owns PIXELS pixels of the grid; it writes the addresses of its input rows, tap by tap, into a table, and the
+micro-kernel walks that table (Dukhan 2019). Backward-input at stride s has s * s grids: no multiplication by a zero
+that was put there.
+
+- Rows: the weights are packed once a step; every block of pixels reads them again.
+- MergedRows: few input channels (an RGB stem). The S taps of a filter row are one of depth S * C on a padded copy.
+- Unpacked: a fully connected layer has hardly more pixels than a block: its tasks pack a panel of w where they need it,
+  and no second copy of the weights exists.
+"""
+
+import numba
+import numpy as np
+
+from .._jit import kernel
+from ..arch import BLOCK, LINE, MR, NV, V
+from ..microkernel import tile_rows
+from .grid import (
+    DEPTH,
+    GROUPS,
+    IN_PITCH,
+    STEP,
+    WIDTH,
+    backward_grids,
+    forward_grid,
+    merged_grid,
+    next_input,
+    out_addresses,
+    row_addresses,
+)
+from .method import COLUMNS, NO_MOMENTS, PACKED, ROWS, Blocks
+from .panels import ROW, SIDE_BY_SIDE, pack_columns, pack_rows
+from .shape import TASKS
+from .task import F32_BYTES, aligned, block_count, finish, place
+
+PIXELS = 126  # pixels of a block: a multiple of 6 and 14, its input stays in L2
+PANEL_BYTES = 49152  # weights of one inner nest: stay in L1, or next to it where that is smaller
+MERGE_BELOW = 17  # input channels under which the taps of a filter row are merged
+AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time: fits into L2 beside this one's
+
+
+@kernel
+def _gather(job, part, padded):
+    """Addresses of the inputs (taps, padded) and of the outputs (count,) of a part; the last input is repeated."""
+    n_taps = job.taps.shape[0]
+    rows, out_rows = np.empty((n_taps, padded), np.int64), np.empty(part.count, np.int64)
+    x, zeros = job.x.ctypes.data, job.zeros.ctypes.data
+    row_addresses(x, zeros, job.geometry, job.taps, part.first, part.count, rows)
+    out_addresses(job.y.ctypes.data, job.geometry, part.first, part.count, out_rows)
+    for m in range(part.count, padded):
+        for t in range(n_taps):
+            rows[t, m] = rows[t, part.count - 1]
+    return rows, out_rows
+
+
+@kernel
+def _begin(job, channel, k0, start):
+    """start = bias of a block of output channels, from number `channel` on; k0: its first one in the group."""
+    for j in range(BLOCK):
+        start[j] = job.bias[channel + j] if job.bias.size > 0 and k0 + j < job.geometry[WIDTH] else 0.0
+
+
+@kernel
+def _panel(job, part, block, c0, count, own):
+    """Pack a panel of w where it is needed: depth c0 to c0 + count of a block. own (SIDE_BY_SIDE, ..): room for it."""
+    depth, width, item = job.geometry[DEPTH], job.geometry[WIDTH], job.weights.itemsize
+    k0, side, apart = block * BLOCK, (block - part.lo) % SIDE_BY_SIDE, own.shape[1] * F32_BYTES
+    b, rest = own.ctypes.data + side * apart, min(width - k0, (part.hi - block) * BLOCK)
+    if job.form == COLUMNS:
+        source = job.weights.ctypes.data + (k0 * depth + c0) * item
+        pack_columns(job.weights.dtype, source, depth * item, count, min(BLOCK, rest), b)
+    elif side == 0:
+        source = job.weights.ctypes.data + (c0 * width + k0) * item
+        pack_rows(job.weights.dtype, source, width * item, count, min(SIDE_BY_SIDE * BLOCK, rest), b, apart)
+    return b
+
+
+@kernel
+def _next_block(job, part):
+    """First and last + 1 address of what the next block of pixels will read, as far as it is worth asking for."""
+    geometry = job.geometry
+    size = part.count * geometry[STEP] * geometry[STEP] * geometry[IN_PITCH]
+    last = part.hi == -(-geometry[WIDTH] // BLOCK)
+    if job.taps.shape[0] == 0 or not last or size > AHEAD_BYTES:
+        return 0, 0
+    ahead = next_input(job.x.ctypes.data, geometry, job.taps, part.first + part.count)
+    return ahead, ahead + size
+
+
+@kernel
+def _taps_in_a_row(taps, t0, most):
+    """End of the taps from t0 on whose weights are neighbours: those of the list that have no gap, `most` at once."""
+    t1 = t0 + 1
+    while t1 < taps.shape[0] and t1 - t0 < most and taps[t1, 2] == taps[t1 - 1, 2] + 1:
+        t1 += 1
+    return t1
+
+
+@kernel
+def _multiply(group, job, part, rows, c, ahead, end):
+    """C = bias + sum over taps and depth of one group; ahead, end: as `_next_block`; returns how far that went.
+
+    One inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth.
+    """
+    depth, width, taps = job.geometry[DEPTH], job.geometry[WIDTH], job.taps
+    padded, row_bytes, item = rows.shape[1], (part.hi - part.lo) * ROW, job.x.itemsize
+    blocks, limit = -(-width // BLOCK), PANEL_BYTES // ROW
+    depth_at_once = depth if depth <= limit else -(-depth // -(-depth // limit))
+    room = 0 if job.form == PACKED else depth_at_once * BLOCK
+    own = aligned(SIDE_BY_SIDE * room).reshape(SIDE_BY_SIDE, room)
+    start, c_rows = np.zeros(BLOCK, np.float32), np.arange(padded) * row_bytes
+    t0 = 0
+    while t0 < taps.shape[0]:
+        t1 = _taps_in_a_row(taps, t0, max(1, limit // depth))
+        for c0 in range(0, depth, depth_at_once):
+            c_count, a_offset = min(depth_at_once, depth - c0), (group * depth + c0) * item
+            for block in range(part.lo, part.hi):
+                begin = 0
+                if t0 == 0 and c0 == 0:
+                    begin = start.ctypes.data
+                    _begin(job, group * width + block * BLOCK, block * BLOCK, start)
+                if job.form == PACKED:
+                    panel = ((group * blocks + block) * job.all_taps + taps[t0, 2]) * depth + c0
+                    b = job.weights.ctypes.data + panel * ROW
+                else:
+                    b = _panel(job, part, block, c0, c_count, own)
+                here = c.ctypes.data + (block - part.lo) * ROW
+                for m in range(0, padded, MR):
+                    stride = LINE if ahead < end else 0
+                    tile_rows(
+                        MR, NV, V, rows.ctypes.data + (t0 * padded + m) * 8, padded * 8, t1 - t0, c_count, a_offset,
+                        b, depth * ROW, c_rows.ctypes.data + m * 8, here, begin, ahead, stride,
+                    )  # fmt: skip
+                    ahead += stride * c_count * (t1 - t0)
+        t0 = t1
+    if taps.shape[0] == 0:  # a residue class that no tap reaches
+        c[:] = 0
+    return ahead
+
+
+@kernel
+def _rows_task(task, job):
+    """PIXELS pixels of the grid times one of the ranges of output channels, for every group."""
+    part = place(task, job, PIXELS)
+    pitch = (part.hi - part.lo) * BLOCK
+    padded = -(-part.count // MR) * MR  # the last tile reads the last pixel again: to rows of C that nobody reads
+    rows, out_rows = _gather(job, part, padded)
+    c = aligned(padded * pitch)
+    ahead, end = _next_block(job, part)
+    for group in range(job.geometry[GROUPS]):
+        ahead = _multiply(group, job, part, rows, c, ahead, end)
+        finish(job, part, group, c, pitch, part.count, out_rows)
+
+
+@kernel(parallel=True)
+def _rows_nest(tasks, job):
+    for task in numba.prange(tasks):
+        _rows_task(np.int64(task), job)
+
+
+class Rows(Blocks):
+    """Packed weights, any shape."""
+
+    size, nest = PIXELS, staticmethod(_rows_nest)
+
+    def __init__(self, shape, transposed):
+        super().__init__(shape, transposed)
+        self.grids = list(backward_grids(shape)) if transposed else [forward_grid(shape)]
+
+    def tasks(self):
+        return TASKS
+
+    def block_sizes(self) -> np.ndarray:
+        """Output pixels of each block, int64."""
+        n, p, q, _ = self.shape.y
+        return np.diff(PIXELS * np.arange(block_count(n * p * q, PIXELS)), append=n * p * q)
+
+
+class Unpacked(Rows):
+    """Weights as they are: a fully connected layer."""
+
+    def __init__(self, shape, transposed):
+        super().__init__(shape, transposed)
+        self.form, self.packed_size = COLUMNS if transposed else ROWS, 0
+
+    @classmethod
+    def suits(cls, shape):
+        _, h, w, c = shape.x
+        return h == w == shape.w[0] == shape.w[1] == shape.groups == 1 and c >= MERGE_BELOW
+
+    def tasks(self):
+        return 4 * numba.get_num_threads()
+
+
+class MergedRows(Rows):
+    """Forward with the taps of a filter row merged; the workspace holds the padded copy of x."""
+
+    def __init__(self, shape, transposed):
+        super().__init__(shape, transposed)
+        self.grids, self.all_taps, self.workspace_size = [merged_grid(shape)], shape.w[0], padded_size(shape)
+
+    @classmethod
+    def suits(cls, shape):
+        return shape.groups == 1 and shape.x[3] < MERGE_BELOW
+
+    def run(self, x, weights, y, bias, workspace, moments=NO_MOMENTS, accumulate=False, relu=False):
+        super().run(padded(self.shape, x, workspace), weights, y, bias, workspace, moments, accumulate, relu)
+
+
+# ---- padding -------------------------------------------------------------------------------------------------
+
+
+def padded_size(shape):
+    """Floats of the zero-padded copy of x, and of what the last tile reads behind it."""
+    n, h, w, c = shape.padded
+    return n * h * w * c + 64
+
+
+def padded(shape, x, workspace):
+    """The zero-padded copy of x at the head of the workspace; x itself where nothing is to be padded."""
+    if shape.pad == 0:
+        return x
+    n, h, w, c = shape.padded
+    copy = workspace[: n * h * w * c].reshape(shape.padded)
+    _pad_images(x.reshape(n, x.shape[1], -1), shape.pad, shape.pad * c, copy.reshape(n, h, w * c))
+    return copy
+
+
+@kernel
+def _pad_image(x, pad, pad_floats, out):
+    # x (H, W*C), out (H + 2 pad, W*C + 2 pad_floats): a row of pixels is one row of floats
+    out[:pad] = 0.0
+    for h in range(x.shape[0]):
+        row = out[h + pad]
+        row[:pad_floats] = 0.0
+        row[pad_floats : pad_floats + x.shape[1]] = x[h]
+        row[pad_floats + x.shape[1] :] = 0.0
+    out[x.shape[0] + pad :] = 0.0
+
+
+@kernel(parallel=True)
+def _pad_images(x, pad, pad_floats, out):
+    for n in numba.prange(x.shape[0]):
+        _pad_image(x[n], pad, pad_floats, out[n])

@@ -1,0 +1,61 @@
+"""What one convolution is, as numbers: shapes and the type of its activations. All else follows from these."""
+
+from dataclasses import dataclass
+
+from .._shapes import output_size
+from ..number import FP32, Number
+
+TASKS = 64  # tasks to aim at when a dimension is split; a constant, so that no result depends on the machine
+TILE = 6  # input pixels on a side of a Winograd tile: it has 7 - R output pixels on a side
+
+
+def ceil(a, b):
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """x (N, H, W, C), w (R, S, C/groups, K), y (N, P, Q, K); x and y hold `number`, w float32."""
+
+    x: tuple
+    w: tuple
+    y: tuple
+    stride: int
+    pad: int
+    groups: int
+    number: Number
+
+    @property
+    def k_group(self) -> int:
+        """Output channels of a group."""
+        return self.w[3] // self.groups
+
+    @property
+    def padded(self) -> tuple:
+        """Shape of x with its padding."""
+        n, h, w, c = self.x
+        return (n, h + 2 * self.pad, w + 2 * self.pad, c)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one direction for the whole batch, by definition."""
+        r, s, c, k = self.w
+        n, p, q, _ = self.y
+        return n * p * q * k * r * s * c
+
+    def image(self, tensor):
+        """Height, width and bytes of a pixel of a tensor of activations."""
+        return tensor[1], tensor[2], tensor[3] * self.number.bytes
+
+
+def make_shape(x_shape, w_shape, stride=1, pad=0, groups=1, number=FP32) -> Shape:
+    """The shape of a convolution; ValueError when x and w do not fit together."""
+    _, h, w, c = x_shape
+    r, s, depth, k = w_shape
+    if groups < 1 or c != depth * groups or k % groups:
+        raise ValueError(
+            f"conv2d: x has {c} channels and w is {tuple(w_shape)} with {groups} groups; "
+            f"expected w[2] * groups == {c} and w[3] divisible by groups"
+        )
+    y_shape = (x_shape[0], output_size(h, r, stride, pad), output_size(w, s, stride, pad), k)
+    return Shape(tuple(x_shape), tuple(w_shape), y_shape, stride, pad, groups, number)

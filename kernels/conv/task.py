@@ -1,0 +1,92 @@
+"""What the tasks of forward and backward-input share, whichever their method: place, room for C, and the finish.
+
+A task owns a block of the grid (pixels or tiles) and a range of output channels. It finds its place, gathers the
+addresses of its inputs, multiplies into an array C of its own, which stays in L2, and finishes: C is rectified, told
+to the batch norm behind, and stored.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .._jit import kernel
+from ..arch import BLOCK, LINE, LINE_FLOATS
+from ..moments import part_moments
+from ..number import FP32
+from ..pointwise import rectify
+from ..store import store_row
+from .grid import GRID_I, GRID_J, WIDTH
+
+F32_BYTES = FP32.bytes  # of an element of C, of panels and of everything else that a task keeps for itself
+
+
+class Job(NamedTuple):
+    """All that the tasks of one nest share. Arrays but moments, geometry and taps are flat."""
+
+    x: np.ndarray
+    zeros: np.ndarray  # the pixel that lies outside
+    weights: np.ndarray
+    bias: np.ndarray  # (K,) or empty
+    y: np.ndarray
+    moments: np.ndarray  # (blocks, 2, K), to be told mean and M2 of each block, or empty
+    geometry: np.ndarray
+    taps: np.ndarray
+    all_taps: int  # that the packed weights have
+    form: int  # of the weights
+    images: int
+    ranges: int  # into which the output channels are cut
+    accumulate: bool
+    relu: bool
+    past: bool  # the caches
+
+
+class Part(NamedTuple):
+    """What one task owns: `count` things of the grid from `first` on, by blocks lo to hi of output channels."""
+
+    block: int
+    first: int
+    count: int
+    lo: int
+    hi: int
+    valid: int  # output channels in its range
+
+
+@kernel
+def block_count(things, size):
+    """Blocks of `size`; less than half a block left over goes to the last: alone it would read all weights."""
+    return max(1, (things + size // 2) // size)
+
+
+@kernel
+def place(task, job, size):
+    """The part of a task, where blocks have `size` things of the grid."""
+    things, width = job.images * job.geometry[GRID_I] * job.geometry[GRID_J], job.geometry[WIDTH]
+    block, part = divmod(task, job.ranges)
+    count = size if block < block_count(things, size) - 1 else things - block * size
+    blocks = -(-width // BLOCK)
+    lo, hi = blocks * part // job.ranges, blocks * (part + 1) // job.ranges
+    return Part(block, block * size, count, lo, hi, min(hi * BLOCK, width) - lo * BLOCK)
+
+
+@kernel
+def aligned(count):
+    """`count` float32 beginning at a cache line, not set."""
+    raw = np.empty(count + LINE_FLOATS, np.float32)
+    skip = -raw.ctypes.data % LINE // F32_BYTES
+    return raw[skip : skip + count]
+
+
+@kernel
+def finish(job, part, group, c, pitch, count, out_rows):
+    """`count` rows of C, `pitch` floats apart, to the pixels at addresses out_rows."""
+    first = group * job.geometry[WIDTH] + part.lo * BLOCK
+    if job.relu:
+        whole = c[: count * pitch]
+        rectify(whole, whole)
+    if job.moments.size > 0:
+        mean = job.moments[part.block, 0, first : first + part.valid]
+        part_moments(c, 0, pitch, count, mean, job.moments[part.block, 1, first : first + part.valid])
+    start, kind, shift = c.ctypes.data, job.y.dtype, first * job.y.itemsize
+    accumulate, past = job.accumulate, job.past
+    for row in range(count):
+        store_row(start + row * pitch * F32_BYTES, part.valid, kind, out_rows[row] + shift, accumulate, past)

@@ -1,0 +1,192 @@
+"""Gradient of a convolution's weights by Winograd's method: see `winograd` for tiles and points.
+
+With y = A^T ((G w G^T) * (B^T x B)) A, dw = G^T (sum over tiles of (B^T x B) * (A dy A^T)) G: at each of the 36
+points a product of matrices again, input channels by tiles times tiles by output channels. A task owns a range of
+input and one of output channels and a share of the tiles; the sums of its 36 points stay in L2 with the transformed
+inputs and gradients of some tiles at a time, and are transformed to a gradient of weights once, at the end.
+"""
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from .._jit import kernel
+from ..arch import BLOCK, LINE_FLOATS, MC, NV, V
+from ..microkernel import tile_outer
+from .grid import DEPTH, GRID_I, GRID_J, GROUPS, STEP, WIDTH, row_addresses, tile_grid
+from .method import Gradient
+from .panels import ROW
+from .shape import TILE, ceil
+from .task import F32_BYTES
+from .transform import GRADIENT, INPUT, POINTS, WEIGHT, transform
+from .winograd import TILES, plane_offsets, planes, tile_products, tiles_save
+
+CHANNELS = 64  # of inputs and of outputs of a task: the sums of 36 points, 590 KB, stay in L2
+
+
+class _Job(NamedTuple):
+    """What the tasks share: flat arrays, and the grids of tiles of x and of dy with their taps."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    zeros: np.ndarray
+    dw: np.ndarray
+    partial: np.ndarray
+    inputs: np.ndarray
+    input_taps: np.ndarray
+    gradients: np.ndarray
+    gradient_taps: np.ndarray
+    images: int
+    splits: int
+
+
+class _Part(NamedTuple):
+    """What a task owns: input channels c_lo.. and output channels k_lo.. of a group, a share of the tiles."""
+
+    split: int
+    group: int
+    c_lo: int
+    channels: int
+    k_lo: int
+    k_hi: int
+    first: int
+    last: int
+
+
+@kernel
+def _channels(part, parts, channels, unit):
+    """First and last + 1 of a part of the channels, in whole units."""
+    units = -(-channels // unit)
+    return units * part // parts * unit, min(units * (part + 1) // parts * unit, channels)
+
+
+@kernel
+def _place(task, job):
+    geometry = job.inputs
+    depth, width, groups = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS]
+    c_parts, k_parts = -(-depth // CHANNELS), -(-width // CHANNELS)
+    split, rest = divmod(task, groups * c_parts * k_parts)
+    rest, k_part = divmod(rest, k_parts)
+    group, c_part = divmod(rest, c_parts)
+    c_lo, c_hi = _channels(c_part, c_parts, depth, LINE_FLOATS)
+    k_lo, k_hi = _channels(k_part, k_parts, width, BLOCK)
+    tiles = job.images * geometry[GRID_I] * geometry[GRID_J]
+    first, last = tiles * split // job.splits, tiles * (split + 1) // job.splits
+    return _Part(split, group, c_lo, c_hi - c_lo, k_lo, k_hi, first, last)
+
+
+@kernel
+def _transform_inputs(job, part, count, sources, v):
+    """v (36 planes, tiles x channels) = B^T x B of `count` tiles, whose pixels stand at sources (36, tiles)."""
+    to, m, pitch = plane_offsets(v), job.inputs[STEP], sources.strides[0]
+    shift, start = (part.group * job.inputs[DEPTH] + part.c_lo) * job.x.itemsize, v.ctypes.data
+    for t in range(count):
+        transform(
+            INPUT, V, m, job.x.dtype, sources.ctypes.data + 8 * t, pitch, shift,
+            to.ctypes.data, 8, start + t * part.channels * F32_BYTES, part.channels // V,
+        )  # fmt: skip
+
+
+@kernel
+def _transform_gradients(job, part, count, sources, g):
+    """g (36 planes, blocks x tiles x BLOCK) = A dy A^T of `count` tiles; sources (m * m, tiles)."""
+    to, m, pitch, most = plane_offsets(g), job.inputs[STEP], sources.strides[0], sources.shape[1]
+    first, start = part.group * job.inputs[WIDTH], g.ctypes.data
+    for t in range(count):
+        for k in range(part.k_lo, part.k_hi, BLOCK):
+            there = start + ((k - part.k_lo) // BLOCK * most + t) * ROW
+            transform(
+                GRADIENT, V, m, job.dy.dtype, sources.ctypes.data + 8 * t, pitch, (first + k) * job.dy.itemsize,
+                to.ctypes.data, 8, there, min(BLOCK, part.k_hi - k) // V,
+            )  # fmt: skip
+
+
+@kernel
+def _multiply(channels, count, most, v, g, sums, fresh):
+    """sums (36 planes, blocks x channels x BLOCK) = or += v^T g at each point, over `count` of `most` tiles."""
+    v_rows, nowhere = np.arange(count) * channels * F32_BYTES, np.empty(BLOCK, np.float32)
+    blocks = sums.shape[1] // (channels * BLOCK)
+    for point in range(POINTS):
+        v_plane = v.ctypes.data + point * v.shape[1] * F32_BYTES
+        for block in range(blocks):
+            b = g.ctypes.data + point * g.shape[1] * F32_BYTES + block * most * ROW
+            out = sums.ctypes.data + point * sums.shape[1] * F32_BYTES + block * channels * ROW
+            for c in range(0, channels, MC):
+                skip = max(0, c + MC - channels)  # the last tile reaches back over its neighbour's rows
+                tile_outer(
+                    MC, NV, V, v_rows.ctypes.data, count, v_plane + (c - skip) * F32_BYTES, b, out + (c - skip) * ROW,
+                    ROW, skip, nowhere.ctypes.data, fresh, 0, 0,
+                )  # fmt: skip
+
+
+@kernel
+def _finish(job, part, sums):
+    """The part's channels of dw, or of its share of the partial sums, = G^T sums G."""
+    depth, m, pitch = job.inputs[DEPTH], job.inputs[STEP], job.inputs[GROUPS] * job.inputs[WIDTH] * job.dw.itemsize
+    side, sources = TILE + 1 - m, plane_offsets(sums)
+    targets = np.arange(side * side) * depth * pitch
+    out = job.dw.ctypes.data
+    if part.split > 0:
+        out = job.partial.ctypes.data + (part.split - 1) * job.dw.size * job.dw.itemsize
+    for k in range(part.k_lo, part.k_hi, BLOCK):
+        vectors, shift = min(BLOCK, part.k_hi - k) // V, (part.group * job.inputs[WIDTH] + k) * job.dw.itemsize
+        for c in range(part.channels):
+            here = sums.ctypes.data + ((k - part.k_lo) // BLOCK * part.channels + c) * ROW
+            there = out + (part.c_lo + c) * pitch + shift
+            transform(WEIGHT, V, m, sums.dtype, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, vectors)
+
+
+@kernel
+def _tiles_weight_task(task, job):
+    """Up to CHANNELS input and CHANNELS output channels of one group, over one share of the tiles."""
+    part, m = _place(task, job), job.inputs[STEP]
+    blocks, most = -(-(part.k_hi - part.k_lo) // BLOCK), min(TILES, part.last - part.first)
+    v, g, sums = planes(most * part.channels), planes(blocks * most * BLOCK), planes(blocks * part.channels * BLOCK)
+    g[:] = 0  # behind the last channel
+    sources, dy_sources = np.empty((POINTS, most), np.int64), np.empty((m * m, most), np.int64)
+    x, dy, zeros = job.x.ctypes.data, job.dy.ctypes.data, job.zeros.ctypes.data
+    for first in range(part.first, part.last, TILES):
+        count = min(TILES, part.last - first)
+        row_addresses(x, zeros, job.inputs, job.input_taps, first, count, sources)
+        row_addresses(dy, zeros, job.gradients, job.gradient_taps, first, count, dy_sources)
+        _transform_inputs(job, part, count, sources, v)
+        _transform_gradients(job, part, count, dy_sources, g)
+        _multiply(part.channels, count, most, v, g, sums, np.int64(first == part.first))
+    _finish(job, part, sums)
+
+
+@kernel(parallel=True)
+def _tiles_weight_nest(tasks, job):
+    for task in numba.prange(tasks):
+        _tiles_weight_task(np.int64(task), job)
+
+
+class WinogradWeight(Gradient):
+    """Backward-weight of filters of 3 x 3 and 5 x 5."""
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        m, channels = TILE + 1 - shape.w[0], (shape.w[2], shape.k_group)
+        self.inputs = tile_grid(shape, shape.x, shape.y, shape.pad, TILE, channels)
+        self.gradients = tile_grid(shape, shape.y, shape.y, 0, m, channels)
+
+    @classmethod
+    def suits(cls, shape):
+        return tiles_save(shape)
+
+    @property
+    def multiply_adds(self):
+        return tile_products(self.shape, self.inputs)
+
+    def cut(self):
+        (n, p, q, _), m = self.shape.y, TILE + 1 - self.shape.w[0]
+        parts = self.shape.groups * ceil(self.shape.w[2], CHANNELS) * ceil(self.shape.k_group, CHANNELS)
+        return parts, n * ceil(p, m) * ceil(q, m) // TILES
+
+    def sum_shares(self, x, dy, dw, partial):
+        job = _Job(
+            x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.inputs, *self.gradients,
+            x.shape[0], self.splits,
+        )  # fmt: skip
+        _tiles_weight_nest(self.splits * self.parts, job)
