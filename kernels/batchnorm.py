@@ -174,28 +174,34 @@ def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=F
 
 
 @kernel
+def _masked_gradient(r, x, y, dy, relu, coefficients, g):
+    """g = row r of dy, 0 where the rectifier behind had nothing to pass on; its y follows from x where y is empty."""
+    mean, scale, shift = coefficients[0], coefficients[4], coefficients[5]
+    ask_ahead(x, r)
+    ask_ahead(dy, r)
+    if y.size:
+        ask_ahead(y, r)
+        for c in range(mean.size):
+            gradient = dy[r, c]
+            g[c] = gradient if y[r, c] > 0 else np.float32(0)
+    elif relu:
+        for c in range(mean.size):
+            gradient = dy[r, c]
+            g[c] = gradient if (x[r, c] - mean[c]) * scale[c] + shift[c] > 0 else np.float32(0)
+    else:
+        for c in range(mean.size):
+            g[c] = dy[r, c]
+
+
+@kernel
 def _sums_body(i, rows, x, y, dy, relu, coefficients, dresidual, partial):
     # sums of g and of g * (x - mean)
-    mean, scale, shift = coefficients[0], coefficients[4], coefficients[5]
-    sum_g, sum_gx = partial[i, 0], partial[i, 1]
+    mean, sum_g, sum_gx = coefficients[0], partial[i, 0], partial[i, 1]
     sum_g[:] = 0
     sum_gx[:] = 0
     g = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        ask_ahead(x, r)
-        ask_ahead(dy, r)
-        if y.size:
-            ask_ahead(y, r)
-            for c in range(mean.size):
-                gradient = dy[r, c]
-                g[c] = gradient if y[r, c] > 0 else np.float32(0)
-        elif relu:  # y follows from x as in the forward pass
-            for c in range(mean.size):
-                gradient = dy[r, c]
-                g[c] = gradient if (x[r, c] - mean[c]) * scale[c] + shift[c] > 0 else np.float32(0)
-        else:
-            for c in range(mean.size):
-                g[c] = dy[r, c]
+        _masked_gradient(r, x, y, dy, relu, coefficients, g)
         if dresidual.size:
             for c in range(mean.size):
                 dresidual[r, c] = g[c]
@@ -218,23 +224,9 @@ def _merge_sums(partial, sum_g, sum_gx):
 @kernel
 def _input_gradient_body(i, rows, x, y, dy, relu, coefficients, dx, past):
     mean, along_g, along_x, along_1 = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
-    scale, shift = coefficients[4], coefficients[5]
     g = np.empty(mean.size, np.float32)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        ask_ahead(x, r)
-        ask_ahead(dy, r)
-        if y.size:
-            ask_ahead(y, r)
-            for c in range(mean.size):
-                gradient = dy[r, c]
-                g[c] = gradient if y[r, c] > 0 else np.float32(0)
-        elif relu:  # y follows from x as in the forward pass
-            for c in range(mean.size):
-                gradient = dy[r, c]
-                g[c] = gradient if (x[r, c] - mean[c]) * scale[c] + shift[c] > 0 else np.float32(0)
-        else:
-            for c in range(mean.size):
-                g[c] = dy[r, c]
+        _masked_gradient(r, x, y, dy, relu, coefficients, g)
         for c in range(mean.size):
             g[c] = g[c] * along_g[c] + (x[r, c] - mean[c]) * along_x[c] + along_1[c]
         store_row(g.ctypes.data, mean.size, dx.dtype, dx.ctypes.data + r * dx.strides[0], False, past)

@@ -42,25 +42,27 @@ class _Tile:
         for j, slot in enumerate(self.slots[row]):
             self.builder.store(self.lanes.fma(a, b[j], self.builder.load(slot)), slot)
 
-    def fill(self, addresses):
+    def _places(self, addresses):
+        """Each accumulator, and where it stands in memory: address and offset."""
         for row, address in enumerate(addresses):
             for j, slot in enumerate(self.slots[row]):
-                self.builder.store(self.lanes.load(address, j * self.lanes.bytes), slot)
+                yield slot, address, j * self.lanes.bytes
+
+    def fill(self, addresses):
+        for slot, *place in self._places(addresses):
+            self.builder.store(self.lanes.load(*place), slot)
 
     def clear(self):
         for slot in sum(self.slots, []):
             self.builder.store(self.lanes.constant(0), slot)
 
     def add(self, addresses):
-        for row, address in enumerate(addresses):
-            for j, slot in enumerate(self.slots[row]):
-                there = self.lanes.load(address, j * self.lanes.bytes)
-                self.builder.store(self.builder.fadd(there, self.builder.load(slot)), slot)
+        for slot, *place in self._places(addresses):
+            self.builder.store(self.builder.fadd(self.lanes.load(*place), self.builder.load(slot)), slot)
 
     def flush(self, addresses):
-        for row, address in enumerate(addresses):
-            for j, slot in enumerate(self.slots[row]):
-                self.lanes.store(self.builder.load(slot), address, j * self.lanes.bytes)
+        for slot, *place in self._places(addresses):
+            self.lanes.store(self.builder.load(slot), *place)
 
 
 @intrinsic

@@ -71,21 +71,6 @@ def bias_gradient(dy):
 # ---- linear --------------------------------------------------------------------------------------------------
 
 
-def linear_forward(x, w, b=None):
-    """y (N,K) = x (N,C) @ w (C,K) + b (K,)."""
-    return x @ w if b is None else x @ w + b
-
-
-def linear_backward_input(dy, w):
-    """dx (N,C) = dy (N,K) @ w.T."""
-    return dy @ w.T
-
-
-def linear_backward_weight(x, dy):
-    """dw (C,K) = x.T @ dy; the bias gradient is `bias_gradient`."""
-    return x.T @ dy
-
-
 # ---- batch normalization: statistics over all axes but the last -----------------------------------------------
 
 

@@ -10,15 +10,6 @@ from .._shapes import NOTHING, check_array
 from .method import NO_MOMENTS
 from .plan import conv2d_plan
 
-__all__ = [
-    "conv2d_backward_input",
-    "conv2d_backward_weight",
-    "conv2d_forward",
-    "conv2d_pack",
-    "conv2d_pack_transposed",
-    "conv2d_plan",
-]
-
 
 def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None, relu=False):
     """y = convolution of x with packed weights, plus bias (K,) unless it is None, then max(y, 0) if relu.

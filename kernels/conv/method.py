@@ -13,7 +13,7 @@ from ..store import goes_past
 from .grid import WIDTH
 from .panels import pack
 from .shape import TASKS, ceil
-from .task import Job, block_count
+from .task import GradientJob, Job, block_count
 
 NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
 MOST_WIDTH = 512  # output channels of a task of Blocks: with its pixels it is 258 KB of C, which stay in L2
@@ -84,7 +84,7 @@ class Gradient(Method):
     """Backward-weight: a task owns a range of channels and a share of the pixels, `splits` shares in all.
 
     Share 0 sums in dw, the others in the workspace; they are added in order. Subclasses give `cut()`, the tasks of a
-    share and the blocks of pixels that there are, and `sum_shares`.
+    share and the blocks of pixels that there are; `grid` and `dy_grid`; and `nest`, the compiled loop over tasks.
     """
 
     def __init__(self, shape):
@@ -98,7 +98,11 @@ class Gradient(Method):
     def run(self, x, dy, dw, workspace):
         """dw, overwritten."""
         partial = workspace[self.workspace_size - self.partial_size : self.workspace_size]
-        self.sum_shares(x, dy, dw, partial)
+        job = GradientJob(
+            x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.grid, *self.dy_grid, x.shape[0],
+            self.splits,
+        )  # fmt: skip
+        self.nest(self.splits * self.parts, job)
         if self.splits > 1:
             _add_partials(partial.reshape(self.splits - 1, dw.size), dw.reshape(-1))
 

@@ -13,45 +13,19 @@ import numpy as np
 from .._jit import kernel
 from ..arch import BLOCK, LINE, LINE_FLOATS, MC, NV, V
 from ..microkernel import copy_block, peek, size_of, tile_outer
-from .grid import (
-    DEPTH,
-    GRID_I,
-    GRID_J,
-    GROUPS,
-    IN_PITCH,
-    STEP,
-    WIDTH,
-    forward_grid,
-    merged_grid,
-    next_input,
-    pixel_range,
-    row_addresses,
-)
+from . import grid
+from .grid import DEPTH, GRID_I, GRID_J, GROUPS, IN_PITCH, STEP, WIDTH, next_input, pixel_range, row_addresses
 from .method import Gradient
 from .panels import ROW, copy_row, pack_rows
 from .rows import MergedRows, padded, padded_size
 from .shape import ceil
-from .task import F32_BYTES
+from .task import F32_BYTES, share
 
 CHUNK = 192  # pixels of a chunk: a BLOCK-wide panel of dy stays in L1
 RANGE = 8  # blocks of output channels of a task: its panels of dy share L2 with
 STRIP = 40  # this many lines of channels of x
 SPAN = LINE_FLOATS // MC * MC  # channels of a packed line: whole tiles
 LINE_VECTORS = LINE_FLOATS // V
-
-
-class _Job(NamedTuple):
-    """What the tasks share: flat arrays, the grid of y, and into how many shares its pixels are cut."""
-
-    x: np.ndarray
-    dy: np.ndarray
-    zeros: np.ndarray
-    dw: np.ndarray
-    partial: np.ndarray
-    geometry: np.ndarray
-    taps: np.ndarray
-    images: int
-    splits: int
 
 
 class _Part(NamedTuple):
@@ -88,12 +62,9 @@ def _place(task, job):
     split, rest = divmod(task, groups * ranges)
     group, part = divmod(rest, ranges)
     first, last = chunks * split // job.splits * CHUNK, min(chunks * (split + 1) // job.splits * CHUNK, pixels)
-    out = job.dw.ctypes.data
-    if split > 0:
-        out = job.partial.ctypes.data + (split - 1) * job.dw.size * job.dw.itemsize
     merged = groups == 1 and geometry[DEPTH] * job.x.itemsize != geometry[IN_PITCH]
     lo, hi = part * RANGE, min(part * RANGE + RANGE, blocks)
-    return _Part(group, lo, hi, first, last, out, groups * ranges == 1, merged)
+    return _Part(group, lo, hi, first, last, share(job, split), groups * ranges == 1, merged)
 
 
 @kernel
@@ -283,19 +254,15 @@ def _weight_nest(tasks, job):
 class Outer(Gradient):
     """Any shape."""
 
+    nest = staticmethod(_weight_nest)
+
     def __init__(self, shape):
         super().__init__(shape)
-        self.grid = forward_grid(shape)
+        self.grid = self.dy_grid = grid.forward_grid(shape)
 
     def cut(self):
         n, p, q, _ = self.shape.y
         return self.shape.groups * ceil(ceil(self.shape.k_group, BLOCK), RANGE), n * p * q // CHUNK
-
-    def sum_shares(self, x, dy, dw, partial):
-        job = _Job(
-            x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.grid, x.shape[0], self.splits
-        )
-        _weight_nest(self.splits * self.parts, job)
 
 
 class MergedOuter(Outer):
@@ -303,7 +270,7 @@ class MergedOuter(Outer):
 
     def __init__(self, shape):
         super().__init__(shape)
-        self.grid = merged_grid(shape)
+        self.grid = grid.merged_grid(shape)
         self.workspace_size += padded_size(shape)
 
     @classmethod

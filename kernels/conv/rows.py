@@ -16,19 +16,8 @@ import numpy as np
 from .._jit import kernel
 from ..arch import BLOCK, LINE, MR, NV, V
 from ..microkernel import tile_rows
-from .grid import (
-    DEPTH,
-    GROUPS,
-    IN_PITCH,
-    STEP,
-    WIDTH,
-    backward_grids,
-    forward_grid,
-    merged_grid,
-    next_input,
-    out_addresses,
-    row_addresses,
-)
+from . import grid
+from .grid import DEPTH, GROUPS, IN_PITCH, STEP, WIDTH, next_input, out_addresses, row_addresses
 from .method import COLUMNS, NO_MOMENTS, PACKED, ROWS, Blocks
 from .panels import ROW, SIDE_BY_SIDE, pack_columns, pack_rows
 from .shape import TASKS
@@ -166,7 +155,7 @@ class Rows(Blocks):
 
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
-        self.grids = list(backward_grids(shape)) if transposed else [forward_grid(shape)]
+        self.grids = list(grid.backward_grids(shape)) if transposed else [grid.forward_grid(shape)]
 
     def tasks(self):
         return TASKS
@@ -198,7 +187,7 @@ class MergedRows(Rows):
 
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
-        self.grids, self.all_taps, self.workspace_size = [merged_grid(shape)], shape.w[0], padded_size(shape)
+        self.grids, self.all_taps, self.workspace_size = [grid.merged_grid(shape)], shape.w[0], padded_size(shape)
 
     @classmethod
     def suits(cls, shape):

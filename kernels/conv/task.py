@@ -1,6 +1,6 @@
-"""What the tasks of forward and backward-input share, whichever their method: place, room for C, and the finish.
+"""What tasks share, whichever their method. In forward and backward-input: place, room for C, and the finish.
 
-A task owns a block of the grid (pixels or tiles) and a range of output channels. It finds its place, gathers the
+A task there owns a block of the grid (pixels or tiles) and a range of output channels. It finds its place, gathers the
 addresses of its inputs, multiplies into an array C of its own, which stays in L2, and finishes: C is rectified, told
 to the batch norm behind, and stored.
 """
@@ -40,6 +40,22 @@ class Job(NamedTuple):
     past: bool  # the caches
 
 
+class GradientJob(NamedTuple):
+    """The same for backward-weight. Arrays are flat; grids of x and, by Winograd's method, of dy."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    zeros: np.ndarray
+    dw: np.ndarray
+    partial: np.ndarray  # sums of the shares behind the first
+    geometry: np.ndarray
+    taps: np.ndarray
+    dy_geometry: np.ndarray
+    dy_taps: np.ndarray
+    images: int
+    splits: int  # shares into which the pixels are cut
+
+
 class Part(NamedTuple):
     """What one task owns: `count` things of the grid from `first` on, by blocks lo to hi of output channels."""
 
@@ -66,6 +82,14 @@ def place(task, job, size):
     blocks = -(-width // BLOCK)
     lo, hi = blocks * part // job.ranges, blocks * (part + 1) // job.ranges
     return Part(block, block * size, count, lo, hi, min(hi * BLOCK, width) - lo * BLOCK)
+
+
+@kernel
+def share(job, split):
+    """Address of dw, or of the partial sums of a share behind the first."""
+    if split == 0:
+        return job.dw.ctypes.data
+    return job.partial.ctypes.data + (split - 1) * job.dw.size * job.dw.itemsize
 
 
 @kernel

@@ -18,33 +18,16 @@ from .grid import DEPTH, GRID_I, GRID_J, GROUPS, STEP, WIDTH, row_addresses, til
 from .method import Gradient
 from .panels import ROW
 from .shape import TILE, ceil
-from .task import F32_BYTES
+from .task import F32_BYTES, share
 from .transform import GRADIENT, INPUT, POINTS, WEIGHT, transform
 from .winograd import TILES, plane_offsets, planes, tile_products, tiles_save
 
 CHANNELS = 64  # of inputs and of outputs of a task: the sums of 36 points, 590 KB, stay in L2
 
 
-class _Job(NamedTuple):
-    """What the tasks share: flat arrays, and the grids of tiles of x and of dy with their taps."""
-
-    x: np.ndarray
-    dy: np.ndarray
-    zeros: np.ndarray
-    dw: np.ndarray
-    partial: np.ndarray
-    inputs: np.ndarray
-    input_taps: np.ndarray
-    gradients: np.ndarray
-    gradient_taps: np.ndarray
-    images: int
-    splits: int
-
-
 class _Part(NamedTuple):
     """What a task owns: input channels c_lo.. and output channels k_lo.. of a group, a share of the tiles."""
 
-    split: int
     group: int
     c_lo: int
     channels: int
@@ -52,6 +35,7 @@ class _Part(NamedTuple):
     k_hi: int
     first: int
     last: int
+    out: int  # where its sums go
 
 
 @kernel
@@ -63,7 +47,7 @@ def _channels(part, parts, channels, unit):
 
 @kernel
 def _place(task, job):
-    geometry = job.inputs
+    geometry = job.geometry
     depth, width, groups = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS]
     c_parts, k_parts = -(-depth // CHANNELS), -(-width // CHANNELS)
     split, rest = divmod(task, groups * c_parts * k_parts)
@@ -73,14 +57,14 @@ def _place(task, job):
     k_lo, k_hi = _channels(k_part, k_parts, width, BLOCK)
     tiles = job.images * geometry[GRID_I] * geometry[GRID_J]
     first, last = tiles * split // job.splits, tiles * (split + 1) // job.splits
-    return _Part(split, group, c_lo, c_hi - c_lo, k_lo, k_hi, first, last)
+    return _Part(group, c_lo, c_hi - c_lo, k_lo, k_hi, first, last, share(job, split))
 
 
 @kernel
 def _transform_inputs(job, part, count, sources, v):
     """v (36 planes, tiles x channels) = B^T x B of `count` tiles, whose pixels stand at sources (36, tiles)."""
-    to, m, pitch = plane_offsets(v), job.inputs[STEP], sources.strides[0]
-    shift, start = (part.group * job.inputs[DEPTH] + part.c_lo) * job.x.itemsize, v.ctypes.data
+    to, m, pitch = plane_offsets(v), job.geometry[STEP], sources.strides[0]
+    shift, start = (part.group * job.geometry[DEPTH] + part.c_lo) * job.x.itemsize, v.ctypes.data
     for t in range(count):
         transform(
             INPUT, V, m, job.x.dtype, sources.ctypes.data + 8 * t, pitch, shift,
@@ -91,8 +75,8 @@ def _transform_inputs(job, part, count, sources, v):
 @kernel
 def _transform_gradients(job, part, count, sources, g):
     """g (36 planes, blocks x tiles x BLOCK) = A dy A^T of `count` tiles; sources (m * m, tiles)."""
-    to, m, pitch, most = plane_offsets(g), job.inputs[STEP], sources.strides[0], sources.shape[1]
-    first, start = part.group * job.inputs[WIDTH], g.ctypes.data
+    to, m, pitch, most = plane_offsets(g), job.geometry[STEP], sources.strides[0], sources.shape[1]
+    first, start = part.group * job.geometry[WIDTH], g.ctypes.data
     for t in range(count):
         for k in range(part.k_lo, part.k_hi, BLOCK):
             there = start + ((k - part.k_lo) // BLOCK * most + t) * ROW
@@ -123,24 +107,22 @@ def _multiply(channels, count, most, v, g, sums, fresh):
 @kernel
 def _finish(job, part, sums):
     """The part's channels of dw, or of its share of the partial sums, = G^T sums G."""
-    depth, m, pitch = job.inputs[DEPTH], job.inputs[STEP], job.inputs[GROUPS] * job.inputs[WIDTH] * job.dw.itemsize
+    geometry, item = job.geometry, job.dw.itemsize
+    depth, m, pitch = geometry[DEPTH], geometry[STEP], geometry[GROUPS] * geometry[WIDTH] * item
     side, sources = TILE + 1 - m, plane_offsets(sums)
     targets = np.arange(side * side) * depth * pitch
-    out = job.dw.ctypes.data
-    if part.split > 0:
-        out = job.partial.ctypes.data + (part.split - 1) * job.dw.size * job.dw.itemsize
     for k in range(part.k_lo, part.k_hi, BLOCK):
-        vectors, shift = min(BLOCK, part.k_hi - k) // V, (part.group * job.inputs[WIDTH] + k) * job.dw.itemsize
+        vectors, shift = min(BLOCK, part.k_hi - k) // V, (part.group * geometry[WIDTH] + k) * item
         for c in range(part.channels):
             here = sums.ctypes.data + ((k - part.k_lo) // BLOCK * part.channels + c) * ROW
-            there = out + (part.c_lo + c) * pitch + shift
+            there = part.out + (part.c_lo + c) * pitch + shift
             transform(WEIGHT, V, m, sums.dtype, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, vectors)
 
 
 @kernel
 def _tiles_weight_task(task, job):
     """Up to CHANNELS input and CHANNELS output channels of one group, over one share of the tiles."""
-    part, m = _place(task, job), job.inputs[STEP]
+    part, m = _place(task, job), job.geometry[STEP]
     blocks, most = -(-(part.k_hi - part.k_lo) // BLOCK), min(TILES, part.last - part.first)
     v, g, sums = planes(most * part.channels), planes(blocks * most * BLOCK), planes(blocks * part.channels * BLOCK)
     g[:] = 0  # behind the last channel
@@ -148,8 +130,8 @@ def _tiles_weight_task(task, job):
     x, dy, zeros = job.x.ctypes.data, job.dy.ctypes.data, job.zeros.ctypes.data
     for first in range(part.first, part.last, TILES):
         count = min(TILES, part.last - first)
-        row_addresses(x, zeros, job.inputs, job.input_taps, first, count, sources)
-        row_addresses(dy, zeros, job.gradients, job.gradient_taps, first, count, dy_sources)
+        row_addresses(x, zeros, job.geometry, job.taps, first, count, sources)
+        row_addresses(dy, zeros, job.dy_geometry, job.dy_taps, first, count, dy_sources)
         _transform_inputs(job, part, count, sources, v)
         _transform_gradients(job, part, count, dy_sources, g)
         _multiply(part.channels, count, most, v, g, sums, np.int64(first == part.first))
@@ -165,11 +147,13 @@ def _tiles_weight_nest(tasks, job):
 class WinogradWeight(Gradient):
     """Backward-weight of filters of 3 x 3 and 5 x 5."""
 
+    nest = staticmethod(_tiles_weight_nest)
+
     def __init__(self, shape):
         super().__init__(shape)
         m, channels = TILE + 1 - shape.w[0], (shape.w[2], shape.k_group)
-        self.inputs = tile_grid(shape, shape.x, shape.y, shape.pad, TILE, channels)
-        self.gradients = tile_grid(shape, shape.y, shape.y, 0, m, channels)
+        self.grid = tile_grid(shape, shape.x, shape.y, shape.pad, TILE, channels)
+        self.dy_grid = tile_grid(shape, shape.y, shape.y, 0, m, channels)
 
     @classmethod
     def suits(cls, shape):
@@ -177,16 +161,9 @@ class WinogradWeight(Gradient):
 
     @property
     def multiply_adds(self):
-        return tile_products(self.shape, self.inputs)
+        return tile_products(self.shape, self.grid)
 
     def cut(self):
         (n, p, q, _), m = self.shape.y, TILE + 1 - self.shape.w[0]
         parts = self.shape.groups * ceil(self.shape.w[2], CHANNELS) * ceil(self.shape.k_group, CHANNELS)
         return parts, n * ceil(p, m) * ceil(q, m) // TILES
-
-    def sum_shares(self, x, dy, dw, partial):
-        job = _Job(
-            x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.inputs, *self.gradients,
-            x.shape[0], self.splits,
-        )  # fmt: skip
-        _tiles_weight_nest(self.splits * self.parts, job)
