@@ -19,6 +19,7 @@ from kernels import (
 from kernels.conv.grid import backward_grids, forward_grid, next_input, out_addresses, pixel_range, row_addresses
 from kernels.conv.winograd import Winograd
 from kernels.conv.winograd_weight import WinogradWeight
+from kernels.number import FP32, Number, number_of
 
 RELATIVE = 5e-6  # of the largest element: float32 sums of up to 4,608 products of standard normals
 
@@ -57,7 +58,7 @@ WINOGRAD = [
     (70, 4, 4, 32, 32, 3, 3, 1, 1, 1),  # one tile an image
     (3, 11, 13, 32, 160, 5, 5, 1, 2, 2),  # 5 x 5 in groups: AlexNet conv2, small
     (4, 13, 12, 16, 32, 5, 5, 1, 0, 1),
-    (16, 7, 7, 400, 432, 3, 3, 1, 1, 1),  # filters too large: backward-weight alone
+    (16, 7, 7, 416, 448, 3, 3, 1, 1, 1),  # filters too large: backward-weight alone
 ]
 SHAPES += WINOGRAD
 
@@ -219,11 +220,15 @@ def test_pixel_range__holds_every_pixel_that_is_read():
 
 
 def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once():
-    """Forward, and every residue class of backward-input, with x at address 10**6 and the pixel outside at 7."""
+    """Forward, and every residue class of backward-input, with x at address 10**6 and the pixel outside at 7.
+
+    Numbers of four and of two bytes: geometry is in bytes, and knows nothing else of them.
+    """
     for h, w, r, s, stride, pad in itertools.product((3, 8), (2, 7), (1, 3), (2, 3), (1, 2, 3), (0, 1, 2, 5)):
         if h + 2 * pad < r or w + 2 * pad < s:
             continue
-        plan = conv2d_plan((2, h, w, 17), (r, s, 17, 24), stride, pad)
+        element = (FP32, Number("short", np.dtype(np.uint16), 2.0**-9))[pad % 2]
+        plan = conv2d_plan((2, h, w, 17), (r, s, 17, 24), stride, pad, number=element)
         _, p, q, _ = plan.y_shape
         written = np.zeros((2, h, w), int)
         for number, (geometry, taps) in enumerate([forward_grid(plan.shape), *backward_grids(plan.shape)]):
@@ -232,7 +237,7 @@ def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once
             y, x = i * step + taps[:, :1], j * step + taps[:, 1:2]  # (taps, pixels)
             height, width, depth = (h, w, 17) if number == 0 else (p, q, 24)
             inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            expected = np.where(inside, 10**6 + ((image * height + y) * width + x) * depth * 4, 7)
+            expected = np.where(inside, 10**6 + ((image * height + y) * width + x) * depth * element.bytes, 7)
             for first, count in [(0, len(image)), (1, len(image) - 1), (len(image) // 2, 1)]:
                 table = np.zeros((len(taps), count), np.int64)
                 row_addresses(10**6, 7, geometry, taps, first, count, table)
@@ -242,8 +247,33 @@ def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once
             if number > 0:
                 table = np.zeros(len(image), np.int64)
                 out_addresses(0, geometry, 0, len(image), table)
-                np.add.at(written.reshape(-1), table // (17 * 4), 1)
+                np.add.at(written.reshape(-1), table // (17 * element.bytes), 1)
         assert (written == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "methods"),
+    [
+        ((2, 14, 14, 64, 96, 3, 3, 1, 1, 1), ["Winograd", "Winograd", "WinogradWeight"]),
+        (WINOGRAD[-1], ["Rows", "Rows", "WinogradWeight"]),  # filters too large to be read again by each block
+        ((2, 14, 14, 64, 96, 3, 3, 2, 1, 1), ["Rows", "Rows", "Outer"]),
+        ((2, 23, 23, 3, 8, 7, 7, 2, 3, 1), ["MergedRows", "Rows", "MergedOuter"]),
+        ((8, 1, 1, 64, 10, 1, 1, 1, 0, 1), ["Unpacked", "Unpacked", "Outer"]),
+    ],
+    ids=str,
+)
+def test_conv2d_plan__picks_the_method_of_a_shape(shape, methods):
+    n, h, w, c, k, r, s, stride, pad, groups = shape
+    plan = conv2d_plan((n, h, w, c), (r, s, c // groups, k), stride, pad, groups)
+    for direction, method in zip(("forward", "backward_input", "backward_weight"), methods, strict=True):
+        assert type(getattr(plan, direction)).__name__ == method
+        assert (plan.arithmetic(direction) < plan.multiply_adds) == ("Winograd" in method)
+
+
+def test_number_of__knows_what_kernels_take():
+    assert number_of(np.float32) is FP32 and FP32.bytes == 4 and FP32.round_off == np.finfo(np.float32).epsneg
+    with pytest.raises(TypeError, match="found float64, expected float32"):
+        number_of(np.float64)
 
 
 def test_conv2d_plan__rejects_shapes_that_do_not_fit():
