@@ -39,13 +39,16 @@ def _train(args):
             clock.phase("kernels")
             from .checkpoint import advice
             from .faults import Faults
+            from .screen import Screen
             from .train import train
 
             clock.phase("imports")
             recipe = load_recipe(args.recipe, args.set)
             life.claim()
             try:
-                return train(recipe, life, args.resume, comm, [clock, Faults(args.inject, comm.rank, life.run_dir)])
+                observers = [clock, Faults(args.inject, comm.rank, life.run_dir)]
+                screen = Screen(args.progress, args.verbose)
+                return train(recipe, life, args.resume, comm, observers, screen)
             except Exception as error:
                 error.add_note(advice(life.run_dir))
                 raise
@@ -270,6 +273,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run", type=Path, metavar="DIR", help="folder of this run (default runs/RECIPE)")
     fault = {"action": "append", "default": [], "metavar": "FAULT"}
     train.add_argument("--inject", **fault, help="suffer a fault, as in kill:rank=3@step=50 (knltrain/faults.py)")
+    progress = {"choices": ("auto", "bar", "lines", "none"), "default": "auto"}
+    train.add_argument("--progress", **progress, help="a redrawn line, plain lines, or none (auto: bar on a terminal)")
+    train.add_argument("--verbose", action="store_true", help="also where threads run and how gradients travel")
     train.set_defaults(run_command=_train)
 
     evaluate = commands.add_parser("evaluate", help="top-1 and top-5, every image once")

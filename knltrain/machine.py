@@ -48,21 +48,6 @@ class Placement:
     spans: list = field(default_factory=list)  # NUMA nodes of the compute CPUs
     threads_by: str = ""  # the variable that says how many
 
-    def table(self) -> list[str]:
-        """Lines for the log; communication and readers without cores of their own share those of compute."""
-        shared = "shared with compute"
-        memory = f"prefers NUMA node {format_list(self.memory)}" if self.memory else "where it is first touched"
-        where = f"NUMA node {format_list(self.spans)}"
-        told = f" ({self.threads_by})" if self.threads_by else ""
-        return [
-            f"placement        ranks on node {self.ranks_on_node}, "
-            f"{'pinned' if self.bound else 'not pinned (KNLTRAIN_BIND=1 pins)'}",
-            f"  compute        {self.threads} threads{told} on CPU {format_list(self.compute)}, {where}",
-            f"  communication  {'CPU ' + format_list(self.communication) if self.communication else shared}",
-            f"  readers        {'CPU ' + format_list(self.readers) if self.readers else shared}",
-            f"  memory         {memory}",
-        ]
-
     @contextmanager
     def on(self, role: str):
         """Threads that are started inside run on the CPUs of "communication" or "readers": they inherit the mask."""

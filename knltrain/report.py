@@ -1,8 +1,7 @@
-"""What a run says: progress on the screen, and log.jsonl, one JSON object a line, in the run folder. Rank 0 only.
+"""What a run keeps of itself: log.jsonl, one JSON object a line, in the run folder. Rank 0 only.
 
-Records: {"kind": "step", "step", "epoch", "loss", "lr", "images_per_s", "accuracy", "time", …}
-         {"kind": "evaluation", "step", "epoch", "top1", "top5", "images", "time"}
-Steps are counted as steps done, 1 to total_steps. Numbers that are not finite are written as null.
+docs/log.md is the schema. Every record goes to the log and to the screen, which words it. Steps are counted as steps
+done, 1 to total_steps. Numbers that are not finite are written as null.
 """
 
 import contextlib
@@ -10,138 +9,159 @@ import json
 import math
 import os
 import platform
-import shutil
-import sys
 import time
 from collections import deque
 from importlib import metadata
 from pathlib import Path
 
 from .observe import StepObserver
-from .text import printable
+from .screen import Screen
 from .whole import write_whole
 
 LOG, RECIPE = "log.jsonl", "recipe.toml"
 WINDOW_S = 20.0  # images/s is taken over the steps of so many last seconds, at least one step
-REDRAW_S = 0.1  # on a terminal
+ORDER = {kind: place for place, kind in enumerate(("begin", "step", "startup", "evaluation", "epoch"))}
+MEAN_OF = 50  # steps of the running means on the screen
+FORWARD = 1 / 3  # of a training step's time; until an evaluation was timed
 
 
 class Report(StepObserver):
-    """Progress of one run; on ranks other than 0 every method does nothing.
+    """Records of one run; on ranks other than 0 every method does nothing.
 
-    On a terminal one line is redrawn; elsewhere a plain line appears every `log_every_seconds`, and always for the
-    first and the last step. The log is appended to, so a resumed run continues it.
+    total_steps, steps_per_epoch, every: the run's length, and after how many steps it evaluates and saves (0: at the
+    end only), by "evaluation" and "checkpoint". The log is appended to, so a resumed run continues it.
     """
 
-    def __init__(
-        self,
-        run_dir,
-        rank: int,
-        total_steps: int,
-        images_per_step: int,
-        log_every_seconds: float = 5.0,
-        stream=None,
-    ):
-        self.quiet = rank != 0
-        self.total_steps = total_steps
-        self.images_per_step = images_per_step
-        self.stream = sys.stderr if stream is None else stream
-        self.terminal = self.stream.isatty()
-        self.every = REDRAW_S if self.terminal else log_every_seconds
-        self.marks = deque()  # (time, steps done) at the end of recent steps
-        self.shown = -math.inf  # when the progress line was last written
-        self.line = ""  # what stands on the terminal's last line
-        self.refused = False  # by the disk
-        if not self.quiet:
-            self.run_dir, self.log = Path(run_dir), None
+    def __init__(self, run_dir, rank: int, images_per_step: int, total_steps: int, steps_per_epoch: int, every: dict,
+                 screen: Screen, val_images: int = 0):  # fmt: skip
+        self.quiet, self.screen, self.images_per_step = rank != 0, screen, images_per_step
+        self.total_steps, self.steps_per_epoch, self.every = total_steps, steps_per_epoch, every
+        self.val_images, self.costs = val_images, {"checkpoint": 0.0}  # seconds of the last one
+        self.run_dir, self.log, self.refused = Path(run_dir), None, False  # by the disk
+        self.done, self.started = 0, False
+        self.trained = 0.0  # seconds in steps; evaluations, checkpoints and waiting for them are pauses
+        self.marks = deque()  # (trained, steps done) at the end of recent steps
+        self.begun = self.paused = time.perf_counter()
+        self.recent = deque(maxlen=MEAN_OF)  # (loss, accuracy)
+        self.best = None  # (top1, epoch)
+        self.epoch, self.ended = [], None  # (loss, accuracy) of its steps; its record, until the evaluation is there
+        self.epoch_begun, self.epoch_trained = self.begun, 0.0
 
-    def start(self, recipe_text: str, facts: dict, lines: list[str]):
-        """Store the resolved recipe and the machine's facts in the run folder, and print lines: the derived numbers."""
+    def start(self, recipe_text: str, machine: dict, facts: dict):
+        """The run begins: keep the resolved recipe and the machine's facts in the run folder, and tell what it is."""
         if not self.quiet:
+            self.done, self.started = facts["step"], True
             write_whole(self.run_dir / RECIPE, recipe_text)
-            write_whole(self.run_dir / "machine.json", json.dumps(facts, indent=2) + "\n")
-            for line in lines:
-                self._print(line)
+            write_whole(self.run_dir / "machine.json", json.dumps(machine, indent=2) + "\n")
+            self.best = self._best_before() if self.done else None
+            self.begun = self.paused = self.epoch_begun = time.perf_counter()
+            self._write("begin", facts)
+            self.screen.tell({"kind": "begin", **machine, **facts})
+
+    def record(self, kind: str, facts: dict):
+        """One more record of any kind, after the steps that are done."""
+        if not self.quiet:
+            record = {"step": self.done, **facts}
+            if self.started or kind != "note":  # a run that has nothing to do leaves the log as it was
+                self._write(kind, record)
+            self.screen.tell({"kind": kind, **record})
 
     def note(self, message: str):
-        """Print one line above the progress."""
-        if not self.quiet:
-            self._print(message)
+        """A line that stays, above the progress."""
+        self.record("note", {"text": message})
 
-    def step(self, step: int, epoch: float, loss: float, lr: float, accuracy=None, extra: dict | None = None):
-        """After `step` steps: log the record and show progress when it is due.
+    def begin_step(self, trainer):
+        """What came between the steps is over."""
+        self.begun = time.perf_counter()
+        if self._due("checkpoint", self.done):
+            self.costs["checkpoint"] = self.begun - self.paused
 
-        loss : mean over the global batch; accuracy : share of it that was right, 0 to 1, or None
-        extra : more keys for the log
-        """
+    def end_step(self, trainer, step):
+        """A step of the trainer is done: log it, and show how far the run is."""
+        if self.quiet:
+            return
+        self.done, self.paused = step.number, time.perf_counter()
+        self.trained += self.paused - self.begun
+        rate, one = self._rate(), (step.loss, step.accuracy)
+        record = {"step": step.number, "epoch": step.epoch, "loss": step.loss, "lr": step.lr}
+        record |= {"images_per_s": rate, "accuracy": step.accuracy, **step.waits}
+        self._write("step", record)
+        self.recent.append(one)
+        self.epoch.append(one)
+        loss, accuracy = _means(self.recent)
+        shown = {"mean_loss": loss, "mean_accuracy": accuracy, "left_s": self._left(rate)}
+        self.screen.tell({"kind": "step", **record, **shown, "total_steps": self.total_steps})
+        if step.number % self.steps_per_epoch == 0 or step.number == self.total_steps:
+            self._end_epoch(step)
+
+    def evaluation(self, step: int, epoch: float, top1: float, top5: float, n: int):
+        """Log and show the result on n images; top1 and top5 are shares, 0 to 1."""
         if self.quiet:
             return
         now = time.perf_counter()
-        rate = self._rate(now, step)
-        record = {"step": step, "epoch": epoch, "loss": loss, "lr": lr, "images_per_s": rate, "accuracy": accuracy}
-        self._write("step", record | (extra or {}))
-        first_or_last = step >= self.total_steps or self.shown == -math.inf
-        if now - self.shown >= self.every or first_or_last:
-            self.shown = now
-            self._show(self._progress(step, epoch, loss, lr, accuracy, rate))
-
-    def end_step(self, trainer, step):
-        """A step of the trainer is done."""
-        self.step(step.number, step.epoch, step.loss, step.lr, step.accuracy, step.waits)
-    def evaluation(self, step: int, epoch: float, top1: float, top5: float, n: int):
-        """Log and print the result on n images; top1 and top5 are shares, 0 to 1."""
-        if self.quiet:
-            return
-        self._write("evaluation", {"step": step, "epoch": epoch, "top1": top1, "top5": top5, "images": n})
-        self._print(f"evaluation after epoch {epoch:.2f}: top-1 {top1:.2%}, top-5 {top5:.2%} of {n} images")
-        self.marks.clear()  # the time that evaluation took is not training time
-        self.marks.append((time.perf_counter(), step))
+        self.costs["evaluation"], self.paused = now - self.paused, now
+        self.best = max(filter(None, (self.best, (top1, epoch))), key=lambda best: best[0])
+        record = {"step": step, "epoch": epoch, "top1": top1, "top5": top5, "images": n}
+        self._write("evaluation", record)
+        if self.ended is None:
+            self.screen.tell({"kind": "evaluation", **record})
+        else:
+            self._tell_epoch({"top1": top1, "top5": top5, "best_top1": self.best[0], "best_epoch": self.best[1]})
 
     def close(self):
         """End the redrawn line and close the log; harmless when repeated."""
         if not self.quiet:
-            if self.line:
-                self.stream.write("\n")
-                self.line = ""
-            self.stream.flush()
+            self.screen.close()
             with contextlib.suppress(OSError):  # said before
                 if self.log:
                     self.log.close()
 
-    def _rate(self, now: float, step: int) -> float | None:
+    # ---- time ------------------------------------------------------------------------------------------------------
+
+    def _rate(self) -> float | None:
         """Images per second over the window; None after the first step, which has nothing to be compared with."""
-        self.marks.append((now, step))
-        while len(self.marks) > 2 and now - self.marks[1][0] >= WINDOW_S:
+        self.marks.append((self.trained, self.done))
+        while len(self.marks) > 2 and self.trained - self.marks[1][0] >= WINDOW_S:
             self.marks.popleft()
-        (then, before), elapsed = self.marks[0], now - self.marks[0][0]
-        return self.images_per_step * (step - before) / elapsed if elapsed > 0 and then < now else None
+        then, before = self.marks[0]
+        return self.images_per_step * (self.done - before) / (self.trained - then) if then < self.trained else None
 
-    def _progress(self, step, epoch, loss, lr, accuracy, rate) -> str:
-        parts = [f"step {step}/{self.total_steps}", f"epoch {epoch:.2f}", f"loss {loss:.4f}"]
-        if accuracy is not None:
-            parts.append(f"top-1 {accuracy:.1%}")
-        parts.append(f"lr {lr:.4g}")
-        if rate:
-            parts.append(f"{rate:.4g} images/s" if rate < 1000 else f"{rate:.0f} images/s")
-            parts.append(f"{_duration((self.total_steps - step) * self.images_per_step / rate)} left")
-        return "  ".join(parts)
+    def _left(self, rate: float | None) -> float | None:
+        """Seconds to the end: steps, evaluations and checkpoints."""
+        if not rate:
+            return None
+        costs = {"evaluation": FORWARD * self.val_images / rate} | self.costs
+        pauses = sum(costs[what] * self._still_due(what) for what in self.every)
+        return (self.total_steps - self.done) * self.images_per_step / rate + pauses
 
-    def _show(self, line: str):
-        if self.terminal:
-            self.line = line[: shutil.get_terminal_size().columns - 1]
-            self.stream.write(f"\r{self.line}\x1b[K")
-        else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
+    def _still_due(self, what) -> int:
+        every, total = self.every[what] or self.total_steps, self.total_steps
+        return total // every - self.done // every + (total % every != 0)
 
-    def _print(self, line: str):
-        """A line that stays; on a terminal the progress line moves below it."""
-        line = printable(line)
-        if self.line:
-            self.stream.write(f"\r{line}\x1b[K\n{self.line}")
-        else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
+    def _due(self, what, step) -> bool:
+        return step == self.total_steps or (self.every[what] > 0 and step > 0 and step % self.every[what] == 0)
+
+    # ---- epochs ----------------------------------------------------------------------------------------------------
+
+    def _end_epoch(self, step):
+        (loss, accuracy), seconds = _means(self.epoch), self.trained - self.epoch_trained
+        images = len(self.epoch) * self.images_per_step
+        self.ended = {"step": step.number, "epoch": step.epoch, "epochs": self.total_steps / self.steps_per_epoch}
+        self.ended |= {"loss": loss, "accuracy": accuracy, "images_per_s": images / seconds if seconds > 0 else None}
+        self.ended |= dict.fromkeys(("top1", "top5", "best_top1", "best_epoch"))
+        if not self._due("evaluation", step.number):
+            self._tell_epoch({})
+
+    def _tell_epoch(self, result: dict):
+        now = time.perf_counter()
+        self.record("epoch", self.ended | result | {"seconds": now - self.epoch_begun})
+        self.epoch, self.ended, self.epoch_begun, self.epoch_trained = [], None, now, self.trained
+
+    def _best_before(self):
+        """(top1, epoch) of the best evaluation in the log up to where the run goes on."""
+        with contextlib.suppress(FileNotFoundError):
+            past = [r for r in read_log(self.run_dir) if r["kind"] == "evaluation" and r["step"] <= self.done]
+            return max(((r["top1"], r["epoch"]) for r in past), key=lambda best: best[0], default=None)
 
     def _write(self, kind: str, record: dict):
         record = {"kind": kind, **record, "time": time.time()}
@@ -152,8 +172,13 @@ class Report(StepObserver):
             self.refused = False
         except OSError as error:  # what could not be written stays in the buffer, for the next time
             if not self.refused:
-                self._print(f"warning: {self.run_dir / LOG}: cannot be written ({error.strerror}); training goes on")
+                text = f"warning: {self.run_dir / LOG}: cannot be written ({error.strerror}); training goes on"
+                self.screen.tell({"kind": "note", "text": text})
             self.refused = True
+
+
+def _means(pairs) -> tuple[float, float]:
+    return tuple(sum(column) / len(pairs) for column in zip(*pairs, strict=True))
 
 
 def _open_log(run_dir: Path):
@@ -180,12 +205,6 @@ def _jsonable(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
 def read_log(run_dir) -> list[dict]:
     """The records of a run by step; of steps that were done again after a resume only the last remains.
 
@@ -196,10 +215,10 @@ def read_log(run_dir) -> list[dict]:
         for line in log:
             try:
                 record = json.loads(line)
-                records[record["kind"], record["step"]] = record
+                records[record["kind"], record["step"], record.get("text")] = record
             except (ValueError, TypeError, KeyError):
                 continue
-    return sorted(records.values(), key=lambda r: (r["step"], r["kind"] == "evaluation"))
+    return sorted(records.values(), key=lambda r: (r["step"], ORDER.get(r["kind"], len(ORDER))))
 
 
 def machine_facts(**more) -> dict:

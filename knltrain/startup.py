@@ -33,26 +33,21 @@ class Clock(StepObserver):
 
     def __init__(self):
         self.last = time.time() - _age()
-        self.phases = []
+        self.seconds = {}
         self.running = True
 
     def end_step(self, trainer, step):
-        """After the first step: say where the time went."""
+        """After the first step: tell where the time went."""
         if self.running:
-            trainer.note(self.finish())
+            self.phase("first step")
+            self.running = False
+            trainer.record("startup", {"seconds": self.seconds})
 
     def phase(self, phase: str):
         """`phase` ends now."""
         now = time.time()
-        self.phases.append((phase, now - self.last))
+        self.seconds[phase] = now - self.last
         self.last = now
-
-    def finish(self) -> str:
-        """The line for the log."""
-        self.phase("first step")
-        self.running = False
-        total = sum(seconds for _, seconds in self.phases)
-        return f"start-up {total:.1f} s: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.phases)
 
 
 def _age() -> float:

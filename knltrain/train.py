@@ -21,15 +21,16 @@ from .observe import StepObserver
 from .optim import learning_rate
 from .report import Report, machine_facts
 from .restart import Restart
+from .screen import Screen
 from .trainer import Trainer
 
 
-def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[StepObserver]) -> int:
+def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[StepObserver], screen: Screen) -> int:
     """Train `recipe` on the ranks of `comm`; everything that is kept goes to the run folder, which `life` owns.
 
     resume: "auto" continues from the newest good checkpoint of run_dir, to the bit, also on another number of ranks;
-    "never" demands a folder without one. observers: are told how it goes. Returns an exit code: 0, or 128 + the
-    signal's number after a stop by a signal; a stop saves a checkpoint first.
+    "never" demands a folder without one. observers: are told how it goes; screen shows it. Returns an exit code: 0, or
+    128 + the signal's number after a stop by a signal; a stop saves a checkpoint first.
     """
     run_dir, placement = life.run_dir, take_share(comm)
     if placement.first_on_node:
@@ -38,7 +39,10 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
     _phase(observers, "shards")
     derived, check_every = derive(recipe, len(data)), recipe.comm.check_every_steps * (comm.size > 1)
     crop, threads, mirror = center_crop(recipe, val), recipe.data.reader_threads, recipe.data.val_mirror
-    report = Report(run_dir, comm.rank, derived.total_steps, recipe.batch.global_batch, recipe.run.log_every_seconds)
+    screen.every = recipe.run.log_every_seconds
+    every = {"evaluation": derived.evaluate_every_steps, "checkpoint": derived.checkpoint_every_steps}
+    length = (recipe.batch.global_batch, derived.total_steps, derived.steps_per_epoch, every)
+    report = Report(run_dir, comm.rank, *length, screen, len(val))
     life.warn = report.note
     trace = Trace(run_dir / f"trace-{comm.rank:05}.json", comm.rank, recipe.comm.trace_steps)
 
@@ -48,7 +52,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         closing(Trainer.of(recipe, data, comm, placement, watch, observers=[*observers, trace, report])) as trainer,
         closing(Restart(run_dir, trainer, comm, identity(recipe, data), recipe.run, report.note)) as restart,
     ):
-        model, trainer.note = trainer.model, report.note
+        model, trainer.note, trainer.record = trainer.model, report.note, report.record
         for line in trainer.begun_with:
             report.note(line)
         _phase(observers, "model")
@@ -59,10 +63,10 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
             report.note(f"{run_dir} is done after step {trainer.total}: nothing is left to train")
             life.end(trainer.done, trainer.total)
             return 0
-        facts = {"ranks": comm.size, "threads_per_rank": placement.threads, "mpi": comm.library}
-        facts = machine_facts(**facts, kernels=ARCH.name, openmp=THREADING_LAYER, processes=watch.places)
-        lines = [*_headline(recipe, derived, data, trainer, comm, placement), *misfits(recipe, data, val)]
-        report.start(resolved(recipe), facts, lines)
+        machine = _machine(trainer, comm, placement, watch)
+        report.start(resolved(recipe), machine, _begin(recipe, derived, data, trainer))
+        for line in [*trainer.reducer.notes(), *misfits(recipe, data, val)]:
+            report.note(line)
         with placement.on("readers"):
             trainer.seek(trainer.done)
         trainer.wishes = lambda: (life.stop_asked(), restart.due())
@@ -96,7 +100,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
 
         restart.leave(trainer.done)
         life.end(trainer.done, trainer.total)
-        report.note(_farewell(run_dir, trainer))
+        report.record("end", _end(run_dir, trainer))
     return max(comm.gather(life.exit_code))  # nobody leaves before all is written
 
 
@@ -121,25 +125,25 @@ def _prolonged(recipe, derived, n_rows, before: float, step) -> str:
     )
 
 
-def _farewell(run_dir, trainer) -> str:
-    """The last line: where what was trained lies, and what to do next."""
+def _end(run_dir, trainer) -> dict:
+    """How the run ended, where what was trained lies, and what to do next."""
     if trainer.done < trainer.total:
-        return f"stopped as asked after step {trainer.done}; {advice(run_dir)}"
+        return {"state": "stopped", "run": str(run_dir), "advice": advice(run_dir)}
     best = best_checkpoint(run_dir / FOLDER)
-    return f"done; {f'best checkpoint: {best}; ' * bool(best)}evaluate with: knltrain evaluate {run_dir}"
+    return {"state": "done", "run": str(run_dir), "best_checkpoint": str(best) if best else None}
 
 
-def _headline(recipe, derived, data, trainer, comm, placement) -> list[str]:
-    """What a reader of the log wants to know before the first step."""
+def _machine(trainer, comm, placement, watch) -> dict:
+    """What the run runs on, as this rank sees it."""
+    facts = {"ranks": comm.size, "threads_per_rank": placement.threads, "mpi": comm.library, "kernels": ARCH.name}
+    facts |= {"openmp": THREADING_LAYER, "placement": dataclasses.asdict(placement)}
+    return machine_facts(**facts, exchange=trainer.reducer.facts() if comm.size > 1 else {}, processes=watch.places)
+
+
+def _begin(recipe, derived, data, trainer) -> dict:
+    """What a reader wants to know before the first step."""
     batch, model = recipe.batch, trainer.model
-    memory = f"{model.memory_bytes / 2**20:,.0f} MiB for activations and packed weights"
-    lines = [
-        f"{recipe.model.name}: {model.parameters.count:,} parameters, {memory}",
-        f"{len(data):,} images in {len(data.class_names)} classes, {derived.steps_per_epoch} steps an epoch, "
-        f"{derived.total_steps} in all",
-        f"global batch {batch.global_batch} = {derived.slots} slots of {batch.slot_batch}, on {comm.size} ranks "
-        f"of {placement.threads} threads ({ARCH.name} kernels)",
-        *placement.table(),
-    ]
-    lines += trainer.reducer.describe() if comm.size > 1 else []
-    return [*lines, f"continuing after step {trainer.done}"] if trainer.done else lines
+    facts = {"step": trainer.done, "total_steps": trainer.total, "steps_per_epoch": derived.steps_per_epoch}
+    facts |= {"model": recipe.model.name, "parameters": model.parameters.count, "memory_bytes": model.memory_bytes}
+    facts |= {"images": len(data), "classes": len(data.class_names), "global_batch": batch.global_batch}
+    return facts | {"slots": derived.slots, "slot_batch": batch.slot_batch}

@@ -38,7 +38,7 @@ class Trainer:
 
     slots: how many this rank runs in a step; total_slots: all ranks together. rate: the learning rate of a step.
     done: steps done; total: where iteration ends. wishes: asked of this rank in every slot, (stop, save); told to all.
-    note: where an observer may print a line.
+    note, record: where an observer may print a line, or leave facts for the log.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Trainer:
         self.observers, self.done, self.stopped = list(observers), 0, False
         self.wishes: Callable[[], tuple] = lambda: (False, False)
         self.note: Callable[[str], None] = lambda line: None
+        self.record: Callable[[str, dict], None] = lambda kind, facts: None
         self.begun_with: list[str] = []  # lines about weights that were not drawn at random
         self._last = time.perf_counter()
 

@@ -36,12 +36,13 @@ MAY_IMPORT = {
     "knltrain.startup": {"knltrain.observe", "kernels", "numpy"},
     "knltrain.doctor": {
         "kernels", "knltrain.arena", "knltrain.data", "knltrain.machine", "knltrain.report", "knltrain.hardware",
-        "knltrain.text", "numpy",
+        "knltrain.screen", "knltrain.text", "numpy",
     },
     "knltrain.faults": {"knltrain.observe", "knltrain.checkpoint", "knltrain.lifecycle", "knltrain.restart", "numpy"},
     "knltrain.hardware": set(),
     "knltrain.machine": {"kernels", "knltrain.report", "knltrain.hardware", "numba"},
-    "knltrain.report": {"knltrain.observe", "knltrain", "knltrain.whole", "kernels", "knltrain.text", "numpy"},
+    "knltrain.screen": {"knltrain.hardware", "knltrain.text"},
+    "knltrain.report": {"knltrain.observe", "knltrain.screen", "knltrain", "knltrain.whole"},
     "knltrain.pictures": {"numpy", "PIL"},
     "knltrain.plots": {"numpy", "matplotlib"},
     "knltrain.bench": {

@@ -2,12 +2,14 @@
 
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 from mpirun import run_mpi
 
 from knltrain.hardware import format_list, parse_list, read_topology
 from knltrain.machine import plan
+from knltrain.screen import placement_lines
 
 
 def sysfs(folder, cores, threads, nodes, memory_only=0):
@@ -26,6 +28,10 @@ def sysfs(folder, cores, threads, nodes, memory_only=0):
     return read_topology(range(cores * threads), folder)
 
 
+def shown(placement):
+    return "\n".join(placement_lines(asdict(placement)))
+
+
 def test_knl__flat_mode_prefers_mcdram_and_reserves_two_cores_each(tmp_path):
     topology = sysfs(tmp_path, 68, 4, 1, memory_only=1)
     placement = plan(topology, 1, 0, {}, "Intel(R) Xeon Phi(TM) CPU 7250")
@@ -33,7 +39,7 @@ def test_knl__flat_mode_prefers_mcdram_and_reserves_two_cores_each(tmp_path):
     assert placement.readers == sorted(c + 68 * t for t in range(4) for c in (64,)) + [65, 133, 201, 269]
     assert placement.communication == [66, 134, 202, 270, 67, 135, 203, 271]
     assert placement.memory == [1] and placement.spans == [0]
-    assert any("prefers NUMA node 1" in line for line in placement.table())
+    assert "prefers NUMA node 1" in shown(placement)
 
 
 def test_knl__cache_mode_leaves_memory_alone(tmp_path):
@@ -57,7 +63,7 @@ def test_laptop__few_cores_are_all_for_compute(tmp_path):
     topology = sysfs(tmp_path, 4, 2, 1)
     placements = [plan(topology, 2, i, {}) for i in (0, 1)]
     assert [placement.compute for placement in placements] == [[0, 1], [2, 3]]
-    assert not placements[0].communication and "shared with compute" in " ".join(placements[0].table())
+    assert not placements[0].communication and "shared with compute" in shown(placements[0])
 
 
 def test_more_ranks_than_cores__share(tmp_path):
@@ -80,7 +86,7 @@ def test_threads__of_the_first_variable_that_is_set(tmp_path):
     for name, threads in (("OMP_NUM_THREADS", 5), ("NUMBA_NUM_THREADS", 6), ("KNLTRAIN_THREADS", 7)):
         environment[name] = environment.get(name, str(threads))
         placement = plan(topology, 1, 0, environment)
-        assert placement.threads == threads and name in " ".join(placement.table())
+        assert placement.threads == threads and name in shown(placement)
     with pytest.raises(ValueError, match="OMP_NUM_THREADS.*'many'"):
         plan(topology, 1, 0, {"OMP_NUM_THREADS": "many"})
 

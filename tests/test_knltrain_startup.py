@@ -1,6 +1,5 @@
 """Start-up of many ranks: kernels compiled once, handed on over MPI, and the phases in the log."""
 
-import re
 import shutil
 import subprocess
 
@@ -10,6 +9,7 @@ from tinyrun import train, write_recipe
 from kernels import cache_folder
 from knltrain import startup
 from knltrain.comm.communicator import Serial
+from knltrain.report import read_log
 
 CACHE = cache_folder()
 
@@ -26,9 +26,8 @@ def test_start__hands_the_kernels_to_the_node_and_tells_the_phases(tmp_path):
     result = train(tmp_path, "warm", "--set", "run.max_steps=2", ranks=2, **places)
     assert result.returncode == 0 and "functions compiled" not in result.stderr, result.stderr
     assert compiled(tmp_path / "shared") <= compiled(tmp_path / "node")
-    line = re.search(r"start-up (\d+\.\d) s: (.*)", result.stderr)
-    phases = [phase.rpartition(" ")[0] for phase in line.group(2).split(", ")]
-    assert phases == ["mpi", "kernels", "imports", "shards", "model", "checkpoint", "first step"]
+    (record,) = (r for r in read_log(tmp_path / "warm") if r["kind"] == "startup")
+    assert list(record["seconds"]) == ["mpi", "kernels", "imports", "shards", "model", "checkpoint", "first step"]
 
 
 @pytest.fixture

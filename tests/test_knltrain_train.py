@@ -204,7 +204,7 @@ def test_train__sigterm_saves_and_a_resume_equals_uninterrupted(folder, serial):
     env = os.environ | {"NUMBA_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     log, limit = folder / "term" / "log.jsonl", time.monotonic() + 100
-    while not (log.exists() and '"step"' in log.read_text()):
+    while not (log.exists() and '"kind": "step"' in log.read_text()):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)

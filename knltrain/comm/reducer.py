@@ -131,21 +131,20 @@ class Reducer:
         busy = sum(job.done - job.begun for job in self.finished)
         return {"exchange_exposed_s": exposed, "exchange_hidden_s": max(0.0, busy - exposed)}
 
-    def describe(self) -> list[str]:
-        """Lines for the log: how gradients travel, and why the buckets are as large as they are."""
-        exchange, sent = self.exchange, len(self.buckets) - 1
-        how = "in a thread of its own" if self.worker.thread else "between the layers"
-        lines = [
-            f"gradients: {exchange}, {exchange.wire.name}, over {exchange.topology}, {sent} buckets, exchanged {how}"
-        ]
-        if self.curve:
-            lines.append(
-                f"buckets of {self.bucket_bytes / 2**20:g} MiB: an exchange takes {self.curve}, "
-                "the size is near sqrt(gradient bytes * latency * bandwidth)"
-            )
-        if not exchange.tree:
+    def facts(self) -> dict:
+        """How gradients travel, and why the buckets are as large as they are: `curve` is what an exchange takes."""
+        exchange, curve = self.exchange, self.curve
+        facts = {"how": str(exchange), "wire": exchange.wire.name, "over": str(exchange.topology)}
+        facts |= {"buckets": len(self.buckets) - 1, "bucket_bytes": self.bucket_bytes}
+        facts["overlapped"] = bool(self.worker.thread)
+        return facts | {"curve": {"alpha_s": curve.alpha, "bytes_per_s": curve.beta} if curve else None}
+
+    def notes(self) -> list[str]:
+        """What about the exchange is not as a user would expect it."""
+        exchange, lines = self.exchange, []
+        if exchange.comm.size > 1 and not exchange.tree:
             lines.append(f"note: {exchange} does not keep the summation tree: the bits depend on the number of ranks")
-        if not exchange.comm.threads_may_call:
+        if exchange.comm.size > 1 and not exchange.comm.threads_may_call:
             lines.append("note: this MPI gives no MPI_THREAD_MULTIPLE: gradients are exchanged between the layers")
         return lines + [note for note in (exchange.note, self.watch and self.watch.note) if note]
 

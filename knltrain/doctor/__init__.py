@@ -6,8 +6,10 @@ checks.py   what all of it means, and what to do
 
 import json
 import time
+from dataclasses import asdict
 
 from ..machine import take_share
+from ..screen import placement_lines
 from ..text import printable
 from .checks import OK, WRONG, examine
 from .facts import gather_facts
@@ -38,7 +40,7 @@ def doctor(comm, *, data=None, as_json: bool = False) -> int:
                 print(f"{finding.level:5}  {finding.check:13}  {printable(finding.found)}")
                 if finding.cure and finding.level != OK:
                     print(f"       {'':13}  -> {printable(finding.cure)}")
-            for line in placement.table():
+            for line in placement_lines(asdict(placement)):
                 print(f"       {line}")
             seconds = time.perf_counter() - begin
             print(f"{wrong} wrong, {len(findings)} findings on {comm.size} ranks in {seconds:.1f} s")
