@@ -65,21 +65,23 @@ fi
 say() { echo "$(date +%T) [job ${SLURM_JOB_ID:-local}.${SLURM_RESTART_COUNT:-0}] $*"; }
 
 # survive RUN COMMAND...: run a training so that it outlives its time limit and its nodes.
-#   SIGUSR1 (before the time limit, --signal=B:USR1@$WARNING) and SIGTERM only make RUN/stop: signals sent to 512 ranks
-#   kill those that are not listening yet. After USR1 the job goes back into the queue. TERM is scancel, which wants it
-#   to end, or a preemption, after which SLURM requeues by itself. How it went is what RUN/status says, not the exit
-#   code: of 512 exit codes the first one counts, and srun turns it into something else. A status counts only if it
-#   repeats the name of this launch: an older one, or that of another job in RUN, says nothing about us.
+#   SIGUSR1 (before the time limit, --signal=B:USR1@$WARNING) and SIGTERM only make RUN/stop.LAUNCH: signals sent to 512
+#   ranks kill those that are not listening yet. After USR1 the job goes back into the queue. TERM is scancel, which wants
+#   it to end, or a preemption, whose grace a job that saves at once survives: SLURM then takes it as done, unless it goes
+#   back into the queue by itself. How it went is what RUN/status says, not the exit code: of 512 exit codes the first one
+#   counts, and srun turns it into something else. A status counts only if it repeats the name of this launch: an older
+#   one, or that of another job in RUN, says nothing about us.
 survive() {
-  local run=$1 step rc=0 state rest launch cause='' newest left
+  local run=$1 rc=0
   shift
   export KNLTRAIN_LAUNCH=${SLURM_JOB_ID:-local}.${SLURM_RESTART_COUNT:-0}.$$
-  trap 'cause=limit; say "asked to stop: the ranks save and leave"; echo "$KNLTRAIN_LAUNCH" >"$run/stop"' USR1
-  trap 'cause=${cause:-cancel}; say "told to end: the ranks save and leave"; echo "$KNLTRAIN_LAUNCH" >"$run/stop"' TERM
-  trap 'cause=cancel; echo "$KNLTRAIN_LAUNCH" >"$run/stop"' INT
+  local left step state rest launch cause='' newest stop=$run/stop.$KNLTRAIN_LAUNCH refused=$run/refused.$KNLTRAIN_LAUNCH
+  trap 'cause=limit; say "asked to stop: the ranks save and leave"; : >"$stop"' USR1
+  trap 'cause=${cause:-cancel}; say "told to end: the ranks save and leave"; : >"$stop"' TERM
+  trap 'cause=cancel; : >"$stop"' INT
   left=$(seconds_left)
-  if [ "${left:-$((WARNING + 1))}" -le "$WARNING" ]; then
-    say "the time limit leaves $left s, and the warning comes $WARNING s before it: ask for a longer --time"
+  if [ "${left:-$((WARNING + 61))}" -le $((WARNING + 60)) ]; then # SLURM may warn a minute early
+    say "the time limit leaves $left s, and the warning comes $WARNING to $((WARNING + 60)) s before it: ask for a longer --time, or a shorter warning (WARNING=60 sbatch --signal=B:USR1@60 ...)"
     return 2
   fi
   mkdir -p "$run" || return 2
@@ -92,21 +94,22 @@ survive() {
     rc=0
     wait "$step" || rc=$?
   done
-  sweep_nodes
-  if [ -e "$run/refused.$KNLTRAIN_LAUNCH" ]; then
-    say "not started: $(cat "$run/refused.$KNLTRAIN_LAUNCH")"
-    rm -f "$run/refused.$KNLTRAIN_LAUNCH"
+  rm -f "$stop"
+  if [ -e "$refused" ]; then
+    say "not started: $(cat "$refused")"
+    rm -f "$refused"
     return 73
   fi
   { read -r state rest && read -r launch; } 2>/dev/null <"$run/status" || launch=
   [ "$launch" = "$KNLTRAIN_LAUNCH" ] || state=none rest=
   say "the ranks ended with $rc, status: $state $rest"
-  [ "$state" = "done" ] || say "newest checkpoint: $(newest_checkpoint "$run"); submitted again with RUN=$run the job goes on from it"
+  [ "$state" = "done" ] || say "newest checkpoint: $(newest_checkpoint "$run" | grep . || echo none yet); to go on from there, submit again with RUN=$run"
+  if preempted; then cause=preemption; else sweep_nodes; fi # the grace may be short
   case $state in
   "done") return 0 ;;
   stopped | running | died | starting | none)
-    [ "$cause" != cancel ] || return 143 # scancel or a preemption: SLURM knows what to do
-    [ "$state" != stopped ] || [ "$cause" = limit ] || return 0 # somebody made RUN/stop
+    [ "$cause" != cancel ] || return 143
+    [ "$state" != stopped ] || [ -n "$cause" ] || return 0 # somebody made RUN/stop
     if [ "$state" != stopped ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ "$newest" = "$(newest_checkpoint "$run")" ]; then
       say "no checkpoint was gained since the last start: not trying again" # twice at the same place is no accident
       return 1
@@ -122,17 +125,23 @@ survive() {
   scontrol requeue "$SLURM_JOB_ID"
 }
 
+fact() { # NAME: what SLURM knows of this job; nothing where there is none
+  [ -z "${SLURM_JOB_ID:-}" ] || scontrol show job -o "$SLURM_JOB_ID" 2>/dev/null | tr ' ' '\n' | sed -n "s/^$1=//p"
+}
+
+preempted() { # since this start, in the time of grace
+  [[ $(fact PreemptTime) == 20* && ! $(fact PreemptTime) < $(fact StartTime) && $(fact JobState) == RUNNING ]]
+}
+
 seconds_left() { # until the time limit of this job; nothing where there is none
   local end
-  [ -n "${SLURM_JOB_ID:-}" ] || return 0
-  end=$(scontrol show job -o "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/.* EndTime=\([0-9T:-]*\) .*/\1/p')
-  end=$(date -d "${end:-none}" +%s 2>/dev/null) && echo $((end - $(date +%s)))
+  end=$(date -d "$(fact EndTime | grep . || echo none)" +%s 2>/dev/null) && echo $((end - $(date +%s)))
 }
 
 WARNING=${WARNING:-300} # seconds: of --signal=B:USR1@300 in the scripts
 
-sweep_nodes() { # what killed ranks left in shared memory
-  [ -z "${SLURM_JOB_ID:-}" ] || srun --ntasks-per-node=1 -n "${SLURM_NNODES:-1}" python -m knltrain sweep >/dev/null 2>&1 || true
+sweep_nodes() { # what killed ranks left in shared memory; srun waits for ever for a node that is gone
+  [ -z "${SLURM_JOB_ID:-}" ] || timeout -k 5 20 srun --ntasks-per-node=1 -n "${SLURM_NNODES:-1}" python -m knltrain sweep >/dev/null 2>&1 || true
 }
 
 newest_checkpoint() { find "$1/checkpoints" -name 'checkpoint-*.h5' 2>/dev/null | sort | tail -n 1; }

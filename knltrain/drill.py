@@ -21,7 +21,7 @@ from .data.shards import Row, finish_shard, write_shard
 from .lifecycle import STATUS
 
 STEPS, SLOTS = 12, 16
-LIMIT_S = 60  # longer is a hang
+LIMIT_S, COMPILE_LIMIT_S = 60, 1800  # longer is a hang; the first run may have to compile
 RECIPE = f"""
 [model]
 name = "resnet_cifar8"
@@ -93,7 +93,7 @@ class Drill:
         finish_shard(temporary, self.out / "shards" / "shard-00000.h5", count, 0)
         (self.out / "drill.toml").write_text(RECIPE, encoding="utf-8")
 
-    def train(self, run: str, ranks: int, faults=()) -> tuple[int | None, str, float]:
+    def train(self, run: str, ranks: int, faults=(), limit_s=LIMIT_S) -> tuple[int | None, str, float]:
         """Train in the run folder `run`; returns the exit code (None: hung, and was killed), the output, seconds."""
         command = [*shlex.split(self.launcher.format(ranks=ranks)), sys.executable, "-m", "knltrain", "train"]
         command += [str(self.out / "drill.toml"), "--run", str(self.out / run), "--resume", "auto"]
@@ -105,7 +105,7 @@ class Drill:
             process = subprocess.Popen(command, stdout=text, stderr=text, env=env, start_new_session=True)
             start = text.tell()
             try:
-                code = process.wait(LIMIT_S)
+                code = process.wait(limit_s)
             except subprocess.TimeoutExpired:
                 code = None
                 os.killpg(process.pid, 9)
@@ -176,7 +176,7 @@ def drill(out: Path, *, ranks: int, count: int, seed: int, launcher: str | None,
         launcher = f"{find_mpiexec()} -n {{ranks}}"
     choose, begin = random.Random(seed), time.monotonic()
     field = Drill(out, ranks, launcher)
-    code, text, seconds = field.train("undisturbed", ranks)
+    code, text, seconds = field.train("undisturbed", ranks, limit_s=COMPILE_LIMIT_S)
     truth = field.weights("undisturbed")
     if code != 0 or truth is None:
         last = (text.strip().splitlines() or ["no output"])[-1]

@@ -1,18 +1,23 @@
-"""What killed processes leave behind: shared memory of MPI and OpenMP in /dev/shm, a file of the launcher in /tmp.
+"""What killed processes leave behind: shared memory of MPI and OpenMP in /dev/shm, files of the launcher in /tmp.
 
 A kill leaves about 3 MB. `sweep` removes those of this user that no process of his names or maps any more.
 """
 
 import os
+import re
+import shutil
 import time
 from pathlib import Path
 
 PATTERNS = (
     (Path("/dev/shm"), "mpich_shm_*"),
+    (Path("/dev/shm"), "sm_segment.*"),
     (Path("/dev/shm"), "__KMP_REGISTERED_LIB_*"),
     (Path("/tmp"), "hydra_hwloc_xmlfile_*"),
+    (Path("/tmp"), "ompi.[0-9]*"),
 )
-YOUNG_S = 30.0  # what is younger may be on its way from its maker to whoever opens it
+MAKER = re.compile(r"(?:__KMP_REGISTERED_LIB_|ompi\.)(\d+)(?:_\d+)?")  # names that hold the number of a process
+YOUNG_S = 5.0  # what is younger may be on its way from its maker, who does not map it yet, to whoever opens it
 
 
 def sweep(now: float | None = None) -> list[Path]:
@@ -32,15 +37,17 @@ def sweep(now: float | None = None) -> list[Path]:
     removed = []
     for path in found:
         if not _lives(path, used):
-            path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
             removed.append(path)
     return removed
 
 
 def _lives(path: Path, used: bytes) -> bool:
-    if path.name.startswith("__KMP"):  # __KMP_REGISTERED_LIB_<process>_<user>
-        number = path.name.removeprefix("__KMP_REGISTERED_LIB_").partition("_")[0]
-        return not number.isdecimal() or Path(f"/proc/{number}").exists()
+    if maker := MAKER.fullmatch(path.name):
+        return Path(f"/proc/{maker[1]}").exists()
     return path.name.encode() in used
 
 

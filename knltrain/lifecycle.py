@@ -1,7 +1,7 @@
 """What the world outside asks of a run and what the run tells it: small files in the run folder, and signals.
 
     lock      who owns the folder (see `lock`)
-    stop      whoever makes it asks the run to save and leave; the run removes it
+    stop      whoever makes it asks the run to save and leave; the run removes it. stop.LAUNCH asks that launch alone
     status    "starting" | "running step 0" | "stopped step 120" | "done step 300" | "failed ValueError: why" |
               "died OSError: why"; where KNLTRAIN_LAUNCH is set, a second line repeats it
     DONE      stands in the folder of a run that went to its end
@@ -70,19 +70,12 @@ class Lifecycle:
         self._say("starting")
 
     def _forget(self):
-        """Remove the status and the wish to stop of an earlier run, but not a wish of whoever started this one."""
+        """Remove the status and the wish to stop of an earlier run; whoever starts this one has his own."""
         (self.run_dir / STATUS).unlink(missing_ok=True)
         stop = self.run_dir / STOP
-        if stop.exists() and not self._means_us(stop):
+        if stop.exists():
             stop.unlink()
             self.warn(f"note: {stop} was left over and is removed; to stop this run, make it again")
-
-    def _means_us(self, stop: Path) -> bool:
-        """Whether a stop file names our launch."""
-        try:
-            return bool(self.launch) and stop.read_text().strip() == self.launch
-        except OSError:
-            return False
 
     def finished(self, total_steps: int) -> bool:
         """Whether an earlier run went to the end of these steps."""
@@ -94,16 +87,19 @@ class Lifecycle:
     # ---- stopping ----------------------------------------------------------------------------------------------
 
     def _note(self, number, frame):
-        """The first signal asks for a stop; a second one ends the process at once."""
+        """The first signal asks for a stop. Ctrl-C again ends the process at once; SIGTERM again changes nothing, as
+        SLURM sends it to the ranks, and to srun, which sends it to the ranks."""
         self.caught.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
         if self.rank == 0:  # not by print, which the signal may have interrupted
-            os.write(2, f"\nknltrain: {signal.Signals(number).name}: saving, then leaving; again: at once\n".encode())
+            again = "; again: at once" * (number == signal.SIGINT)
+            os.write(2, f"\nknltrain: {signal.Signals(number).name}: saving, then leaving{again}\n".encode())
 
     def stop_asked(self) -> bool:
         """Whether this rank knows of a reason to stop: a signal, or on rank 0 the stop file."""
         if self.rank == 0 and not self.seen and time.monotonic() - self.looked >= LOOK_S:
-            self.looked, self.seen = time.monotonic(), (self.run_dir / STOP).exists()
+            names = (STOP, f"{STOP}.{self.launch}")  # the second is of whoever started us; others may start too
+            self.looked, self.seen = time.monotonic(), any((self.run_dir / name).exists() for name in names)
         return bool(self.caught) or self.seen
 
     @property

@@ -2,7 +2,8 @@
 
 Needs no flock, which many parallel file systems do not have. The owner touches the file every BEAT_S seconds. He is
 dead where his process is gone (on this host), where SLURM has begun his job anew, or where the file has not been
-touched for STALE_S by the file system's own clock. A dead owner's place is taken, with a note.
+touched for STALE_S by the file system's own clock; whoever comes earlier waits until he knows. A dead owner's place is
+taken, with a note.
 """
 
 import contextlib
@@ -10,10 +11,11 @@ import json
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 
 LOCK = "lock"
-BEAT_S, STALE_S = 10.0, 60.0
+BEAT_S, STALE_S, LOOK_S = 10.0, 60.0, 1.0
 EXIT_CODE = 73  # of a run that found an owner: "can't create", in the words of sysexits.h
 
 
@@ -35,15 +37,19 @@ class Lock:
         self._thread = None
 
     def acquire(self):
-        """Raises OwnedError where somebody alive owns the folder."""
+        """Raises OwnedError where somebody alive owns the folder, OSError where the lock cannot be written."""
         for _ in range(3):  # a second try after a dead owner; a third where another was faster
             try:
                 descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             except FileExistsError:
                 self._take_over()
                 continue
-            with open(descriptor, "w") as file:
-                json.dump(self.own, file)
+            try:
+                with open(descriptor, "w") as file:
+                    json.dump(self.own, file)
+            except OSError as error:  # a full disk
+                self.path.unlink(missing_ok=True)
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
             self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
             self._thread.start()
             return
@@ -59,12 +65,12 @@ class Lock:
                 self.path.unlink(missing_ok=True)
 
     def _take_over(self):
-        owner, age = self._read(), self._age()
-        if not self._is_dead(owner, age):
-            who = f"process {owner.get('process')} on {owner.get('host')}" if owner else "somebody"
+        owner = self._read()
+        who = f"process {owner.get('process')} on {owner.get('host')}" if owner else "somebody"
+        if not self._is_dead(owner, who):
             job = f", job {owner['job']}" if owner and owner.get("job") else ""
             raise OwnedError(
-                f"{self.path.parent} belongs to a run that is alive ({who}{job}, seen {age:.0f} s ago): "
+                f"{self.path.parent} belongs to a run that is alive ({who}{job}): "
                 "stop that one, or choose another --run folder"
             )
         aside = self.path.with_name(f"{LOCK}.{self.own['host']}.{self.own['process']}")
@@ -75,18 +81,32 @@ class Lock:
                 with contextlib.suppress(OSError):
                     os.link(aside, self.path)
             elif owner:
-                self.warn(f"note: the last run in {self.path.parent} (process {owner.get('process')} on "
-                          f"{owner.get('host')}) ended without giving it back; going on in its place")  # fmt: skip
+                self.warn(f"note: the last run in {self.path.parent} ({who}) ended without giving it back; "
+                          "going on in its place")  # fmt: skip
             aside.unlink()
 
-    def _is_dead(self, owner, age) -> bool:
-        if owner is None:  # being written just now, or damaged
-            return age > STALE_S
+    def _is_dead(self, owner, who) -> bool:
+        owner = owner or {}
         if owner.get("job") and owner["job"] == self.own["job"] and owner.get("restart") != self.own["restart"]:
             return True
-        if owner.get("host") == self.own["host"] and owner.get("processes") == self.own["processes"]:
+        if owner and (owner.get("host"), owner.get("processes")) == (self.own["host"], self.own["processes"]):
             return _begun(owner.get("process")) != owner.get("begun")
-        return age > STALE_S
+        return self._falls_silent(who)  # on another host; or being written just now, or damaged
+
+    def _falls_silent(self, who) -> bool:
+        """Wait until nobody has touched the file for STALE_S; False as soon as somebody does."""
+        first = None
+        while True:
+            touched, now = self._times()
+            if now - touched > STALE_S:
+                return True
+            if first is None:
+                first = touched
+                self.warn(f"note: {self.path.parent} was in use {now - touched:.0f} s ago ({who}): "
+                          f"waiting up to {STALE_S - (now - touched):.0f} s to see whether that run lives")  # fmt: skip
+            elif touched != first:
+                return False
+            time.sleep(LOOK_S)
 
     def _read(self, path=None):
         try:
@@ -95,14 +115,15 @@ class Lock:
         except (OSError, ValueError):
             return None
 
-    def _age(self) -> float:
-        """Seconds since the last beat, by the clock of the file system."""
+    def _times(self) -> tuple[float, float]:
+        """When the file was last touched, and now, both by the clock of the file system."""
         probe = self.path.with_name(f".{LOCK}.{self.own['host']}.{self.own['process']}")
         try:
             probe.touch()
-            return probe.stat().st_mtime - self.path.stat().st_mtime
+            with open(self.path) as file:  # NFS asks its server where a file is opened, else it may remember
+                return os.fstat(file.fileno()).st_mtime, probe.stat().st_mtime
         except FileNotFoundError:
-            return STALE_S + 1
+            return 0.0, STALE_S + 1
         finally:
             probe.unlink(missing_ok=True)
 

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "knltrain.startup": {"knltrain.observe", "kernels", "numpy"},
     "knltrain.doctor": {
         "kernels", "knltrain.arena", "knltrain.data", "knltrain.machine", "knltrain.report", "knltrain.hardware",
-        "knltrain.screen", "knltrain.text", "numpy",
+        "knltrain.screen", "knltrain.leaks", "knltrain.text", "numpy",
     },
     "knltrain.faults": {"knltrain.observe", "knltrain.checkpoint", "knltrain.lifecycle", "knltrain.restart", "numpy"},
     "knltrain.hardware": set(),

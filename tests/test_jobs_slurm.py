@@ -118,6 +118,19 @@ def test_job__that_is_cancelled_saves_and_does_not_come_back(cluster, folder, wh
     same(newest_state(folder, "cancel"), whole)
 
 
+def test_job__that_is_preempted_saves_within_the_grace_and_comes_back(cluster, folder, whole):
+    """It ends before the grace does, and SLURM would take it as done: it has to go back by itself."""
+    job = Submitted(cluster, folder, "preempted", *SLOW, nodes=2)
+    job.until_step(3)
+    cluster.submit("-p", "urgent", "-N", "4", "--time=1", "-o", "/dev/null", "--wrap", "true")
+    cluster.start_now(job.id)
+    assert job.wait() == "COMPLETED", job.text()
+    text = job.text()
+    assert "status: stopped step" in text and text.count("back into the queue") == 1, text
+    assert "continuing after step" in text, text
+    same(newest_state(folder, "preempted"), whole)
+
+
 @pytest.mark.parametrize("old", ["done step 12", "stopped step 3", None])
 def test_job__does_not_believe_an_old_status(cluster, folder, old):
     run = folder / f"stale{old and old[:4]}"
@@ -137,6 +150,7 @@ def test_job__second_in_a_run_folder_is_refused_and_the_first_goes_on(cluster, f
     second = Submitted(cluster, folder, "shared_run", nodes=2, options=["-o", str(folder / "second.out")], **env)
     assert second.wait() == "FAILED"
     text = (folder / "second.out").read_text()
+    assert not list(first.run.glob("stop*")) and not list(first.run.glob("refused*"))
     assert "not started: " in text and "belongs to a run that is alive" in text and "job " + first.id in text, text
     assert first.wait() == "COMPLETED", first.text()
     same(newest_state(folder, "shared_run"), whole)

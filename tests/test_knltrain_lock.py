@@ -1,12 +1,14 @@
 """The lock of a run folder: one owner, dead owners, and what killed processes leave in shared memory."""
 
+import errno
 import json
 import os
+import threading
 
 import pytest
 
 from knltrain import leaks, lock
-from knltrain.lock import LOCK, STALE_S, Lock, OwnedError
+from knltrain.lock import LOCK, Lock, OwnedError
 
 
 def _left(folder, **facts):
@@ -47,17 +49,37 @@ def test_lock__of_a_dead_owner_is_taken_over_with_a_note(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]"])
-def test_lock__of_another_host_or_unreadable_counts_while_it_is_touched(tmp_path, content):
+def test_lock__of_another_host_or_unreadable_counts_while_it_is_touched(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(lock, "LOOK_S", 0.01)
+    monkeypatch.setattr(lock, "STALE_S", 1.0)
     _left(tmp_path, host="elsewhere")
     if content is not None:
         (tmp_path / LOCK).write_text(content)
+    said = []
+
+    def waits(line):  # the owner, somewhere
+        said.append(line)
+        threading.Timer(0.1, os.utime, [tmp_path / LOCK]).start()
+
     with pytest.raises(OwnedError, match="alive"):
-        Lock(tmp_path, print).acquire()
-    before = (tmp_path / LOCK).stat().st_mtime - STALE_S - 5
-    os.utime(tmp_path / LOCK, (before, before))
-    mine = Lock(tmp_path, lambda line: None)
+        Lock(tmp_path, waits).acquire()
+    assert len(said) == 1 and "to see whether that run lives" in said[0]
+    said = []
+    mine = Lock(tmp_path, said.append)  # nobody touches it any more
     mine.acquire()
+    assert "to see whether" in said[0] and (len(said) == 2) == (content is None)
     mine.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lock__that_a_full_disk_leaves_empty_is_removed(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lock.json, "dump", full)
+    with pytest.raises(OSError, match="No space left.*lock"):
+        Lock(tmp_path, print).acquire()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lock__moves_while_its_owner_lives(tmp_path, monkeypatch):
@@ -77,11 +99,13 @@ def test_sweep__removes_what_dead_processes_left_and_nothing_else(tmp_path, monk
     names = [f"__KMP_REGISTERED_LIB_{os.getpid()}_0", "__KMP_REGISTERED_LIB_4194999_0", "mpich_shm_dead", "other"]
     for name in names:
         (tmp_path / name).touch()
-    monkeypatch.setattr(leaks, "PATTERNS", [(tmp_path, "__KMP_*"), (tmp_path, "mpich_shm_*")])
+    for number in (os.getpid(), 4194999):
+        (tmp_path / f"ompi.{number}" / "1").mkdir(parents=True)
+    monkeypatch.setattr(leaks, "PATTERNS", [(tmp_path, pattern) for _, pattern in leaks.PATTERNS])
     assert leaks.sweep() == []  # too young
     now = (tmp_path / "other").stat().st_mtime + 100
     monkeypatch.setattr(leaks, "_in_use", lambda: b"/dev/shm/mpich_shm_dead")
-    assert [path.name for path in leaks.sweep(now)] == [names[1]]
+    assert {path.name for path in leaks.sweep(now)} == {names[1], "ompi.4194999"}
     monkeypatch.setattr(leaks, "_in_use", lambda: b"")
     assert [path.name for path in leaks.sweep(now)] == [names[2]]
-    assert {path.name for path in tmp_path.iterdir()} == {names[0], "other"}
+    assert {path.name for path in tmp_path.iterdir()} == {names[0], "other", f"ompi.{os.getpid()}"}

@@ -14,6 +14,7 @@ from knltrain.comm import world
 from knltrain.data import Augment, Synthetic
 from knltrain.evaluate import evaluate
 from knltrain.faults import parse
+from knltrain.lifecycle import LOOK_S, Lifecycle
 from knltrain.lock import Lock
 from knltrain.models import Model, build
 
@@ -50,6 +51,19 @@ def test_stop__file_is_honoured_by_all_ranks_and_removed(folder, whole):
     assert result.returncode == 0, result.stderr
     assert status(folder, "stop") == f"done step {STEPS}"
     same(newest_state(folder, "stop"), whole)
+
+
+def test_stop__of_one_launch_asks_no_other(tmp_path, monkeypatch):
+    """Whoever cancels a second job in a folder, before that one was refused, must not stop the first."""
+    monkeypatch.setenv("KNLTRAIN_LAUNCH", "7.0.1")
+    (tmp_path / "stop").touch()
+    (tmp_path / "stop.8.0.1").touch()
+    life = Lifecycle(tmp_path, world(), print)
+    life.claim()
+    assert not life.stop_asked() and [path.name for path in tmp_path.glob("stop*")] == ["stop.8.0.1"]
+    life.looked = -LOOK_S
+    (tmp_path / "stop.7.0.1").touch()
+    assert life.stop_asked()
 
 
 def test_done__a_further_run_says_so_and_changes_nothing(folder, whole):

@@ -207,7 +207,9 @@ def test_train__sigterm_saves_and_a_resume_equals_uninterrupted(folder, serial):
     while not (log.exists() and '"kind": "step"' in log.read_text()):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
+    for _ in range(2):  # SLURM sends it to the ranks, and to srun, which sends it to the ranks
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM, stderr
     assert "stopped as asked after step" in stderr

@@ -8,6 +8,7 @@ import json
 import time
 from dataclasses import asdict
 
+from ..leaks import sweep
 from ..machine import take_share
 from ..screen import placement_lines
 from ..text import printable
@@ -25,6 +26,8 @@ def doctor(comm, *, data=None, as_json: bool = False) -> int:
     """
     begin = time.perf_counter()
     placement = take_share(comm)
+    if placement.first_on_node:
+        sweep()
     facts = gather_facts(comm, placement) | measure_node(comm) | measure_network(comm)
     if data is not None:
         facts |= examine_data(data, comm)
