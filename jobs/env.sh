@@ -106,13 +106,16 @@ survive() {
   [ "$state" = "done" ] || say "newest checkpoint: $(newest_checkpoint "$run" | grep . || echo none yet); to go on from there, submit again with RUN=$run"
   if preempted; then cause=preemption; else sweep_nodes; fi # the grace may be short
   case $state in
-  "done") return 0 ;;
+  "done") rm -f "$run/fruitless" && return 0 ;;
   stopped | running | died | starting | none)
     [ "$cause" != cancel ] || return 143
     [ "$state" != stopped ] || [ -n "$cause" ] || return 0 # somebody made RUN/stop
-    if [ "$state" != stopped ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ "$newest" = "$(newest_checkpoint "$run")" ]; then
-      say "no checkpoint was gained since the last start: not trying again" # twice at the same place is no accident
-      return 1
+    if [ "$state" != stopped ] && [ "$newest" = "$(newest_checkpoint "$run")" ]; then # once may be an accident
+      if [ "$(cat "$run/fruitless" 2>/dev/null)" = "${SLURM_JOB_ID:-} $newest" ]; then
+        say "no checkpoint was gained in two starts: not trying again"
+        return 1
+      fi
+      echo "${SLURM_JOB_ID:-} $newest" >"$run/fruitless"
     fi ;;
   *) return $((rc ? rc : 1)) ;; # failed: the next attempt would end alike
   esac
