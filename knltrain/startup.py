@@ -64,13 +64,17 @@ def share_kernels(comm, recipe: Path, overrides=()) -> None:
 
     To be called before any kernel is. recipe, overrides: of the run.
     """
-    place = os.environ.get(NODE_CACHE)
-    if comm.size == 1 and not place:
-        return
     from kernels import cache_folder
 
+    place = os.environ.get(NODE_CACHE)
     if comm.rank == 0:
         usual = cache_folder()
+        if not any(usual.rglob("*.nbc")):
+            text = "compiling the kernels: a minute or two, once on this kind of CPU"
+            print(f"knltrain: {text}", file=sys.stderr, flush=True)
+    if comm.size == 1 and not place:
+        return
+    if comm.rank == 0:
         _compile_once(usual, recipe, overrides)
     comm.sleep_until_all()
     if not place:
