@@ -38,7 +38,7 @@ def gather_facts(comm, placement, environment=os.environ, proc: Path = PROC, sys
         "processor": machine_facts()["processor"],
         "flags": cpu_flags(proc),
         "kernels": ARCH.name,
-        "flops_per_cycle": 2 * FMA_UNITS * ARCH.width,
+        "flops_per_cycle": 2 * FMA_UNITS * ARCH.tile().width,
         "clock": clock(proc, system),
         "huge_pages": huge_pages(system),
         "memory_free": memory_free(proc, system),
