@@ -44,6 +44,9 @@ class Screen:
             if not self.silent:
                 self.say(_epoch(record) if kind == "epoch" else _evaluation(record))
         elif kind in WORDS:
+            if kind == "end" and self.line:  # nothing is going on any more
+                self.stream.write("\r\x1b[K")
+                self.line = ""
             for line in WORDS[kind](record, self.verbose):
                 self.say(line)
 

@@ -111,6 +111,15 @@ def test_bar__is_one_redrawn_line_and_notes_stand_above(tmp_path, clock):
     assert drawn[3].startswith("saved\x1b[K\nstep 2/100") and drawn[3].endswith("\n")
 
 
+def test_bar__is_gone_at_the_end(tmp_path, clock):
+    stream = io.StringIO()
+    reporter = make(tmp_path, stream, progress="bar")
+    run(reporter, clock, [1])
+    reporter.record("end", {"state": "done", "run": "runs/a", "best_checkpoint": None})
+    reporter.close()
+    assert stream.getvalue().endswith("\r\x1b[Kdone; evaluate with: knltrain evaluate runs/a\n")
+
+
 def test_bar__never_wraps(tmp_path, clock, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     stream = io.StringIO()
