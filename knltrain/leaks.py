@@ -3,33 +3,33 @@
 A kill leaves about 3 MB. `sweep` removes those of this user that no process of his names or maps any more.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import time
 from pathlib import Path
 
-PATTERNS = (
-    (Path("/dev/shm"), "mpich_shm_*"),
-    (Path("/dev/shm"), "sm_segment.*"),
-    (Path("/dev/shm"), "__KMP_REGISTERED_LIB_*"),
-    (Path("/tmp"), "hydra_hwloc_xmlfile_*"),
-    (Path("/tmp"), "ompi.[0-9]*"),
+PATTERNS = (  # where, what, and for how many seconds no process need show that it uses it
+    (Path("/dev/shm"), "mpich_shm_*", 0.0),  # whoever makes one has it open, then maps it
+    (Path("/dev/shm"), "sm_segment.*", 0.0),
+    (Path("/dev/shm"), "__KMP_REGISTERED_LIB_*", 0.0),
+    (Path("/tmp"), "hydra_hwloc_xmlfile_*", 5.0),  # written, and only then named to the processes that read it
+    (Path("/tmp"), "ompi.[0-9]*", 0.0),
 )
 MAKER = re.compile(r"(?:__KMP_REGISTERED_LIB_|ompi\.)(\d+)(?:_\d+)?")  # names that hold the number of a process
-YOUNG_S = 5.0  # what is younger may be on its way from its maker, who does not map it yet, to whoever opens it
 
 
 def sweep(now: float | None = None) -> list[Path]:
     """Remove what dead processes left; returns what was removed. Files of others, and young ones, stay."""
-    limit, found = (time.time() if now is None else now) - YOUNG_S, []
-    for folder, pattern in PATTERNS:
+    now, found = time.time() if now is None else now, []
+    for folder, pattern, young_s in PATTERNS:
         for path in folder.glob(pattern):
             try:
                 facts = path.lstat()
             except OSError:
                 continue
-            if facts.st_uid == os.getuid() and facts.st_mtime < limit:
+            if facts.st_uid == os.getuid() and facts.st_mtime <= now - young_s:
                 found.append(path)
     if not found:
         return []
@@ -52,12 +52,14 @@ def _lives(path: Path, used: bytes) -> bool:
 
 
 def _in_use() -> bytes:
-    """What this user's processes map, and what their environment names."""
+    """What this user's processes have open or map, and what their environment names."""
     texts = []
     for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            for descriptor in os.listdir(process / "fd"):  # before the maps: what is closed by now is mapped
+                with contextlib.suppress(OSError):
+                    texts.append(os.fsencode(os.readlink(process / "fd" / descriptor)))
         for name in ("maps", "environ", "cmdline"):
-            try:
+            with contextlib.suppress(OSError):
                 texts.append((process / name).read_bytes())
-            except OSError:
-                continue
     return b"\n".join(texts)

@@ -96,16 +96,15 @@ def test_lock__moves_while_its_owner_lives(tmp_path, monkeypatch):
 
 
 def test_sweep__removes_what_dead_processes_left_and_nothing_else(tmp_path, monkeypatch):
-    names = [f"__KMP_REGISTERED_LIB_{os.getpid()}_0", "__KMP_REGISTERED_LIB_4194999_0", "mpich_shm_dead", "other"]
-    for name in names:
+    mine, dead = os.getpid(), 4194999
+    names = [f"__KMP_REGISTERED_LIB_{dead}_0", "mpich_shm_dead", "mpich_shm_open", "hydra_hwloc_xmlfile_x", "other"]
+    for name in [f"__KMP_REGISTERED_LIB_{mine}_0", *names]:
         (tmp_path / name).touch()
-    for number in (os.getpid(), 4194999):
+    for number in (mine, dead):
         (tmp_path / f"ompi.{number}" / "1").mkdir(parents=True)
-    monkeypatch.setattr(leaks, "PATTERNS", [(tmp_path, pattern) for _, pattern in leaks.PATTERNS])
-    assert leaks.sweep() == []  # too young
+    monkeypatch.setattr(leaks, "PATTERNS", [(tmp_path, *rest) for _, *rest in leaks.PATTERNS])
+    with open(tmp_path / "mpich_shm_open"):
+        assert {path.name for path in leaks.sweep()} == {names[0], "mpich_shm_dead", f"ompi.{dead}"}
     now = (tmp_path / "other").stat().st_mtime + 100
-    monkeypatch.setattr(leaks, "_in_use", lambda: b"/dev/shm/mpich_shm_dead")
-    assert {path.name for path in leaks.sweep(now)} == {names[1], "ompi.4194999"}
-    monkeypatch.setattr(leaks, "_in_use", lambda: b"")
-    assert [path.name for path in leaks.sweep(now)] == [names[2]]
-    assert {path.name for path in tmp_path.iterdir()} == {names[0], "other", f"ompi.{os.getpid()}"}
+    assert {path.name for path in leaks.sweep(now)} == {"mpich_shm_open", "hydra_hwloc_xmlfile_x"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"__KMP_REGISTERED_LIB_{mine}_0", "other", f"ompi.{mine}"}
