@@ -36,6 +36,16 @@ def times(builder, value, factor):
     return builder.mul(value, I64(factor))
 
 
+def opaque(builder, address):
+    """The same address, as a value that LLVM does not take apart.
+
+    In a loop it then adds one common shift to all of them. Left to itself it may, depending on the code around, make a
+    counter of each sum of its parts: more than there are registers, and vectors go to the stack in their place.
+    """
+    nothing = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0", side_effect=False)
+    return builder.call(nothing, [address])
+
+
 def load_address(builder, table, number):
     """Entry `number` of a table of addresses."""
     return builder.load(builder.inttoptr(plus(builder, table, 8 * number), I64.as_pointer()))

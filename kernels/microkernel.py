@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._ir import I64, Lanes, literals, load_address, number_type, plus, prefetch_line, times
+from ._ir import I64, Lanes, literals, load_address, number_type, opaque, plus, prefetch_line, times
 from .arch import LINE
 
 UNROLL = 16  # steps of k between two updates of the row addresses, which do not all fit into registers
@@ -92,9 +92,9 @@ def tile_rows(
         tile.fill([builder.select(fresh, start_, address) for address in out_rows])
         with cgutils.for_range(builder, taps_) as tap:
             here = builder.add(rows_, builder.mul(tap.index, pitch))
-            a_rows = [builder.add(load_address(builder, here, i), a_off) for i in range(m)]
-            b_tap = builder.add(b_, builder.mul(tap.index, b_pitch_))
-            ahead_tap = builder.add(ahead_, times(builder, builder.mul(tap.index, depth_), LINE))
+            a_rows = [opaque(builder, builder.add(load_address(builder, here, i), a_off)) for i in range(m)]
+            b_tap = opaque(builder, builder.add(b_, builder.mul(tap.index, b_pitch_)))
+            ahead_tap = opaque(builder, builder.add(ahead_, times(builder, builder.mul(tap.index, depth_), LINE)))
 
             def steps(first, count):
                 """`count` steps of k from `first` on: the addresses are worked out once for all of them."""

@@ -1,6 +1,7 @@
 """The plan of a shape: which method computes each direction of a convolution."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class Conv2dPlan:
         """Multiply-adds that "forward", "backward_input" or "backward_weight" really makes, transforms not counted."""
         return getattr(self, direction).multiply_adds
 
-    @property
+    @cached_property
     def moments_counts(self) -> np.ndarray:
         """Output pixels of each block of forward, int64."""
         return self.forward.block_sizes()
