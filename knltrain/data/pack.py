@@ -114,8 +114,9 @@ def pack(
     result.bytes = sum(file.stat().st_size for file in files) if rank == 0 else 0
     result.seconds = time.perf_counter() - begin
     Progress(on_first_rank(comm, report), 0).line(
-        f"packed {result.rows} images of {len(plan.class_names)} classes into {result.shards} shards "
-        f"({result.resumed} of them before), {result.bytes / 1e6:.1f} MB, in {result.seconds:.1f} s; "
+        f"packed {result.rows} images of {len(plan.class_names)} classes into {result.shards} shards"
+        f"{f' ({result.resumed} of them before)' if result.resumed else ''}, {result.bytes / 1e6:.1f} MB, in "
+        f"{result.seconds:.1f} s; "
         f"{len(bad)} unreadable files skipped"
     )
     return result
