@@ -45,14 +45,18 @@ def evaluate(
     """Top-1 and top-5 of `model` with its running statistics, the rows of `data` divided over the ranks of `comm`.
 
     mirror: an image counts by the sum of its logits and those of its mirror image. stop(): asked before each batch;
-    where it says yes on any rank, the evaluation is left, and None returned on all.
+    where it says yes on any rank, all leave the evaluation, and None is returned.
     Labels that tie for a place are counted by the lower class first, so the result is the same on every machine.
     """
-    batch, counts, left = model.slot_batch, np.zeros((len(data.class_names), 3), np.int64), False
+    batch, counts = model.slot_batch, np.zeros((len(data.class_names), 3), np.int64)
+    rounds = -(-len(data) // (comm.size * batch))  # the batches of the rank that has most
     with EvalLoader(data, eval_rows(len(data), comm.rank, comm.size, batch), augment, threads=threads) as loader:
-        for part in loader:
-            if left := stop():
-                break
+        parts = iter(loader)
+        for _ in range(rounds):
+            if any(comm.gather(int(stop()))):
+                return None
+            if (part := next(parts, None)) is None:
+                continue
             count = len(part.labels)
             model.feed(part.images)
             logits = model.infer()
@@ -64,8 +68,6 @@ def evaluate(
             rank_of_label(logits[:count], part.labels, ranks)
             for column, counted in enumerate((ranks >= 0, ranks < 1, ranks < 5)):
                 np.add.at(counts[:, column], part.labels[counted], 1)
-    if any(comm.gather(int(left))):
-        return None
     comm.sum(counts)
     return Accuracy(*counts.sum(0).tolist(), tuple(map(tuple, counts.tolist())))
 

@@ -11,6 +11,7 @@ from tinyrun import STEPS, newest_state, same, train, write_recipe
 from knltrain.background import Writer
 from knltrain.checkpoint import checkpoints, load
 from knltrain.comm import world
+from knltrain.comm.communicator import Serial
 from knltrain.data import Augment, Synthetic
 from knltrain.evaluate import evaluate
 from knltrain.faults import parse
@@ -97,6 +98,17 @@ def test_stop__is_obeyed_between_the_batches_of_an_evaluation():
     augment = Augment("none", 8, (0, 0, 0), (1, 1, 1))
     assert evaluate(model, data, augment, world(), stop=life.stop) is None and life.asked == 3
     assert evaluate(model, data, augment, world(), stop=lambda: False).images == 20
+
+    class Two(Serial):
+        """The other rank wants to stop before its second batch."""
+
+        asked = 0
+
+        def gather(self, value):
+            self.asked += 1
+            return [value, self.asked == 2]
+
+    assert evaluate(model, data, augment, both := Two()) is None and both.asked == 2
 
 
 def test_run__whose_folder_is_deleted_says_so_and_fails_soon(folder, monkeypatch):
