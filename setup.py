@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["knltrain", "knltrain.*", "kernels", "kernels.*"]),
+    packages=find_packages(include=["knltrain", "knltrain.*"]),
     package_data={"knltrain": ["demo.toml", "py.typed", "recipes/*.toml"]},
     install_requires=[
         "numpy",

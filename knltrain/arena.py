@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kernels import aligned_zeros
+from knltrain.kernels import aligned_zeros
 
 ALIGN = 64  # bytes: a cache line, and one AVX-512 vector
 FLOAT = 4

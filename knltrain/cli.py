@@ -138,7 +138,7 @@ def _demo(args):
 
 
 def _warmup(args):
-    from kernels import cache_folder
+    from knltrain.kernels import cache_folder
 
     from .config import find_recipe, load_recipe
     from .startup import warm_mark

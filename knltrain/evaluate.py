@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels import rank_of_label
+from knltrain.kernels import rank_of_label
 
 from .checkpoint import CheckpointError, load_run
 from .config import load_recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from kernels import ARCH
+from knltrain.kernels import ARCH
 
 from . import __version__
 from .checkpoint import load_run

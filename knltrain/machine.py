@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 import numba
 
-from kernels import set_threads
+from knltrain.kernels import set_threads
 
 from .hardware import Topology, format_list, parse_list, read_topology
 from .report import machine_facts

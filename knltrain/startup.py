@@ -64,7 +64,7 @@ def share_kernels(comm, recipe: Path, overrides=()) -> None:
 
     To be called before any kernel is. recipe, overrides: of the run.
     """
-    from kernels import cache_folder
+    from knltrain.kernels import cache_folder
 
     place = os.environ.get(NODE_CACHE)
     if comm.rank == 0:
@@ -95,7 +95,7 @@ def warm_mark(folder: Path, recipe: Path, overrides=()) -> Path:
 
     `knltrain warmup` leaves it. Raises OSError or ValueError where the recipe cannot be read.
     """
-    import kernels
+    import knltrain.kernels as kernels
 
     kinds = [one for one in overrides if one.startswith(COMPILES) and not one.startswith(("data.train=", "data.val="))]
     facts = [kernels.CPU, kernels.__file__, Path(recipe).read_text(encoding="utf-8"), *kinds]

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import numpy as np
 
-from kernels import ARCH, THREADING_LAYER
+from knltrain.kernels import ARCH, THREADING_LAYER
 
 from .checkpoint import FOLDER, advice, best_checkpoint
 from .comm import Trace, compare_replicas

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from kernels import sample_key
+from knltrain.kernels import sample_key
 
 from .comm import Reducer, Update
 from .config import Recipe, derive

@@ -10,7 +10,7 @@ from contextlib import closing
 
 import numpy as np
 
-from kernels import ARCH, cache_folder
+from knltrain.kernels import ARCH, cache_folder
 
 from .comm import compile_ahead, world
 from .config import Recipe

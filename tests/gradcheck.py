@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from kernels import aligned_zeros
+from knltrain.kernels import aligned_zeros
 
 TOLERANCE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-6}  # of the largest magnitude; float64: differences
 

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from numba.core.registry import CPUDispatcher
 
-import kernels
+from knltrain import kernels
 
 
 def compiled_functions():
     """(file.name, dispatcher) of every compiled function of the package."""
-    for module in pkgutil.walk_packages(kernels.__path__, "kernels."):
+    for module in pkgutil.walk_packages(kernels.__path__, "knltrain.kernels."):
         names = vars(importlib.import_module(module.name))
         for name, function in sorted(names.items()):
             if isinstance(function, CPUDispatcher) and function.py_func.__module__ == module.name:
-                yield f"{module.name.removeprefix('kernels.')}.{name}", function
+                yield f"{module.name.removeprefix('knltrain.kernels.')}.{name}", function
 
 
 def run_tests(tests):

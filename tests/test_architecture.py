@@ -13,13 +13,13 @@ MAX_LINES = 500
 # part of the project → the parts that it may import, besides itself and the standard library
 MAY_IMPORT = {
     "kernels": {"numpy", "numba", "llvmlite"},  # llvmlite is Numba's own half: an @intrinsic is written with it
-    "knltrain.arena": {"kernels", "numpy"},
-    "knltrain.layers": {"kernels", "knltrain.arena", "numpy"},
-    "knltrain.models": {"kernels", "knltrain.arena", "knltrain.layers", "numpy"},
-    "knltrain.optim": {"kernels", "knltrain.arena", "knltrain.layers", "numpy"},
-    "knltrain.comm": {"kernels", "knltrain.observe", "knltrain.arena", "knltrain.text", "numpy", "mpi4py"},
+    "knltrain.arena": {"knltrain.kernels", "numpy"},
+    "knltrain.layers": {"knltrain.kernels", "knltrain.arena", "numpy"},
+    "knltrain.models": {"knltrain.kernels", "knltrain.arena", "knltrain.layers", "numpy"},
+    "knltrain.optim": {"knltrain.kernels", "knltrain.arena", "knltrain.layers", "numpy"},
+    "knltrain.comm": {"knltrain.kernels", "knltrain.observe", "knltrain.arena", "knltrain.text", "numpy", "mpi4py"},
     "knltrain.data": {
-        "kernels", "knltrain.hdf5", "knltrain.keys", "knltrain.text", "numpy", "h5py", "PIL", "simplejpeg",
+        "knltrain.kernels", "knltrain.hdf5", "knltrain.keys", "knltrain.text", "numpy", "h5py", "PIL", "simplejpeg",
     },
     "knltrain.checkpoint": {"knltrain.text", "knltrain.whole", "knltrain.hdf5", "knltrain.keys", "numpy", "h5py"},
     "knltrain.background": set(),
@@ -33,20 +33,21 @@ MAY_IMPORT = {
     "knltrain.observe": set(),
     "knltrain.lock": set(),
     "knltrain.leaks": set(),
-    "knltrain.startup": {"knltrain.observe", "kernels", "numpy"},
+    "knltrain.startup": {"knltrain.observe", "knltrain.kernels", "numpy"},
     "knltrain.doctor": {
-        "kernels", "knltrain.arena", "knltrain.data", "knltrain.machine", "knltrain.report", "knltrain.hardware",
+        "knltrain.kernels", "knltrain.arena", "knltrain.data", "knltrain.machine", "knltrain.report",
+        "knltrain.hardware",
         "knltrain.screen", "knltrain.leaks", "knltrain.text", "numpy",
     },
     "knltrain.faults": {"knltrain.observe", "knltrain.checkpoint", "knltrain.lifecycle", "knltrain.restart", "numpy"},
     "knltrain.hardware": set(),
-    "knltrain.machine": {"kernels", "knltrain.report", "knltrain.hardware", "numba"},
+    "knltrain.machine": {"knltrain.kernels", "knltrain.report", "knltrain.hardware", "numba"},
     "knltrain.screen": {"knltrain.hardware", "knltrain.text"},
     "knltrain.report": {"knltrain.observe", "knltrain.screen", "knltrain", "knltrain.whole"},
     "knltrain.pictures": {"numpy", "PIL"},
     "knltrain.plots": {"numpy", "matplotlib"},
     "knltrain.bench": {
-        "kernels", "knltrain.arena", "knltrain.comm", "knltrain.data", "knltrain.layers", "knltrain.models",
+        "knltrain.kernels", "knltrain.arena", "knltrain.comm", "knltrain.data", "knltrain.layers", "knltrain.models",
         "knltrain.optim", "knltrain.demo", "knltrain.plots", "knltrain.report", "knltrain.restart", "numba", "numpy",
         "torch", "PIL", "simplejpeg",
     },
@@ -126,11 +127,11 @@ def test_kernels__are_used_through_their_door():
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         inside = [node.module for node in ast.walk(tree) if _enters_kernels(node)]
-        assert not inside, f"{short(path)} imports from {inside}, expected `from kernels import name`"
+        assert not inside, f"{short(path)} imports from {inside}, expected `from knltrain.kernels import name`"
 
 
 def _enters_kernels(node):
-    return isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("kernels.")
+    return isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("knltrain.kernels.")
 
 
 def test_files__stay_short():

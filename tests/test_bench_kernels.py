@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import kernels
-from knltrain import cli
+from knltrain import cli, kernels
 from knltrain.arena import Parameters
 from knltrain.bench import twins
 from knltrain.bench.kernels import observe_step, refill, shape

@@ -120,7 +120,7 @@ def test_compare_signatures__names_rank_and_difference():
 
 def test_compare_replicas__names_the_tensors_of_the_minority():
     state = {"value/w": np.arange(70_000, dtype=np.float32), "momentum/w": np.zeros(5, np.float32)}
-    from kernels import digest
+    from knltrain.kernels import digest
 
     good = {name: f"{digest(array):016x}" for name, array in state.items()}
     bad = good | {"momentum/w": "0" * 16}
@@ -130,7 +130,7 @@ def test_compare_replicas__names_the_tensors_of_the_minority():
 
 @pytest.mark.parametrize("size", [1, 15, 16, 1000, 1 << 16, 200_001])
 def test_digest__sees_every_bit_and_no_threads(size):
-    from kernels import digest
+    from knltrain.kernels import digest
 
     array = np.random.default_rng(size).standard_normal(size).astype(np.float32)
     before = digest(array)

@@ -7,9 +7,9 @@ import pytest
 from mpirun import ROOT, run_mpi
 from tinyrun import train
 
-from kernels import FP16_SCALE, decode_bf16, decode_fp16, encode_bf16, encode_fp16
 from knltrain.checkpoint import checkpoints, load
 from knltrain.data.shards import Row, finish_shard, write_shard
+from knltrain.kernels import FP16_SCALE, decode_bf16, decode_fp16, encode_bf16, encode_fp16
 
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # relative error of one rounding
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from gradcheck import aligned, assert_close, assert_same_bits_with_threads, check_gradient, randn
 
-from kernels import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace, reference
-from kernels.store import goes_past
+from knltrain.kernels import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace, reference
+from knltrain.kernels.store import goes_past
 
 EPS = 1e-5
 SHAPES = [(1, 7, 103, 3), (2, 7, 103, 5), (3, 9, 11, 17), (1, 7, 103, 33), (32, 14, 14, 16), (64, 130)]
@@ -81,7 +81,7 @@ def test_batchnorm__stores_past_the_caches_what_it_stores_otherwise(monkeypatch)
             yield dx.copy()
 
     ordinary = list(results())
-    monkeypatch.setattr("kernels.store.PAST_BYTES", 0)
+    monkeypatch.setattr("knltrain.kernels.store.PAST_BYTES", 0)
     assert goes_past(aligned(np.zeros((4, 32), np.float32)), 32)
     for have, want in zip(results(), ordinary, strict=True):
         np.testing.assert_array_equal(have, want)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from kernels import crc32c, reference
-from kernels.arch import CRC32C
-from kernels.checksum import _by_instruction, _by_tables
+from knltrain.kernels import crc32c, reference
+from knltrain.kernels.arch import CRC32C
+from knltrain.kernels.checksum import _by_instruction, _by_tables
 
 
 def test_crc32c__has_the_published_values():

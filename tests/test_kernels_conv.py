@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gradcheck import aligned
 
-from kernels import (
+from knltrain.kernels import (
     conv2d_backward_input,
     conv2d_backward_weight,
     conv2d_forward,
@@ -16,10 +16,17 @@ from kernels import (
     conv2d_plan,
     reference,
 )
-from kernels.conv.grid import backward_grids, forward_grid, next_input, out_addresses, pixel_range, row_addresses
-from kernels.conv.winograd import Winograd
-from kernels.conv.winograd_weight import WinogradWeight
-from kernels.number import FP32, Number, number_of
+from knltrain.kernels.conv.grid import (
+    backward_grids,
+    forward_grid,
+    next_input,
+    out_addresses,
+    pixel_range,
+    row_addresses,
+)
+from knltrain.kernels.conv.winograd import Winograd
+from knltrain.kernels.conv.winograd_weight import WinogradWeight
+from knltrain.kernels.number import FP32, Number, number_of
 
 RELATIVE = 5e-6  # of the largest element: float32 sums of up to 4,608 products of standard normals
 
@@ -178,7 +185,7 @@ def test_conv2d__stores_past_the_caches_what_it_stores_otherwise(shape, monkeypa
         return y, dx
 
     ordinary = results()
-    monkeypatch.setattr("kernels.store.PAST_BYTES", 0)
+    monkeypatch.setattr("knltrain.kernels.store.PAST_BYTES", 0)
     for have, want in zip(results(), ordinary, strict=True):
         np.testing.assert_array_equal(have, want)
 

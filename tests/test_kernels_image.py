@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kernels import aligned_zeros, crop_normalize, mean_color, resample_normalize, transform_colors
+from knltrain.kernels import aligned_zeros, crop_normalize, mean_color, resample_normalize, transform_colors
 
 TOLERANCE = {"float32": 1e-4}  # in units of one standard deviation
 

@@ -16,7 +16,7 @@ import llvmlite.binding as llvm
 import pytest
 from knl_scan import lacking, scan
 
-import kernels
+from knltrain import kernels
 
 HERE = Path(__file__).parent
 HOST = {name for name, present in llvm.get_host_cpu_features().items() if present}

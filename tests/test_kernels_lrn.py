@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gradcheck import assert_close, assert_same_bits_with_threads, check_gradient, randn
 
-from kernels import lrn_backward, lrn_forward, reference
+from knltrain.kernels import lrn_backward, lrn_forward, reference
 
 ALEXNET = (5, 1e-4, 0.75, 1.0)  # size, alpha, beta, k
 STRONG = (3, 0.5, 0.6, 2.0)

@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from kernels import ARCH, STREAM_UNIT, STREAMS, fma_peak, stream
+from knltrain.kernels import ARCH, STREAM_UNIT, STREAMS, fma_peak, stream
 
 
 def aligned(floats):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gradcheck import assert_close, assert_same_bits_with_threads, check_gradient, randn
 
-from kernels import (
+from knltrain.kernels import (
     avgpool_backward,
     avgpool_forward,
     global_avgpool_backward,

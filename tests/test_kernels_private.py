@@ -8,12 +8,11 @@ import pytest
 from mpirun import ROOT
 from tinyrun import write_recipe
 
-import kernels.private
-from kernels import claim
+from knltrain.kernels import claim, private
 
 STRANGER = 12345
 ADD = (  # compiles one small kernel
-    "import numpy as np; from kernels import accumulate_serial, cache_folder; x = np.ones(3, np.float32);"
+    "import numpy as np; from knltrain.kernels import accumulate_serial, cache_folder; x = np.ones(3, np.float32);"
     "accumulate_serial(x, x); print(cache_folder())"
 )
 
@@ -91,7 +90,7 @@ def test_claim__refuses_what_others_may_have_planted(tmp_path, how):
 
 def test_claim__refuses_the_folder_of_another_user(tmp_path, monkeypatch):
     claim(tmp_path / "mine")
-    monkeypatch.setattr(kernels.private.os, "getuid", lambda: STRANGER)
+    monkeypatch.setattr(private.os, "getuid", lambda: STRANGER)
     with pytest.raises(ValueError, match=f"expected a folder of user {STRANGER}|others may change"):
         claim(tmp_path / "mine")
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernels import reference, sample_key, uniform
+from knltrain.kernels import reference, sample_key, uniform
 
 
 def test_sample_key__equals_twin():

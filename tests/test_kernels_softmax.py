@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gradcheck import assert_close, assert_same_bits_with_threads, check_gradient, randn
 
-from kernels import rank_of_label, reference, softmax_cross_entropy
+from knltrain.kernels import rank_of_label, reference, softmax_cross_entropy
 
 
 def labels_of(images, classes):

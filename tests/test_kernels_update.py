@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from kernels import momentum_update, squared_norms
+from knltrain.kernels import momentum_update, squared_norms
 
 CHUNK = 1 << 16
 SIZES = [1, 3, 127, 129, 7 * 103, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 517]

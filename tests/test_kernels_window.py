@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from kernels import center_window, random_box, random_colors, random_window, sample_key, uniform
-from kernels.window import COMPONENTS, GRAY, JITTER, LIGHTING
+from knltrain.kernels import center_window, random_box, random_colors, random_window, sample_key, uniform
+from knltrain.kernels.window import COMPONENTS, GRAY, JITTER, LIGHTING
 
 SHAPES = ((20, 31), (16, 16), (200, 20), (8, 300), (1, 1), (375, 500))
 

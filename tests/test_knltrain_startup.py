@@ -6,9 +6,9 @@ import subprocess
 import pytest
 from tinyrun import train, write_recipe
 
-from kernels import cache_folder
 from knltrain import startup
 from knltrain.comm.communicator import Serial
+from knltrain.kernels import cache_folder
 from knltrain.report import read_log
 
 CACHE = cache_folder()
@@ -76,7 +76,7 @@ def test_start__compiles_again_for_another_recipe_or_processor_only(tmp_path, wa
     assert [command[-1] for command, _ in calls] == [str(recipe), "model.width=8"]
     recipe.write_text("another recipe")
     start()
-    monkeypatch.setattr("kernels.CPU", "another processor")
+    monkeypatch.setattr("knltrain.kernels.CPU", "another processor")
     start()
     assert len(calls) == 4
 

@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 
-from kernels import digest
 from knltrain.comm import WIRES, Exchange, world
+from knltrain.kernels import digest
 
 SIZE = 100_000
 

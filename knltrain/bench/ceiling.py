@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from kernels import ARCH, STREAM_UNIT, fma_peak, stream
+from knltrain.kernels import ARCH, STREAM_UNIT, fma_peak, stream
 
 from ..layers import Op, Pass, run
 from ..report import machine_facts

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from kernels import set_threads
+from knltrain.kernels import set_threads
 
 from ..comm import world
 from ..models.state import state

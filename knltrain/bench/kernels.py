@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels import set_threads
+from knltrain.kernels import set_threads
 
 from ..layers import CONVOLUTION, KINDS, Observer, Op
 from ..layers import run as run_op

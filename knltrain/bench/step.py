@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import numba
 
-from kernels import set_threads
+from knltrain.kernels import set_threads
 
 from ..layers import KINDS, Observer
 from .ceiling import Ceiling, clock, machine_line

@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 
-from kernels import reference
+from knltrain.kernels import reference
 
 from ..layers import Op
 

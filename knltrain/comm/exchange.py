@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from kernels import (
+from knltrain.kernels import (
     aligned_zeros,
     digest,
     meet_arrive,

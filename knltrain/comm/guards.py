@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from kernels import digest
+from knltrain.kernels import digest
 
 
 def compare_signatures(comm, facts: dict):

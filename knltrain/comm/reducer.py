@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from kernels import NORM_CHUNK, accumulate, aligned_zeros
+from knltrain.kernels import NORM_CHUNK, accumulate, aligned_zeros
 
 from ..arena import Parameter, Parameters
 from .buckets import Bucket, cut

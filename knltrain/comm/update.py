@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from kernels import NORM_CHUNK, combine_norms, squared_norm_chunks
+from knltrain.kernels import NORM_CHUNK, combine_norms, squared_norm_chunks
 
 from ..arena import Parameters
 

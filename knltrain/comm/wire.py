@@ -8,7 +8,7 @@ gradients travel so: what stands at the head of the block (loss, statistics) and
 
 import numpy as np
 
-from kernels import (
+from knltrain.kernels import (
     accumulate_bf16,
     accumulate_fp16,
     accumulate_serial,

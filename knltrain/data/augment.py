@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels import (
+from knltrain.kernels import (
     center_window,
     crop_normalize,
     mean_color,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels import aligned_zeros
+from knltrain.kernels import aligned_zeros
 
 from .augment import Augment
 from .decode import DecodeError

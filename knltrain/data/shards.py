@@ -27,7 +27,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from kernels import crc32c
+from knltrain.kernels import crc32c
 
 from ..hdf5 import Untrusted, attributes, opened, stored
 from ..keys import Rule

@@ -13,7 +13,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from kernels import claim
+from knltrain.kernels import claim
 
 STAGES = ("none", "local", "memory")
 MEMORY = Path("/dev/shm")

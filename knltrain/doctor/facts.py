@@ -7,7 +7,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from kernels import ARCH, THREADING_LAYER, cache_folder
+from knltrain.kernels import ARCH, THREADING_LAYER, cache_folder
 
 from ..report import machine_facts
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels import STREAM_UNIT, aligned_zeros, fma_peak, stream
+from knltrain.kernels import STREAM_UNIT, aligned_zeros, fma_peak, stream
 
 from ..data import DataSet
 from .facts import locking

@@ -5,7 +5,7 @@ the tensor y. `backward(program, dy)`, called in reverse order, appends to `prog
 of x. What may be left out, fused, or done in place is decided later, by whoever reads the lists.
 """
 
-from kernels import add_forward
+from knltrain.kernels import add_forward
 
 from .program import MEMORY, Op, Program, Tensor
 

@@ -2,7 +2,7 @@
 
 import math
 
-from kernels import (
+from knltrain.kernels import (
     bias_gradient,
     bias_gradient_workspace,
     conv2d_backward_input,

@@ -4,7 +4,7 @@ A fusion looks only at the tensors that ops share. Where it does not fit (a laye
 made, and the ops stay as they were declared.
 """
 
-from kernels import add_forward, batchnorm_forward, conv2d_backward_input, conv2d_forward, relu_forward
+from knltrain.kernels import add_forward, batchnorm_forward, conv2d_backward_input, conv2d_forward, relu_forward
 
 from .program import Op, Program, Tensor
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernels import rank_of_label, softmax_cross_entropy
+from knltrain.kernels import rank_of_label, softmax_cross_entropy
 
 from .program import MEMORY, Op, Program, Tensor
 

@@ -2,7 +2,7 @@
 
 import math
 
-from kernels import (
+from knltrain.kernels import (
     batchnorm_backward,
     batchnorm_forward,
     batchnorm_inference,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernels import dropout_backward, dropout_forward, relu_backward, relu_forward
+from knltrain.kernels import dropout_backward, dropout_forward, relu_backward, relu_forward
 
 from ..arena import name_key
 from .base import Layer

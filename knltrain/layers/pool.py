@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernels import (
+from knltrain.kernels import (
     avgpool_backward,
     avgpool_forward,
     global_avgpool_backward,

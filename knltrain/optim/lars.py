@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kernels import momentum_update, squared_norms
+from knltrain.kernels import momentum_update, squared_norms
 
 from ..arena import Parameter
 from ..layers import UPDATE, Observer, Op, run
