@@ -5,14 +5,11 @@ belongs to another run, 130 Ctrl-C, 141 nobody reads the output any more (no wor
 KNLTRAIN_DEBUG=1 shows the traceback of 2 too, which helps where NumPy raised a ValueError by our fault.
 """
 
-import argparse
-import difflib
 import sys
 from pathlib import Path
 
-from . import __version__
+from .arguments import parser
 from .errors import all_ranks, explain
-from .keys import Rule, shown
 from .text import printable
 
 # ---- commands: each imports what it needs, so that `knltrain --help` is instant; a result is the exit code ----------
@@ -240,248 +237,20 @@ def _assignment(text: str) -> tuple[str, object]:
     return key, toml_value(value)
 
 
-# ---- arguments -----------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and, for a misspelt command, the nearest one."""
-
-    commands = ()
-
-    def error(self, message):
-        self.exit(2, f"knltrain: error: {printable(message)}; try {self.prog} --help\n")
-
-    def parse_args(self, args=None, namespace=None):
-        first = next(iter(args), None)
-        if first is not None and not first.startswith("-") and first not in self.commands:
-            near = difflib.get_close_matches(first, self.commands, 1, 0.5)
-            expected = f"did you mean {near[0]!r}" if near else f"expected one of {', '.join(self.commands)}"
-            self.error(f"no command {first!r}; {expected}")
-        return super().parse_args(args, namespace)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="knltrain", description="Synchronous large-batch training on many CPU ranks.")
-    parser.add_argument("--version", action="version", version=f"knltrain {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    settings = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
-
-    train = commands.add_parser("train", help="train a recipe; under mpiexec on all its ranks")
-    train.add_argument("recipe", type=Path, help="TOML file that defines the experiment")
-    train.add_argument("--set", **settings, help="change one value of the recipe, as in optim.momentum=0.95")
-    train.add_argument("--resume", choices=["auto", "never"], default="never", help="auto: from the newest checkpoint")
-    train.add_argument("--run", type=Path, metavar="DIR", help="folder of this run (default runs/RECIPE)")
-    fault = {"action": "append", "default": [], "metavar": "FAULT"}
-    train.add_argument("--inject", **fault, help="suffer a fault, as in kill:rank=3@step=50 (knltrain/faults.py)")
-    progress = {"choices": ("auto", "bar", "lines", "none"), "default": "auto"}
-    train.add_argument("--progress", **progress, help="a redrawn line, plain lines, or none (auto: bar on a terminal)")
-    train.add_argument("--verbose", action="store_true", help="also where threads run and how gradients travel")
-    train.set_defaults(run_command=_train)
-
-    evaluate = commands.add_parser("evaluate", help="top-1 and top-5, every image once")
-    evaluate.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT")
-    evaluate.add_argument("--data", type=Path, metavar="DIR", help="shards or class folders (default: the recipe's)")
-    evaluate.add_argument("--set", **settings, help="change one value of the recipe, as in data.val_mirror=true")
-    evaluate.add_argument("--by-class", action="store_true", help="the accuracy of each class too")
-    evaluate.set_defaults(run_command=_evaluate)
-
-    pack = commands.add_parser("pack", help="picture files into HDF5 shards; under mpiexec on all its ranks")
-    pack.add_argument("src", type=Path, help="class folders or class tars, in a folder or in a tar")
-    pack.add_argument("out", type=Path)
-    pack.add_argument("--encoding", choices=["raw", "jpeg"], default="raw")
-    pack.add_argument(
-        "--size", type=_number(most=8192), default=256, help="pixels of the short side (raw: of the square)"
+COMMANDS = {
+    function.__name__.removeprefix("_"): function
+    for function in (
+        _train, _evaluate, _pack, _recipes, _predict, _sweep, _init, _verify, _shards, _describe, _demo, _warmup,
+        _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap, _doctor, _drill,
     )
-    pack.add_argument(
-        "--shard-bytes", type=_number(least=1, most=2**40), default=256 << 20, help="bytes per shard, about"
-    )
-    pack.add_argument("--max-bad", type=_count_or_share, default=0.01, help="bad files allowed: 5, or a share as 0.05")
-    pack.add_argument("--fit", choices=["crop", "warp"], default="crop", help="raw: centre square, or warped to it")
-    pack.add_argument("--classes-of", type=Path, metavar="DIR", help="label by the classes of these shards")
-    pack.add_argument("--empty-classes", choices=["drop", "keep"], default="drop", help="without a readable image")
-    pack.add_argument("--ground-truth", type=Path, metavar="FILE", help="class numbers of files without class folders")
-    pack.add_argument("--synsets", type=Path, metavar="FILE", help="lines `NUMBER CLASS` for --ground-truth")
-    pack.set_defaults(run_command=_pack)
-
-    init = commands.add_parser("init", help="write a recipe to begin with, annotated, for given shards")
-    init.add_argument("dir", type=Path, help="shards to train on")
-    init.add_argument("--val", type=Path, metavar="DIR", help="shards to evaluate on (default: `val` beside `train`)")
-    init.add_argument("--out", type=Path, default=Path("recipe.toml"), metavar="TOML", help="default recipe.toml")
-    init.set_defaults(run_command=_init)
-
-    verify = commands.add_parser("verify", help="read every row of a folder of shards and check all its checksums")
-    verify.add_argument("dir", type=Path)
-    verify.add_argument(
-        "--threads", type=_number(least=1, most=4096), help="readers (default: the cores of this process)"
-    )
-    verify.add_argument("--decode", action="store_true", help="decode every JPEG too")
-    verify.set_defaults(run_command=_verify)
-
-    shards = commands.add_parser("shards", help="what is in a folder of shards")
-    shards.add_argument("dir", type=Path)
-    shards.add_argument("--mean", type=Path, metavar="NPY", help="write the mean picture of raw shards instead")
-    shards.set_defaults(run_command=_shards)
-
-    describe = commands.add_parser("describe", help="table of a model's layers: shapes, parameters, multiply-adds")
-    describe.add_argument("model")
-    describe.add_argument("--set", **settings, help="argument of the model, as in width=16")
-    describe.set_defaults(run_command=_describe)
-
-    demo = commands.add_parser("demo", help="the whole path on pictures drawn here, in a few minutes")
-    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
-    demo.add_argument("--ranks", type=_number(least=1, most=64), default=2)
-    demo.add_argument("--fresh", action="store_true", help="draw and pack the pictures again")
-    demo.set_defaults(run_command=_demo)
-
-    warmup = commands.add_parser("warmup", help="compile ahead what a recipe needs: once per kind of node")
-    warmup.add_argument("recipe", type=Path)
-    warmup.add_argument("--set", **settings, help="as for train")
-    warmup.set_defaults(run_command=_warmup)
-
-    bench = commands.add_parser("bench", help="measure the kernels or the whole step, beside what the machine can do")
-    what = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
-    texts = {
-        "kernels": "every distinct kernel call of a step",
-        "step": "the whole step",
-        "checkpoint": "what a checkpoint written beside training costs",
-    }
-    for name, text in texts.items():
-        one = what.add_parser(name, help=text)
-        one.add_argument("--model", default="resnet50", help="as in describe (default resnet50)")
-        one.add_argument(
-            "--slot-batch", type=_number(least=1, most=2**16), default=32, metavar="B", help="images (default 32)"
-        )
-        one.add_argument("--threads", type=_number(most=4096), default=0, metavar="T", help="default: all cores")
-        one.add_argument("--set", **settings, help="argument of the model, as in width=16")
-        one.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
-        one.set_defaults(run_command=_bench)
-        if name == "kernels":
-            kinds = ["forward", "backward_input", "backward_weight", "memory", "packing", "update"]
-            one.add_argument("--pass", dest="passes", nargs="+", choices=kinds, default=(), help="only these")
-            one.add_argument("--layer", dest="layers", nargs="+", default=(), metavar="NAME", help="only these")
-            one.add_argument("--plot", type=Path, metavar="PNG", help="draw the roofline")
-        elif name == "checkpoint":
-            one.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="on whose disk (default: here)")
-        else:
-            kinds = [f"{a}-{b}" for b in ("eager", "compiled") for a in ("contiguous", "channels_last")]
-            one.add_argument("--against", choices=["torch"], help="PyTorch, in turn with ours, in its own process")
-            one.add_argument("--configurations", nargs="+", choices=kinds, default=kinds, help="of PyTorch (all)")
-
-    data = what.add_parser("data", help="the loader alone, beside the decoder library alone")
-    data.add_argument("dirs", type=Path, nargs="*", metavar="DIR", help="shards (default: photos drawn here)")
-    data.add_argument("--augmentation", nargs="+", metavar="LEVEL", default=(), help="only these (default: all)")
-    data.add_argument(
-        "--threads",
-        type=_number(least=1, most=4096),
-        nargs="+",
-        metavar="T",
-        default=(),
-        help="default: 1, and all cores",
-    )
-    data.add_argument("--crop", type=_number(least=1, most=8192), default=224, help="pixels (default 224)")
-    data.add_argument(
-        "--seconds", type=_number(float, above=0, most=3600), default=2.0, help="of each measurement (default 2)"
-    )
-    data.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
-    data.set_defaults(run_command=_bench_data)
-
-    feed = what.add_parser("feed", help="packing against a bare loop, a fed step against a synthetic one")
-    feed.add_argument("against", choices=["pack", "step", "index"])
-    feed.add_argument("path", type=Path, help="pack: pictures; step: shards; index: a folder to make 1,024 shards in")
-    feed.add_argument("--ranks", type=_number(least=1, most=4096), default=2, help="of pack (default 2)")
-    feed.add_argument("--model", default="alexnet_bn", help="of step (default alexnet_bn)")
-    feed.set_defaults(run_command=_bench_feed)
-
-    allreduce = what.add_parser("allreduce", help="sums over ranks beside MPI's own; under mpiexec")
-    allreduce.add_argument(
-        "--sizes", type=_number(least=1, most=2**40), nargs="+", metavar="BYTES", help="default 1 KB to 256 MB"
-    )
-    allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all that fit the ranks")
-    allreduce.add_argument("--wires", nargs="+", metavar="NAME", help="default: fp32 bf16 fp16")
-    allreduce.add_argument("--nodes", type=_number(most=2**16), default=0, help="pretend so many nodes on one machine")
-    allreduce.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
-    allreduce.set_defaults(run_command=_bench_allreduce)
-
-    overlap = what.add_parser("overlap", help="how much of the exchange hides behind backward; under mpiexec")
-    overlap.add_argument("--model", default="resnet50", help="as in describe (default resnet50)")
-    overlap.add_argument(
-        "--slot-batch", type=_number(least=1, most=2**16), default=8, metavar="B", help="images a rank (default 8)"
-    )
-    overlap.add_argument("--set", **settings, help="argument of the model, as in width=16")
-    overlap.add_argument(
-        "--delay", type=_number(float, most=1000), default=0.6, help="of a pretended wire, as a share of backward (0.6)"
-    )
-    overlap.add_argument(
-        "--bucket-bytes", type=_number(most=2**31 - 1), default=0, help="default: chosen by measuring, as in training"
-    )
-    overlap.add_argument("--algorithm", default="auto", help="as comm.algorithm (default auto)")
-    overlap.add_argument("--wire", default="fp32", help="as comm.wire (default fp32)")
-    overlap.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
-    overlap.set_defaults(run_command=_bench_overlap)
-
-    recipes = commands.add_parser("recipes", help="the published recipes, which train takes by name")
-    recipes.set_defaults(run_command=_recipes)
-
-    predict = commands.add_parser("predict", help="the most probable classes of picture files")
-    predict.add_argument("path", type=Path, metavar="RUN_OR_FILE")
-    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files, and folders of them")
-    predict.add_argument("--top", type=int, default=5, metavar="N", help="classes of each (default 5)")
-    predict.add_argument("--json", action="store_true", help="an object a line")
-    predict.set_defaults(run_command=_predict)
-
-    sweep = commands.add_parser("sweep", help="remove what killed runs left in /dev/shm and /tmp of this node")
-    sweep.set_defaults(run_command=_sweep)
-
-    doctor = commands.add_parser("doctor", help="what is wrong with these nodes; alone, under mpiexec or srun")
-    doctor.add_argument("--data", type=Path, metavar="DIR", help="shards to look into")
-    doctor.add_argument("--json", action="store_true", help="one object in place of the table")
-    doctor.set_defaults(run_command=_doctor)
-
-    drill = commands.add_parser("drill", help="break small trainings in every way, on this site's MPI")
-    drill.add_argument("--out", type=Path, default=Path("drill"), metavar="DIR", help="a new folder")
-    drill.add_argument("--ranks", type=_number(least=1, most=4096), default=4)
-    drill.add_argument(
-        "--count", type=_number(least=1), default=9, help="drills; one of each kind first, then random ones"
-    )
-    drill.add_argument("--seed", type=_number(most=2**63 - 1), default=0, help="of the random ranks and steps")
-    drill.add_argument("--kind", action="append", default=[], help="only this kind of fault; may be repeated")
-    drill.add_argument("--launcher", help="as in 'srun -n {ranks}'; default: this environment's mpiexec -n {ranks}")
-    drill.set_defaults(run_command=_drill)
-
-    parser.commands = tuple(commands.choices)
-    return parser
-
-
-def _number(kind=int, **bounds):
-    """The type of an option that takes a number; bounds as in Rule."""
-    rule = Rule("", kind, **bounds)
-
-    def read(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = text
-        if rule.expected(value):
-            raise argparse.ArgumentTypeError(f"found {shown(text)}, expected {rule.expected(value)}")
-        return value
-
-    return read
-
-
-def _count_or_share(text: str) -> int | float:
-    """`5` is five files, `0.05` and `1.0` are shares."""
-    try:
-        return _number()(text) if text.isdecimal() else _number(float, most=1)(text)
-    except argparse.ArgumentTypeError:
-        expected = "a count such as 5, or a share from 0.0 to 1.0"
-        raise argparse.ArgumentTypeError(f"found {shown(text)}, expected {expected}") from None
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(sys.argv[1:] if argv is None else argv)
     try:
-        code = args.run_command(args) or 0
+        code = COMMANDS[args.run_command](args) or 0
         sys.stdout.flush()
         return code
     except (Exception, KeyboardInterrupt) as error:

@@ -9,7 +9,7 @@ import numpy as np
 import tinyrun
 from fuzz import Case, Kind, refused
 
-from knltrain.cli import _parser
+from knltrain.arguments import parser
 from knltrain.config import rules
 from knltrain.models import FAMILIES
 
@@ -109,7 +109,7 @@ def _options():
                 given = [(a.choices or ["nowhere"])[0] for a in places if not isinstance(a, argparse._SubParsersAction)]
                 yield [*words, *given], action.option_strings[0]
 
-    return list(walk(_parser(), []))
+    return list(walk(parser(), []))
 
 
 def option(random, folder):

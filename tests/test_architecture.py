@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "knltrain.restart": {"knltrain.background", "knltrain.checkpoint", "knltrain.keys", "knltrain.models", "numpy"},
     "knltrain.lifecycle": {"knltrain.lock", "knltrain.whole"},
     "knltrain.keys": set(),
+    "knltrain.arguments": {"knltrain", "knltrain.keys", "knltrain.text"},
     "knltrain.text": set(),
     "knltrain.errors": {"knltrain.text"},
     "knltrain.hdf5": {"knltrain.keys", "numpy", "h5py"},

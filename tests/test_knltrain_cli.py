@@ -7,7 +7,7 @@ import sys
 import pytest
 from mpirun import run_mpi
 
-from knltrain import __version__, cli
+from knltrain import __version__, arguments, cli
 from knltrain.checkpoint import CheckpointError
 from knltrain.comm import communicator
 
@@ -28,7 +28,7 @@ def command(*arguments):
 
 def run_with(monkeypatch, function):
     """Exit code of `knltrain describe x` when describing is `function`."""
-    monkeypatch.setattr(cli, "_describe", lambda args: function())
+    monkeypatch.setitem(cli.COMMANDS, "describe", lambda args: function())
     return cli.main(["describe", "x"])
 
 
@@ -155,7 +155,7 @@ def test_max_bad__explains_a_wrong_value(value, capsys):
 
 
 def test_max_bad__tells_counts_from_shares():
-    values = [cli._count_or_share(text) for text in ("1", "1.0", "0", "0.05")]
+    values = [arguments._count_or_share(text) for text in ("1", "1.0", "0", "0.05")]
     assert values == [1, 1.0, 0, 0.05] and [type(value) for value in values] == [int, float, int, float]
 
 
