@@ -20,7 +20,7 @@ def mpiexec() -> str:
         pytest.skip(str(error))
 
 
-def run_mpi(ranks: int, *arguments: str, threads: int = 1, timeout: float = 120, launcher=(), before=(), **environment):
+def run_mpi(ranks: int, *arguments: str, threads: int = 1, timeout: float = 300, launcher=(), before=(), **environment):
     """CompletedProcess of `python ARGUMENTS` on `ranks` ranks; text output, never raises on a bad exit.
 
     launcher: more options of mpiexec. before: a command that runs it all, as `nice`.
