@@ -62,6 +62,13 @@ class Statistic:
         return math.prod(self.shape)
 
 
+class GradientBlock:
+    """The gradients of a rank, `mine`, and where their sums over all slots and ranks come to stand, `total`."""
+
+    def __init__(self, mine: np.ndarray, total: np.ndarray):
+        self.mine, self.total = mine, total
+
+
 SCALARS = ("loss", "correct", "stop", "save")  # summed over slots with the gradients
 
 
@@ -101,14 +108,16 @@ class Parameters:
         """Of the gradient block alone."""
         return sum(self._lengths()) * FLOAT
 
-    def allocate(self, seed: int, gradient_memory: Callable[[int], np.ndarray] | None = None):
+    def allocate(self, seed: int, gradient_block: Callable[[int], GradientBlock] | None = None):
         """Make the blocks and fill the values: each tensor from its own generator, keyed by (seed, name).
 
-        gradient_memory: floats → zeros for the gradient block, where ranks of a node want to see each other's.
+        gradient_block: floats → a block of zeros, where gradients are summed over ranks.
         """
         head, total = self._lengths()
         self.value, self.momentum, self.running = (aligned_zeros(n) for n in (total, total, head))
-        self.gradient = (gradient_memory or aligned_zeros)(head + total)
+        make = gradient_block or (lambda floats: GradientBlock(*[aligned_zeros(floats)] * 2))
+        self.block = make(head + total)
+        self.gradient = self.block.mine
         self.scalars = self.gradient[: len(SCALARS)]
         offset = _padded(len(SCALARS))
         for statistic in self.statistics:
@@ -121,7 +130,7 @@ class Parameters:
         for p in self.parameters:
             here = slice(start, start + p.size)
             p.w, p.v = self.value[here].reshape(p.shape), self.momentum[here].reshape(p.shape)
-            p.dw = self.gradient[head:][here].reshape(p.shape)
+            p.dw, p.total = (block[head:][here].reshape(p.shape) for block in (self.gradient, self.block.total))
             p.w[...] = p.init(np.random.Generator(np.random.Philox(key=[seed, name_key(p.name)])))
             start += _padded(p.size)
         self.head = head

@@ -12,7 +12,7 @@ from knltrain.kernels import ARCH
 from . import __version__
 from .checkpoint import load_run
 from .comm import (
-    Exchange,
+    Links,
     Reducer,
     ShardedUpdate,
     Update,
@@ -105,10 +105,10 @@ def network_facts(recipe: Recipe, class_names: list[str], encoding: str, size: i
     return facts | {f"data.{key}": value for key, value in dataclasses.asdict(d).items() if key in PREPROCESSING}
 
 
-def make_exchange(recipe: Recipe, comm) -> Exchange:
-    """The sum over all ranks, by the recipe's algorithm."""
+def make_links(recipe: Recipe, comm) -> Links:
+    """Who talks to whom, by the recipe's algorithm."""
     c = recipe.comm
-    return Exchange(comm, c.algorithm, c.wire, c.pretended_nodes, c.pretended_bandwidth)
+    return Links(comm, c.algorithm, c.wire, c.pretended_nodes, c.pretended_bandwidth)
 
 
 def watch_ranks(recipe: Recipe, data: DataSet, comm, last_words=lambda: "") -> Watch:
@@ -119,7 +119,7 @@ def watch_ranks(recipe: Recipe, data: DataSet, comm, last_words=lambda: "") -> W
 
 
 def make_model(
-    recipe: Recipe, classes: int, slots: int = 0, ranks_on_node: int = 1, gradient_memory=None, layers=None
+    recipe: Recipe, classes: int, slots: int = 0, ranks_on_node: int = 1, gradient_block=None, layers=None
 ) -> Model:
     """The recipe's network, planned and initialised; slots: how many this rank trains, 0 for evaluation only.
 
@@ -136,7 +136,7 @@ def make_model(
         train=slots > 0,
         ranks_on_node=ranks_on_node,
         gradient_copies=waiting_sums(slots) if slots else 0,
-        gradient_memory=gradient_memory,
+        gradient_block=gradient_block,
     )
 
 
@@ -177,11 +177,11 @@ def make_optimizer(recipe: Recipe, model: Model) -> Lars:
     return Lars(model.parameters.parameters, **options)
 
 
-def make_reducer(recipe: Recipe, model: Model, exchange: Exchange, slots: range, watch) -> Reducer:
+def make_reducer(recipe: Recipe, model: Model, slots: range, watch) -> Reducer:
     """The sum of gradients over this rank's slots and all ranks."""
     c = recipe.comm
     how = (c.bucket_bytes, c.cut_before, c.overlap, c.shard_update)
-    return Reducer(model.parameters, exchange, len(slots), *how, watch)
+    return Reducer(model.parameters, model.parameters.block, len(slots), *how, watch)
 
 
 def make_update(model: Model, optimizer: Lars, reducer: Reducer) -> Update:

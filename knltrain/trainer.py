@@ -7,17 +7,18 @@ Whoever wants to know, or to interfere, is an observer.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 
 from knltrain.kernels import sample_key
 
-from .comm import Reducer, Update
+from .comm import Reducer, Update, make_block
 from .config import Recipe, derive
 from .data import Loader
 from .experiment import (
     begin_with,
-    make_exchange,
+    make_links,
     make_loader,
     make_model,
     make_optimizer,
@@ -61,8 +62,8 @@ class Trainer:
     def of(cls, recipe: Recipe, data, comm, placement, watch=None, layers=None, observers=()) -> "Trainer":
         """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's."""
         derived = derive(recipe, len(data))
-        slots, exchange = own_slots(derived.slots, comm), make_exchange(recipe, comm)
-        where = (placement.ranks_on_node, exchange.allocate)
+        slots = own_slots(derived.slots, comm)
+        where = (placement.ranks_on_node, partial(make_block, make_links(recipe, comm)))
         model = make_model(recipe, len(data.class_names), len(slots), *where, layers)
         begun = []
         if recipe.model.weights:
@@ -72,7 +73,7 @@ class Trainer:
         optimizer = make_optimizer(recipe, model)
         optimizer.check_start(*(learning_rate(early, **derived.schedule) for early in (0, 1)))
         with placement.on("communication"):
-            reducer = make_reducer(recipe, model, exchange, slots, watch)
+            reducer = make_reducer(recipe, model, slots, watch)
         with placement.on("readers"):
             loader = make_loader(recipe, derived, data, slots)
         made = cls(

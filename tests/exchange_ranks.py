@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from knltrain.comm import Exchange, world
+from knltrain.comm import Links, make_block, world
 
 
 def numbers(rank: int, size: int) -> np.ndarray:
@@ -18,28 +18,27 @@ def numbers(rank: int, size: int) -> np.ndarray:
 
 
 def check(comm, algorithm, wire, nodes, sizes):
-    exchange = Exchange(comm, algorithm, wire, nodes)
-    mine = exchange.allocate(max(sizes))
-    same = "allreduce"
+    block = make_block(Links(comm, algorithm, wire, nodes), max(sizes))
+    mine, same = block.mine, "allreduce"
     for size in sizes:
         expected = sum(numbers(rank, size) for rank in range(comm.size))
         mine[:size] = numbers(comm.rank, size)
-        exchange.allreduce(0, size)
-        if not np.array_equal(exchange.total[:size], expected):
+        block.allreduce(0, size)
+        if not np.array_equal(block.total[:size], expected):
             raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: {same} is wrong on rank {comm.rank}")
-        exchange.release()
+        block.release()
         if algorithm in ("mpi", "doubling", "tree"):
             continue
         mine[:size] = numbers(comm.rank, size)
-        part = exchange.part(0, size)
-        exchange.reduce_scatter(0, size)
-        if not np.array_equal(exchange.total[part], expected[part]):
+        part = block.part(0, size)
+        block.reduce_scatter(0, size)
+        if not np.array_equal(block.total[part], expected[part]):
             raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: reduce_scatter is wrong on rank {comm.rank}")
-        exchange.total[part] *= np.float32(1.1)  # as an update would, to numbers that do not fit into 16 bits
-        exchange.allgather(0, size)
-        if not np.array_equal(exchange.total[:size], expected * np.float32(1.1)):
+        block.total[part] *= np.float32(1.1)  # as an update would, to numbers that do not fit into 16 bits
+        block.allgather(0, size)
+        if not np.array_equal(block.total[:size], expected * np.float32(1.1)):
             raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: allgather is wrong on rank {comm.rank}")
-        exchange.release()
+        block.release()
         covered = sum(comm.gather(part.stop - part.start))
         if covered != size:
             raise RuntimeError(f"{algorithm} {wire} {nodes} {size}: parts cover {covered} floats")
@@ -47,20 +46,20 @@ def check(comm, algorithm, wire, nodes, sizes):
 
 def check_in_a_row(comm, algorithm, wire, nodes):
     """Slices of all sizes one after the other, as buckets are, by ranks that are late in turn."""
-    exchange = Exchange(comm, algorithm, wire, nodes)
     sizes = [16, 48, 5000, 16, 40_000, 1, 30, 16] * 2
-    mine = exchange.allocate(sum(sizes))
+    block = make_block(Links(comm, algorithm, wire, nodes), sum(sizes))
+    mine = block.mine
     for round_ in range(2):
         mine[:] = numbers(comm.rank + round_, mine.size)
         start = 0
         for i, size in enumerate(sizes):
             time.sleep(1e-3 * (i % comm.size == comm.rank))
-            exchange.allreduce(start, start + size)
+            block.allreduce(start, start + size)
             start += size
         expected = sum(numbers(rank + round_, mine.size) for rank in range(comm.size))
-        if not np.array_equal(exchange.total, expected):
+        if not np.array_equal(block.total, expected):
             raise RuntimeError(f"{algorithm} {wire} {nodes}: slices in a row are wrong on rank {comm.rank}")
-        exchange.release()
+        block.release()
 
 
 if __name__ == "__main__":

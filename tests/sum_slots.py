@@ -2,11 +2,12 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 
 from knltrain.arena import Parameter, Parameters, Statistic
-from knltrain.comm import Exchange, Reducer, world
+from knltrain.comm import Links, Reducer, make_block, world
 
 
 def slot_gradient(slot: int, size: int) -> np.ndarray:
@@ -16,16 +17,15 @@ def slot_gradient(slot: int, size: int) -> np.ndarray:
 
 
 def sum_slots(comm, slots: int, bucket_bytes: int, steps: int = 2, **options) -> np.ndarray:
-    """The sums after `steps` steps over `slots` slots, of which this rank runs its share; options: of Exchange."""
+    """The sums after `steps` steps over `slots` slots, of which this rank runs its share; options: of Links."""
     parameters = Parameters()
     for name, shape in (("a", (3, 5)), ("b", (700,)), ("c", (1,)), ("d", (33, 7))):
         parameters.add(Parameter(name, shape, lambda rng, shape=shape: np.zeros(shape, np.float32)))
     parameters.add(Statistic("mean", (17,), 0.0, 0.9))
     overlap = options.pop("overlap", True)
-    exchange = Exchange(comm, **options)
-    parameters.allocate(0, exchange.allocate)
+    parameters.allocate(0, partial(make_block, Links(comm, **options)))
     share = slots // comm.size
-    reducer = Reducer(parameters, exchange, share, bucket_bytes, overlap=overlap)
+    reducer = Reducer(parameters, parameters.block, share, bucket_bytes, overlap=overlap)
     for _ in range(steps):
         for slot in range(comm.rank * share, (comm.rank + 1) * share):
             parameters.gradient[:] = slot_gradient(slot, parameters.gradient.size)
@@ -35,7 +35,7 @@ def sum_slots(comm, slots: int, bucket_bytes: int, steps: int = 2, **options) ->
         total = np.zeros(parameters.gradient.size, np.float32)  # filled by name: the padding in between stays zero
         for parameter in reducer.reduced():
             here = parameters.gradient_slice(parameter)
-            total[here] = exchange.total[here]
+            total[here] = parameters.block.total[here]
         total[: parameters.head] = parameters.gradient[: parameters.head]
     reducer.close()
     return total

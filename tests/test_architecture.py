@@ -49,8 +49,8 @@ MAY_IMPORT = {
     "knltrain.plots": {"numpy", "matplotlib"},
     "knltrain.bench": {
         "knltrain.kernels", "knltrain.arena", "knltrain.comm", "knltrain.data", "knltrain.layers", "knltrain.models",
-        "knltrain.optim", "knltrain.demo", "knltrain.plots", "knltrain.report", "knltrain.restart", "numba", "numpy",
-        "torch", "PIL", "simplejpeg",
+        "knltrain.optim", "knltrain.demo", "knltrain.plots", "knltrain.report", "knltrain.restart", "knltrain.trainer",
+        "numba", "numpy", "torch", "PIL", "simplejpeg",
     },
     "knltrain": set(),
 }

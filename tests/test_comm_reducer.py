@@ -1,13 +1,14 @@
 """The sum over slots: one binary tree, the same bits on 1, 2, 4 and 8 ranks and with any bucket size."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from mpirun import ROOT, run_mpi
 from sum_slots import slot_gradient, sum_slots
 
-from knltrain.comm import Exchange, Reducer, allowed_ranks
+from knltrain.comm import Links, Reducer, allowed_ranks, make_block
 from knltrain.comm.communicator import Serial
 
 SIZE = 32 + 16 + 704 + 16 + 240 + 16  # scalars, statistic and tensors, padded to cache lines
@@ -69,10 +70,9 @@ def test_reducer__refuses_to_end_a_slot_with_gradients_missing():
 
     parameters = Parameters()
     parameters.add(Parameter("w", (3,), lambda rng: np.zeros(3, np.float32)))
-    exchange = Exchange(Serial())
-    parameters.allocate(0, exchange.allocate)
+    parameters.allocate(0, partial(make_block, Links(Serial())))
     with pytest.raises(RuntimeError, match="gradients of w"):
-        Reducer(parameters, exchange, 1, 64).end_slot()
+        Reducer(parameters, parameters.block, 1, 64).end_slot()
 
 
 def test_allowed_ranks__are_the_powers_of_two_that_divide_the_slots():

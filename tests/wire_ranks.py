@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from knltrain.comm import WIRES, Exchange, world
+from knltrain.comm import WIRES, Links, make_block, world
 from knltrain.kernels import digest
 
 SIZE = 100_000
@@ -21,20 +21,20 @@ if __name__ == "__main__":
     size = np.sum(np.abs(numbers), axis=0)
     result = {}
     for wire in WIRES:
-        exchange = Exchange(comm, algorithm, wire, nodes)
-        exchange.allocate(SIZE)[:] = numbers[comm.rank]
+        block = make_block(Links(comm, algorithm, wire, nodes), SIZE)
+        block.mine[:] = numbers[comm.rank]
         before = comm.sent_bytes
-        exchange.allreduce(0, SIZE)
+        block.allreduce(0, SIZE)
         sent = comm.sent_bytes - before
-        error = np.abs(exchange.total - exact) / size
-        whole = digest(exchange.total)
+        error = np.abs(block.total - exact) / size
+        whole = digest(block.total)
         if len(set(comm.gather(whole))) != 1:
             raise RuntimeError(f"{wire}: ranks disagree")
-        exchange.mine[:] = numbers[comm.rank]
-        exchange.release()
+        block.mine[:] = numbers[comm.rank]
+        block.release()
         for start in range(0, SIZE, 30_000):  # in other buckets
-            exchange.allreduce(start, min(SIZE, start + 30_000))
-        in_buckets = digest(exchange.total)
+            block.allreduce(start, min(SIZE, start + 30_000))
+        in_buckets = digest(block.total)
         result[wire] = [sent, float(error.max()), float(error.mean()), whole == in_buckets]
         comm.barrier()
     if comm.rank == 0:

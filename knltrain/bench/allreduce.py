@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from ..comm import ALGORITHMS, WIRES, Exchange, fit, measure, predicted
+from ..comm import ALGORITHMS, WIRES, Links, fit, make_block, measure, predicted
 
 SIZES = tuple(1 << k for k in range(10, 29, 2))  # bytes
 ROUNDS = 5
@@ -27,71 +27,69 @@ def run(comm, sizes=None, algorithms=None, wires=None, pretended_nodes=0, as_jso
     sizes = sorted(sizes or SIZES)
     if sizes[0] < 4 or any(size % 4 for size in sizes):
         raise ValueError(f"--sizes {' '.join(map(str, sizes))}: expected multiples of 4 bytes, a float32")
-    exchanges = _exchanges(comm, sizes[-1] // 4, algorithms, wires, pretended_nodes)
-    for exchange in exchanges.values():
+    blocks = _blocks(comm, sizes[-1] // 4, algorithms, wires, pretended_nodes)
+    for block in blocks.values():
         for size in sizes:
-            _check(comm, exchange, size // 4)
-    rows = [row for size in sizes for row in _measure(comm, exchanges, size)]
+            _check(comm, block, size // 4)
+    rows = [row for size in sizes for row in _measure(comm, blocks, size)]
     copy = _copy_bandwidth(comm)
     link = fit(measure(lambda n: _step(comm, n), LINK_SIZES, comm.gather))
     if comm.rank:
         return
-    topology = next(iter(exchanges.values())).topology
+    links = next(iter(blocks.values())).links
     for row in rows:
-        if len(topology.nodes) == 1 and row["algorithm"] in ("auto", "hierarchical"):
+        if len(links.nodes) == 1 and row["algorithm"] in ("auto", "hierarchical"):
             row["share_of_copy_limit"] = (comm.size + 1) * row["bytes"] / copy / row["seconds"]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    print(f"{comm.library}, {topology}; copying moves {copy / 1e9:.1f} GB/s (read + written, all ranks at once)")
+    print(f"{comm.library}, {links}; copying moves {copy / 1e9:.1f} GB/s (read + written, all ranks at once)")
     print(_table(rows))
     print(_forecast(rows, link))
 
 
-def _exchanges(comm, floats, algorithms, wires, nodes) -> dict:
-    """(algorithm, wire) → Exchange, all in the same memory. Left out is what cannot work here, unless asked for."""
+def _blocks(comm, floats, algorithms, wires, nodes) -> dict:
+    """(algorithm, wire) → a block, all in the same memory. Left out is what cannot work here, unless asked for."""
     chosen = {}
-    first = Exchange(comm, "hierarchical", pretended_nodes=nodes)
-    first.allocate(floats)
+    first = make_block(Links(comm, "hierarchical", pretended_nodes=nodes), floats)
     for algorithm in algorithms or ALGORITHMS:
         for wire in wires or WIRES:
             try:
-                exchange = Exchange(comm, algorithm, wire, nodes)
-                exchange.allocate(floats, of=first)
+                block = make_block(Links(comm, algorithm, wire, nodes), floats, of=first)
             except ValueError:
                 if algorithms and wires:
                     raise
                 continue
-            inside_only = exchange.algorithm == "hierarchical" and len(exchange.topology.nodes) == 1
+            inside_only = block.blocks is not None and len(block.links.nodes) == 1
             if algorithm != "mpi" and not (inside_only and wire != "fp32"):  # nothing travels there
-                chosen[algorithm, wire] = exchange
+                chosen[algorithm, wire] = block
     return chosen
 
 
-def _check(comm, exchange, floats):
+def _check(comm, block, floats):
     """Zeros and 2^-5: their sum over up to 256 ranks is exact in every format and every order."""
     here, one = np.arange(floats), np.float32(2.0**-5)
     expected = sum(((here + rank) % 3 == 0) * one for rank in range(comm.size))
-    exchange.mine[:floats] = ((here + comm.rank) % 3 == 0) * one
+    block.mine[:floats] = ((here + comm.rank) % 3 == 0) * one
     comm.barrier()
-    exchange.allreduce(0, floats)
-    right = bool(np.array_equal(exchange.total[:floats], expected))
+    block.allreduce(0, floats)
+    right = bool(np.array_equal(block.total[:floats], expected))
     comm.barrier()
     if not all(comm.gather(right)):
-        raise RuntimeError(f"{exchange} in {exchange.wire.name} gave a wrong sum of {4 * floats} bytes")
+        raise RuntimeError(f"{block} in {block.links.wire.name} gave a wrong sum of {4 * floats} bytes")
 
 
-def _measure(comm, exchanges, size) -> list[dict]:
-    """One row for MPI's two ways and each exchange."""
+def _measure(comm, blocks, size) -> list[dict]:
+    """One row for MPI's two ways and each block."""
     floats = size // 4
     vector = np.zeros(floats, np.float32)
     calls = {
         ("mpi", "fp32"): lambda: comm.sum(vector),
         ("mpi nonblocking", "fp32"): lambda: comm.sum(vector, blocking=False),
     }
-    for key, exchange in exchanges.items():
-        exchange.mine[:floats] = 0  # sums of zeros stay zeros, however often
-        calls[key] = lambda exchange=exchange: exchange.allreduce(0, floats)
+    for key, block in blocks.items():
+        block.mine[:floats] = 0  # sums of zeros stay zeros, however often
+        calls[key] = lambda block=block: block.allreduce(0, floats)
     repeats = {key: _repeats(comm, call) for key, call in calls.items()}
     times = {key: [] for key in calls}
     for _ in range(ROUNDS):

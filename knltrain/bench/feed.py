@@ -75,22 +75,13 @@ def _bare(entries, threads):
 def step(folder: Path, model: str) -> float:
     """Images per second of a training step on shards and on one batch in memory, in turn; median of their ratios."""
     work = Workload(model, SLOT_BATCH)
-    data, crop = DataSet(folder), work.images.shape[1]
-    fixed_images, fixed_labels = work.images, work.labels
+    data, crop, classes = DataSet(folder), work.batch.images.shape[1], work.model.logits.shape[1]
     order = Order(len(data), data.page_rows, 1, SLOT_BATCH, seed=0)
     augment = Augment("crop_flip", crop, (122.7, 116.7, 104.0), (256, 256, 256), short_side=0 if data.size else 256)
     ratios, rates = [], []
     with Loader(data, order, augment, slots=range(1)) as loader:
-
-        def fed():
-            batch = next(loader)
-            work.images, work.labels = batch.images, batch.labels % work.model.logits.shape[1]
-            work.step()
-
-        def synthetic():
-            work.images, work.labels = fixed_images, fixed_labels
-            work.step()
-
+        synthetic = work.step
+        fed = work.like(batch._replace(labels=batch.labels % classes) for batch in loader).step
         for warm in (fed, synthetic, fed):
             warm()
         stall = loader.stall_seconds

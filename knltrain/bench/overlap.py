@@ -8,12 +8,13 @@ hidden is the share of the exchange's time in which nobody waited for it, on the
 import json
 import statistics
 import time
+from contextlib import ExitStack, closing
 
 import numpy as np
 
-from ..comm import Exchange, Reducer, Update
+from ..comm import Links, Reducer, make_block
 from .ceiling import machine_line
-from .workload import LEARNING_RATE, Workload
+from .workload import Workload
 
 TURNS = 7
 TURN_S = 0.2  # of each way in a turn, at least one step
@@ -29,93 +30,66 @@ def run(comm, model, slot_batch, options=None, delay=0.6, bucket_bytes=0, algori
         raise ValueError("found one rank; expected several: mpiexec -n 2 knltrain bench overlap")
     if delay < 0:
         raise ValueError(f"found --delay {delay}, expected a share of the backward pass, 0 or more")
-    exchange = Exchange(comm, algorithm, wire)
-    ways = _Ways(Workload(model, slot_batch, options, exchange.allocate), exchange, bucket_bytes)
-    try:
-        record = _measure(comm, ways, delay)
-    finally:
-        ways.close()
+    work = Workload(model, slot_batch, options, Links(comm, algorithm, wire))
+    record = _measure(comm, work, bucket_bytes, delay, lambda bandwidth: Links(comm, algorithm, wire, 0, bandwidth))
     record |= {"model": model, "slot_batch": slot_batch, "ranks": comm.size, "wire": wire}
-    record |= {"gradient_bytes": ways.bytes, "bucket_bytes": ways.hidden.bucket_bytes, "exchange": str(exchange)}
+    record |= {"gradient_bytes": work.model.parameters.gradient_bytes, "exchange": str(work.model.parameters.block)}
     if comm.rank == 0:
         print(json.dumps(record, indent=1) if as_json else _table(record))
 
 
-class _Ways:
-    """The step of a workload with and without an exchange; all ways share weights, gradients and buckets."""
+def _measure(comm, work, bucket_bytes, delay, links) -> dict:
+    """All ways share weights, gradients and buckets. links: bytes/s of a pretended wire → who sums over it."""
+    parameters = work.model.parameters
 
-    def __init__(self, work, exchange, bucket_bytes):
-        self.work, self.exchange = work, exchange
-        self.parameters = parameters = work.model.parameters
-        self.hidden = Reducer(parameters, exchange, 1, bucket_bytes)
-        self.between = Reducer(parameters, exchange, 1, self.hidden.bucket_bytes, overlap=False)
-        self.bytes = 4 * parameters.gradient.size
-        self.exposed = self.unseen = 0.0  # seconds of exchange since somebody set them to 0
+    with ExitStack() as stack:
 
-    def alone(self) -> float:
-        """A step that exchanges nothing; returns the seconds of its backward pass."""
-        self.work.begin_step()
-        begin = time.perf_counter()
-        self.work.model.backward()
-        seconds = time.perf_counter() - begin
-        self.work.end_step()
-        return seconds
+        def exchanging(block, bucket_bytes, overlap):
+            reducer = Reducer(parameters, block, 1, bucket_bytes, overlap=overlap)
+            return stack.enter_context(closing(work.like(reducer=reducer, ranks=comm.size)))
 
-    def exchanged(self, reducer):
-        """A step whose gradients are summed over the ranks."""
-        self.work.begin_step()
-        self.work.model.backward(reducer.ready)
-        reducer.end_slot()
-        Update(self.parameters, self.work.optimizer, reducer).step(LEARNING_RATE)
-        self.parameters.update_statistics(self.exchange.comm.size)
-        seconds = reducer.seconds()
-        self.exposed += seconds["exchange_exposed_s"]
-        self.unseen += seconds["exchange_hidden_s"]
-
-    def close(self):
-        self.hidden.close()
-        self.between.close()
+        ways = {"alone": work, "hidden": exchanging(parameters.block, bucket_bytes, True)}
+        bucket_bytes = ways["hidden"].reducer.bucket_bytes
+        ways["between"] = exchanging(parameters.block, bucket_bytes, False)
+        work.step()
+        backward = max(comm.gather(statistics.median(work.step().backward_s for _ in range(3))))
+        record = {"bucket_bytes": bucket_bytes, "backward_seconds": backward}
+        if delay:
+            record["delay_seconds"] = delay * backward
+            floats = parameters.gradient.size
+            slow = make_block(links(4 * floats / record["delay_seconds"]), floats, of=parameters.block)
+            ways["hidden_delayed"] = exchanging(slow, bucket_bytes, True)
+            ways["between_delayed"] = exchanging(slow, bucket_bytes, False)
+        return record | _in_turn(comm, ways)
 
 
-def _measure(comm, ways, delay) -> dict:
-    ways.alone()
-    backward = max(comm.gather(statistics.median(ways.alone() for _ in range(3))))
-    slow = ways.bytes / (delay * backward) if delay else 0.0
-    calls = {
-        "alone": (0.0, ways.alone),
-        "hidden": (0.0, lambda: ways.exchanged(ways.hidden)),
-        "between": (0.0, lambda: ways.exchanged(ways.between)),
-    }
-    if delay:
-        calls |= {f"{name}_delayed": (slow, calls[name][1]) for name in ("hidden", "between")}
-    seconds, shares = {name: [] for name in calls}, {name: [] for name in calls}
-    steps = max(comm.gather(max(1, round(TURN_S / _block(comm, ways, *calls["hidden"], 1)))))
+def _in_turn(comm, ways) -> dict:
+    seconds, shares = {name: [] for name in ways}, {name: [] for name in ways}
+    steps = max(comm.gather(max(1, round(TURN_S / _block(comm, ways["hidden"], 1)[0]))))
     for turn in range(TURNS):
-        for name in list(calls) if turn % 2 else reversed(calls):
-            ways.exposed = ways.unseen = 0.0
-            seconds[name].append(_block(comm, ways, *calls[name], steps))
-            shares[name].append(ways.unseen / max(ways.exposed + ways.unseen, 1e-9))
-    slowest = np.max(comm.gather([seconds[name] for name in calls]), axis=0)  # (ways, turns)
-    times = dict(zip(calls, slowest, strict=True))
-    least = dict(zip(calls, np.min(comm.gather([shares[name] for name in calls]), axis=0), strict=True))
-    record = {"backward_seconds": backward, "steps_a_turn": steps}
-    record |= {f"{name}_seconds": float(np.median(mine)) for name, mine in times.items()}
+        for name in list(ways) if turn % 2 else reversed(ways):
+            taken, hidden = _block(comm, ways[name], steps)
+            seconds[name].append(taken)
+            shares[name].append(hidden)
+    slowest = np.max(comm.gather([seconds[name] for name in ways]), axis=0)  # (ways, turns)
+    times = dict(zip(ways, slowest, strict=True))
+    least = dict(zip(ways, np.min(comm.gather([shares[name] for name in ways]), axis=0), strict=True))
+    record = {"steps_a_turn": steps} | {f"{name}_seconds": float(np.median(mine)) for name, mine in times.items()}
     record["hidden_share"] = float(np.median(least["hidden"]))
-    if delay:
-        record["delay_seconds"] = delay * backward
+    if "hidden_delayed" in ways:
         record["growth_by_delay"] = float(np.median(times["hidden_delayed"] / times["hidden"])) - 1
         record["hidden_share_delayed"] = float(np.median(least["hidden_delayed"]))
     return record
 
 
-def _block(comm, ways, bandwidth, step, steps) -> float:
-    """Seconds of a step."""
-    ways.exchange.bandwidth = bandwidth
+def _block(comm, way, steps) -> tuple[float, float]:
+    """Seconds of a step, and the share of its exchange that was hidden."""
     comm.barrier()
     begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - begin) / steps
+    waits = [way.step().waits for _ in range(steps)]
+    taken = (time.perf_counter() - begin) / steps
+    hidden, exposed = (sum(wait[f"exchange_{name}_s"] for wait in waits) for name in ("hidden", "exposed"))
+    return taken, hidden / max(hidden + exposed, 1e-9)
 
 
 def _table(record) -> str:

@@ -1,61 +1,55 @@
-"""A model with a synthetic batch, and its training step as `train.py` does it, on one rank with one slot."""
+"""A model, a synthetic batch, and the trainer of both: one slot, alone where nothing else is said."""
+
+import itertools
+from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 
+from ..comm import Links, Reducer, Serial, Update, make_block
+from ..data.loader import Batch
 from ..data.synthetic import Synthetic
-from ..layers import Observer
 from ..models import Model, build
 from ..optim import Lars
+from ..trainer import Trainer
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 5e-5
 CLASSES = 1000
 
 
-class Workload:
+class Workload(Trainer):
     """`name` planned for `slot_batch` images, with random pictures, SGD with momentum and weight decay.
 
-    gradient_memory: where its gradients shall lie, as for `Model`.
+    links: who sums its gradients, which then lie as that wants it.
 
     Raises ValueError for an unknown model or option, and for fewer than one image.
     """
 
-    def __init__(self, name: str, slot_batch: int, options: dict | None = None, gradient_memory=None):
+    def __init__(self, name: str, slot_batch: int, options: dict | None = None, links: Links | None = None):
         if slot_batch < 1:
             raise ValueError(f"slot batch is {slot_batch}, expected at least 1 image")
         layers, shape = build(name, **(options or {}))
-        self.model = Model(layers, shape, slot_batch, gradient_memory=gradient_memory)
-        self.optimizer = Lars(
-            self.model.parameters.parameters, trust_coefficient=0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-        )
-        for parameter in self.model.parameters.parameters:
+        model = Model(layers, shape, slot_batch, gradient_block=partial(make_block, links or Links(Serial())))
+        parameters = model.parameters
+        optimizer = Lars(parameters.parameters, trust_coefficient=0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        for parameter in parameters.parameters:
             if not parameter.w.any():  # a gradient of exactly zero would prove nothing
                 parameter.w[...] = 0.1
-        classes = self.model.logits.shape[1]
-        data = Synthetic(slot_batch, shape[0], classes, pictures=slot_batch)
+        data = Synthetic(slot_batch, shape[0], model.logits.shape[1], pictures=slot_batch)
         pixels = np.stack([data.image(row) for row in range(slot_batch)])
-        self.images = (pixels.astype(np.float32) - 127.5) / 60
-        self.labels = data.labels.astype(np.int64)
-        self.keys = np.arange(slot_batch, dtype=np.uint64)
+        images, labels = (pixels.astype(np.float32) - 127.5) / 60, data.labels.astype(np.int64)
+        self.batch = Batch(images, labels, np.arange(slot_batch), 0)
+        alone = make_block(Links(Serial()), parameters.gradient.size, of=parameters.block)
+        reducer = Reducer(parameters, alone, 1)
+        update, rate = Update(parameters, optimizer, reducer), lambda step: LEARNING_RATE
+        super().__init__(model, optimizer, reducer, update, itertools.repeat(self.batch), rate=rate)
 
-    def step(self):
-        """One whole step: packing, copy of the batch, forward, loss, backward, statistics, update."""
-        self.begin_step()
-        self.model.backward()
-        self.end_step()
-
-    def begin_step(self):
-        """What comes before the backward pass."""
-        self.model.feed(self.images, self.labels, self.keys)
-        self.model.forward()
-
-    def end_step(self):
-        """What comes after it, where there is nobody to exchange gradients with."""
-        self.model.parameters.update_statistics(1)
-        self.optimizer.step(LEARNING_RATE)
-
-    def observe(self, observer: Observer | None):
-        """Let `observer` be told of every op of the steps that follow; None: nobody."""
-        self.model.observer = self.optimizer.observer = observer
+    def like(self, batches: Iterable[Batch] | None = None, reducer: Reducer | None = None, ranks: int = 1) -> Trainer:
+        """A trainer of the same weights on other batches, or one whose gradients a reducer sums over `ranks`."""
+        reducer = reducer or self.reducer
+        update = Update(self.model.parameters, self.optimizer, reducer)
+        parts = self.model, self.optimizer, reducer, update, batches or self.batches
+        return Trainer(*parts, rate=self.rate, total_slots=ranks)
 
     @property
     def flops(self) -> int:

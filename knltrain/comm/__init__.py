@@ -1,20 +1,22 @@
 """Communication: who is there, which slices travel together, and in which order they are summed."""
 
-from .communicator import world
+from .block import MessageBlock, compile_ahead, make_block
+from .communicator import Serial, world
 from .curve import fit, measure, predicted
-from .exchange import ALGORITHMS, Exchange, allowed_ranks, compile_ahead, sums_order
+from .gradients import Reducer, ShardedUpdate, Update, waiting_sums
 from .guards import compare_replicas, compare_signatures
-from .reducer import Reducer, waiting_sums
+from .links import ALGORITHMS, Links, allowed_ranks, sums_order
 from .trace import Trace
-from .update import ShardedUpdate, Update
 from .watch import Watch
 from .wire import WIRES
 
 __all__ = [
     "ALGORITHMS",
     "WIRES",
-    "Exchange",
+    "Links",
+    "MessageBlock",
     "Reducer",
+    "Serial",
     "ShardedUpdate",
     "Trace",
     "Update",
@@ -24,6 +26,7 @@ __all__ = [
     "compare_signatures",
     "compile_ahead",
     "fit",
+    "make_block",
     "measure",
     "predicted",
     "sums_order",

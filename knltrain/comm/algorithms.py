@@ -2,7 +2,7 @@
 
 P ranks, n bytes, messages of latency a and bandwidth b. Every algorithm works in place on a flat float32 x, and sums
 element by element in an order that is a function of P alone where `tree` says so: the binary tree over ranks,
-((0 + 1) + (2 + 3)) + ..., that the sums over slots begin (see `reducer`). Where a vector is cut into parts, part p is
+((0 + 1) + (2 + 3)) + ..., that the sums over slots begin (see `gradients`). Where a vector is cut into parts, part p is
 x[bounds[p] : bounds[p + 1]].
 
 | name     | time                             | ranks        | tree | source                                  |

@@ -13,7 +13,7 @@ class Model:
 
     `parameters`: blocks and names. `training`, `inference`: the programs; train=False leaves out the first, which saves
     most of the memory. `loss`: of the last slot, with its gradient divided by `global_batch` (default: slot_batch).
-    `observer`: is told of every op that runs. gradient_memory: see `Parameters.allocate`.
+    `observer`: is told of every op that runs. gradient_block: see `Parameters.allocate`.
 
     Before anything is allocated the whole need, with the copies of the gradient block that the caller will add to it,
     is compared with this rank's share of the node's free memory. Raises ValueError where it is too little.
@@ -21,7 +21,7 @@ class Model:
 
     def __init__(
         self, layers: Sequential, input_shape, slot_batch: int, global_batch=None, smoothing=0.0, seed=0, train=True,
-        ranks_on_node=1, gradient_copies=0, gradient_memory=None,
+        ranks_on_node=1, gradient_copies=0, gradient_block=None,
     ):  # fmt: skip
         self.slot_batch, self.parameters = slot_batch, Parameters()
         self.keys = np.zeros(slot_batch, np.uint64)
@@ -35,7 +35,7 @@ class Model:
         memories = [Memory(program) for program in self.programs]
         self.memory_bytes = images.nbytes + max(memory.nbytes for memory in memories) + 2 * ALIGN
         self._check_memory(ranks_on_node, gradient_copies)
-        self.parameters.allocate(seed, gradient_memory)
+        self.parameters.allocate(seed, gradient_block)
         images.place, block = (_block(n) for n in (images.nbytes, self.memory_bytes - images.nbytes - 2 * ALIGN))
         images.place = images.place.view(np.float32)
         for program, memory in zip(self.programs, memories, strict=True):

@@ -1,0 +1,238 @@
+"""The gradients of this rank, and their sum over all ranks, slice by slice: by messages, or in shared memory first.
+
+By messages a slice is summed in each rank's own block. In shared memory the blocks of a node's ranks lie in one window:
+each rank sums its slice of all of them at memory speed, into the first rank's block; between nodes the ranks of equal
+number exchange their slices; then all ranks of the node read the one copy.
+"""
+
+import os
+import time
+from functools import partial
+
+import numpy as np
+
+from knltrain.kernels import (
+    aligned_zeros,
+    digest,
+    meet_arrive,
+    meet_wait,
+    node_allreduce,
+    squared_norm_chunks,
+    sum_blocks,
+    sum_scratch,
+)
+
+from ..arena import GradientBlock
+from .algorithms import Algorithm, cut_at, cut_evenly
+from .links import Links
+from .wire import WIRES, Wire
+
+SMALL_BYTES = 1 << 16  # below, latency counts more than bandwidth
+_SPINS = 4000  # looks at a meeting point before sleeping, about 50 us: only where each rank has a core
+
+
+def make_block(links: Links, floats: int, of: "MessageBlock | None" = None) -> "MessageBlock":
+    """A block of `floats` zeros, in shared memory where `links` want it and there is enough. Collective.
+
+    of: another block between the same ranks, whose memory is used instead of new. Raises ValueError for an algorithm
+    that cannot work between these ranks.
+    """
+    note = ""
+    if links.shared:
+        blocks = of.blocks if of else links.node.window(4 * floats)
+        if all(links.comm.gather(blocks is not None)):
+            return SharedBlock(links, blocks.view(np.float32)[links.node.rank, :floats], blocks.view(np.float32))
+        note = (
+            f"too little shared memory for {links.node.size} gradients of {4 * floats >> 20} MiB on a node: "
+            "summing by messages, which is slower; enlarge /dev/shm"
+        )
+    return MessageBlock(links, of.mine if of else aligned_zeros(floats), note=note)
+
+
+class MessageBlock(GradientBlock):
+    """A block that is summed by messages between all ranks, in place: `total` is `mine`.
+
+    note: what a user should know about the choice. blocks: of all ranks of this node, where they share memory.
+    """
+
+    def __init__(self, links: Links, mine: np.ndarray, blocks: np.ndarray | None = None, note: str = ""):
+        super().__init__(mine, mine if blocks is None else blocks[0, : mine.size])
+        self.links, self.blocks, self.note = links, blocks, note
+        slices, nodes, self._first = 1, links.comm.size, 0
+        if blocks is not None:
+            slices, nodes = links.slices, len(links.nodes)
+            self._first = links.node.rank * nodes if links.across else None  # of this rank's parts
+        self._parts, self._width, self._methods = slices * nodes, nodes, links.methods(blocks is not None)
+        self._cut = lambda start, stop, parts: cut_evenly(stop - start, parts)  # bounds of the parts, from start on
+        self._own = {}
+
+    def cut_only_at(self, edges: list[int]):
+        """From now on a part begins at one of these floats of the block, ascending: an update wants whole chunks."""
+        self._cut, self._own = partial(cut_at, edges), {}
+
+    @property
+    def tree(self) -> bool:
+        """Whether sums keep the one tree over ranks, so that another number of ranks gives the same bits."""
+        size = self.links.comm.size
+        return size & (size - 1) == 0 and all(method.tree for pair in self._methods.values() for method in pair)
+
+    def __str__(self):
+        names = (type(method).__name__.lower() for method in self._methods.get(self.links.wire, ()))
+        return " and ".join(dict.fromkeys(names)) or "nobody to exchange with"
+
+    # ---- summing -----------------------------------------------------------------------------------------------
+
+    def allreduce(self, start: int, stop: int, exact: bool = False):
+        """total[start:stop] = the sum over all ranks of mine[start:stop], on every rank; exact: whatever the wire."""
+        begin, wire = time.perf_counter(), self.links.exact if exact else self.links.wire
+        self._sum(start, stop, wire)
+        self._pretend(begin, 2 * (stop - start), wire)
+
+    def part(self, start: int, stop: int) -> slice:
+        """This rank's own share of [start:stop], as `reduce_scatter` leaves it."""
+        if self._first is None:
+            return slice(start, start)
+        bounds = self._bounds(start, stop)
+        own = self._first + (self._scattering(self.links.wire).part() if self._methods else 0)
+        return slice(start + bounds[own], start + bounds[own + 1])
+
+    def reduce_scatter(self, start: int, stop: int):
+        """total[part] = the sum over all ranks, where `part` is this rank's own share of [start:stop]."""
+        begin, wire = time.perf_counter(), self.links.wire
+        mine = self._sum_node(start, stop)
+        if mine.size and self._methods:
+            self._scattering(wire).reduce_scatter(mine, self._inner(start, stop))
+        self._pretend(begin, stop - start, wire)
+
+    def allgather(self, start: int, stop: int):
+        """total[start:stop] = what the owner of each `part` has put there, to the bit: it may be weights."""
+        begin, wire = time.perf_counter(), self.links.exact
+        if self._methods:
+            first, last = self._slice(start, stop)
+            self._scattering(wire).allgather(self.total[first:last], self._inner(start, stop))
+        self._meet(1)
+        self._pretend(begin, stop - start, wire)
+
+    def release(self):
+        """This rank has read all sums it wants. Returns when all of the node have: the block may be written again."""
+
+    def _sum(self, start, stop, wire):
+        mine = self._sum_node(start, stop)
+        if mine.size and self._methods:
+            self._methods[wire][mine.nbytes > SMALL_BYTES].allreduce(mine)
+        self._meet(1)
+
+    def _scattering(self, wire) -> Algorithm:
+        method = self._methods[wire][1]
+        if not method.scatters:
+            name = type(method).__name__.lower()
+            raise ValueError(f"{name} leaves no parts; expected halving, ring, torus or hierarchical")
+        return method
+
+    def _pretend(self, begin: float, numbers: int, wire):
+        """Sleep until a network of `bandwidth` would be done with so many numbers, out and in together."""
+        bandwidth = self.links.bandwidth
+        if bandwidth and self.links.comm.size > 1:
+            left = begin + numbers * wire.dtype().itemsize / 2 / bandwidth - time.perf_counter()
+            if left > 0:
+                time.sleep(left)
+
+    # ---- slices and their parts --------------------------------------------------------------------------------
+
+    def _bounds(self, start, stop):
+        return self._cut(start, stop, self._parts)
+
+    def _slice(self, start, stop):
+        """This rank's slice of [start:stop], remembered: for small messages every microsecond counts."""
+        own = self._own.get((start, stop))
+        if own is None:
+            own = (start, start)
+            if self._first is not None:
+                bounds = self._bounds(start, stop)
+                own = start + bounds[self._first], start + bounds[self._first + self._width]
+            self._own[start, stop] = own
+        return own
+
+    def _inner(self, start, stop):
+        """Bounds of the parts of this rank's slice, relative to the slice."""
+        inner = self._bounds(start, stop)[self._first : self._first + self._width + 1]
+        return [bound - inner[0] for bound in inner]
+
+    # ---- inside the node: nothing to do, until memory is shared ------------------------------------------------
+
+    def _sum_node(self, start, stop) -> np.ndarray:
+        """This rank's slice of [start:stop], summed over the node."""
+        return self.mine[start:stop]
+
+    def _meet(self, point: int):
+        """Meet the ranks of this node."""
+
+
+class SharedBlock(MessageBlock):
+    """A block that is summed inside its node first; `total` is the first rank's block.
+
+    Each slice belongs to a rank of the node, each part of it to one of the nodes.
+    """
+
+    def __init__(self, links: Links, mine: np.ndarray, blocks: np.ndarray):
+        super().__init__(links, mine, blocks)
+        node = links.node
+        self._meeting = node.window(4 * 64)[0, : 4 * 64].view(np.int32).reshape(4, 16)
+        self._turns = [0, 0, 0]
+        self._scratch = sum_scratch(node.size)
+        self._spins = _SPINS if node.size <= _cores() else _SPINS // 40
+
+    @property
+    def tree(self):
+        return self.links.continues_tree
+
+    def __str__(self):
+        return f"shared memory + {super().__str__()}" if self._methods else "shared memory"
+
+    def release(self):
+        self._meet(2)
+
+    def _sum(self, start, stop, wire):
+        if len(self.links.nodes) > 1:
+            super()._sum(start, stop, wire)
+            return
+        first, last = self._slice(start, stop)  # the whole exchange of one node in one call of a kernel
+        turns, phase = self._turns, 0
+        turns[0], turns[1] = turns[0] + 1, turns[1] + 1
+        while phase := node_allreduce(
+            self._meeting, turns[0], turns[1], self.blocks, first, last, self._scratch, self._spins, phase
+        ):
+            pass
+
+    def _sum_node(self, start, stop):
+        first, last = self._slice(start, stop)
+        self._meet(0)
+        sum_blocks(self.blocks, first, last, self._scratch)
+        return self.total[first:last]
+
+    def _meet(self, point):
+        self._turns[point] += 1
+        words, ranks, turn = self._meeting[point], self.blocks.shape[0], self._turns[point]
+        meet_arrive(words, ranks, turn)
+        while not meet_wait(words, ranks, turn, self._spins):
+            pass
+
+
+def compile_ahead():
+    """Call every kernel of this package once, on little data: what a job on many nodes finds in its cache."""
+    words, blocks, sums = np.zeros((4, 16), np.int32), np.zeros((1, 64), np.float32), sum_scratch(1)
+    node_allreduce(words, 1, 1, blocks, 0, 64, sums, 1, 0)
+    sum_blocks(blocks, 0, 64, sums)
+    meet_arrive(words[2], 1, 1)
+    meet_wait(words[2], 1, 1, 1)
+    for name in WIRES:
+        wire = Wire(name)
+        wire.round(blocks[0])
+        wire.accumulate(blocks[0], np.zeros(64, wire.dtype))
+    digest(blocks)
+    digest(np.zeros(1 << 17, np.float32))
+    squared_norm_chunks(blocks, blocks)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
