@@ -134,7 +134,6 @@ def test_bench_kernels__prints_a_table_and_draws(capsys, tmp_path):
         (["--layer", "conv9"], "no op of resnet_cifar8 fits"),
         (["--pass", "memory", "--plot", "x.png"], "found no kernel with flops"),
         (["--model", "resnet51"], "depth is 51"),
-        (["--slot-batch", "0"], "slot batch is 0"),
         (["--threads", "999"], "found 999 threads"),
     ],
 )
@@ -143,6 +142,11 @@ def test_bench_kernels__refuses_in_one_line(arguments, message, capsys):
     assert cli.main(command) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_workload__refuses_a_batch_of_nothing():
+    with pytest.raises(ValueError, match="slot batch is 0"):
+        Workload("resnet_cifar8", 0)
 
 
 def test_bench__names_what_there_is(capsys):

@@ -61,7 +61,7 @@ def _kind(value):
     if isinstance(value, np.ndarray):
         return (value.shape, value.dtype.str)
     if hasattr(value, "w_shape"):  # the plan of a convolution
-        return (value.x_shape, value.w_shape, value.stride, value.pad, value.groups)
+        return value.shape
     return "number" if isinstance(value, (float, np.uint64)) else value  # a rate or a key changes no work
 
 
@@ -80,9 +80,10 @@ def shape(op: Op) -> str:
     if plan is None:
         arrays = [array for array in op.arguments.values() if isinstance(array, np.ndarray)]
         return "x".join(map(str, max(arrays, key=lambda array: array.size if array.ndim > 1 else 0).shape))
-    (r, s, _, k), groups = plan.w_shape, f" in {plan.groups} groups" if plan.groups > 1 else ""
+    conv = plan.shape
+    (r, s, _, k), groups = conv.w, f" in {conv.groups} groups" if conv.groups > 1 else ""
     by = " W" if op.arithmetic < op.flops else ""
-    return f"{'x'.join(map(str, plan.x_shape))} -> {k}, {r}x{s}/{plan.stride}{groups}{by}"
+    return f"{'x'.join(map(str, conv.x))} -> {k}, {r}x{s}/{conv.stride}{groups}{by}"
 
 
 def refill(op: Op):

@@ -25,7 +25,8 @@ def snapshot(op: Op) -> dict:
 
 
 def _geometry(a):
-    return a["plan"].stride, a["plan"].pad, a["plan"].groups
+    shape = a["plan"].shape
+    return shape.stride, shape.pad, shape.groups
 
 
 def _weights(op):
