@@ -22,14 +22,15 @@ def _line(text: str):
 def _train(args):
     from .startup import Clock, share_kernels
 
-    clock = Clock()
+    clock, run_dir = Clock(), args.run or Path("runs") / args.recipe.stem
     from .comm import world
+    from .lifecycle import Lifecycle, could_not_begin
 
-    with all_ranks(world()) as comm:
-        from .lifecycle import Lifecycle
-
+    with could_not_begin(run_dir):
+        comm = world()
+    with all_ranks(comm):
         clock.phase("mpi")
-        with Lifecycle(args.run or Path("runs") / args.recipe.stem, comm, _line) as life:
+        with Lifecycle(run_dir, comm, _line) as life:
             from .config import find_recipe, load_recipe
 
             share_kernels(comm, find_recipe(args.recipe), args.set)

@@ -19,7 +19,7 @@ import signal
 import time
 from pathlib import Path
 
-from .lock import Lock, OwnedError
+from .lock import LOCK, Lock, OwnedError
 from .whole import write_whole
 
 STOP, STATUS, DONE = "stop", "status", "DONE"
@@ -27,6 +27,19 @@ LAUNCH = "KNLTRAIN_LAUNCH"
 GRACE_S = 0.5
 LOOK_S = 0.5  # between two looks for the stop file, by one rank
 TRANSIENT = (OSError, RuntimeError, KeyboardInterrupt)  # another attempt may end otherwise
+
+
+@contextlib.contextmanager
+def could_not_begin(run_dir: Path):
+    """What fails inside, before the ranks know of each other, is told to whoever launched us, if nobody runs there."""
+    try:
+        yield
+    except ValueError as error:
+        launch = os.environ.get(LAUNCH, "")
+        if launch and run_dir.is_dir() and not (run_dir / LOCK).exists():
+            text = f"failed ValueError: {' '.join(str(error).split())}\n{launch}\n"
+            write_whole(run_dir / STATUS, text, durable=False)
+        raise
 
 
 class Lifecycle:
