@@ -81,7 +81,7 @@ def _training(commands):
     predict = commands.add_parser("predict", help="the most probable classes of picture files")
     predict.add_argument("path", type=Path, metavar="RUN_OR_FILE")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files, and folders of them")
-    predict.add_argument("--top", type=int, default=5, metavar="N", help="classes of each (default 5)")
+    predict.add_argument("--top", type=_number(above=0), default=5, metavar="N", help="classes of each (default 5)")
     predict.add_argument("--json", action="store_true", help="an object a line")
     predict.set_defaults(run_command="predict")
 

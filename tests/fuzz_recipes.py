@@ -28,7 +28,7 @@ OTHERS = [
     "\x1b[2A\n",
     "\udcff",
 ]
-PATHS = ("data.train", "data.val", "data.mean_image")
+PATHS = ("data.train", "data.val", "data.mean_image", "model.weights")
 TEXTS = ("model.name", *PATHS)  # may be anything
 
 
@@ -105,7 +105,7 @@ def _options():
                 for name, child in action.choices.items():
                     yield from walk(child, [*words, name])
             elif action.option_strings and callable(action.type) and action.type is not Path:
-                places = [a for a in parser._actions if not a.option_strings and a.nargs is None]
+                places = [a for a in parser._actions if not a.option_strings and a.nargs in (None, "+")]
                 given = [(a.choices or ["nowhere"])[0] for a in places if not isinstance(a, argparse._SubParsersAction)]
                 yield [*words, *given], action.option_strings[0]
 
