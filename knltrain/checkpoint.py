@@ -262,6 +262,8 @@ def _get(file, place: str, name: str) -> np.ndarray:
 
 def load_run(path: Path, warn: Callable[[str], None] = _warn) -> tuple[dict[str, np.ndarray], dict]:
     """(arrays, meta) of a checkpoint file; of a run folder the best, or where that is damaged the newest good one."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no run folder, nor a checkpoint in one; expected what `knltrain train` wrote")
     if path.is_file():
         return load(path)
     best = best_checkpoint(path / FOLDER)

@@ -122,6 +122,8 @@ def test_load__refuses_what_is_no_network(tmp_path):
         kt.load(tmp_path / "x.h5")
     with pytest.raises(CheckpointError, match="no checkpoint in this run"):
         kt.load(tmp_path)
+    with pytest.raises(CheckpointError, match="no run folder, nor a checkpoint"):
+        kt.load(tmp_path / "nothing")
 
 
 def test_script__gives_the_same_alone_and_on_two_ranks(tmp_path):
