@@ -82,7 +82,7 @@ def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: 
     share = take_share(comm)
     path = Path(path)
     folder = path if path.is_dir() else path.parent.parent
-    if not path.exists() or not (folder / RECIPE).is_file():
+    if not (folder / RECIPE).is_file():
         raise CheckpointError(f"{path}: no run folder, nor a checkpoint in one; expected what `knltrain train` wrote")
     recipe = load_recipe(folder / RECIPE, overrides)
     arrays, meta = load_run(path)

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "knltrain.optim": {"knltrain.kernels", "knltrain.arena", "knltrain.layers", "numpy"},
     "knltrain.comm": {"knltrain.kernels", "knltrain.observe", "knltrain.arena", "knltrain.text", "numpy", "mpi4py"},
     "knltrain.data": {
-        "knltrain.kernels", "knltrain.hdf5", "knltrain.keys", "knltrain.text", "numpy", "h5py", "PIL", "simplejpeg",
+        "knltrain.kernels", "knltrain.hdf5", "knltrain.keys", "knltrain.text", "knltrain.whole", "numpy",
+        "h5py", "PIL", "simplejpeg",
     },
     "knltrain.checkpoint": {"knltrain.text", "knltrain.whole", "knltrain.hdf5", "knltrain.keys", "numpy", "h5py"},
     "knltrain.background": set(),

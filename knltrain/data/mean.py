@@ -1,5 +1,6 @@
 """The mean picture of a data set, which Caffe's recipes subtract: `knltrain shards DIR --mean FILE.npy`."""
 
+import io
 import os
 import sys
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..whole import write_whole
 from .dataset import DataSet
 from .progress import Progress
 
@@ -50,12 +52,8 @@ def write_mean(folder: str | os.PathLike, path: Path, **options) -> str:
     if path.suffix != ".npy" or not path.parent.is_dir():
         raise ValueError(f"found --mean {path}, expected a name that ends in .npy, in a folder that is there")
     mean = mean_picture(folder, **options)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, mean)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.save(content, mean)
+    write_whole(path, content.getvalue())
     red, green, blue = mean.mean((0, 1))
     return f"{path}: mean of {folder}, {mean.shape[0]} x {mean.shape[1]}; colour {red:.1f}, {green:.1f}, {blue:.1f}"
