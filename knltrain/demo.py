@@ -46,8 +46,8 @@ def demo(out: Path, *, ranks: int = 2, fresh: bool = False):
     _say("evaluating: every picture of the validation set once")
     run_child([*command, "evaluate", str(run)])
 
+    from .journal import read_log
     from .plots import learning_curve
-    from .report import read_log
 
     records = read_log(run)
     learning_curve(records, out / "learning_curve.png", "AlexNet-BN with LARS on eight drawn shapes")

@@ -11,10 +11,10 @@ from .checkpoint import CheckpointError, load_run
 from .config import load_recipe
 from .data import Augment, DataSet, EvalLoader, PictureFolder, eval_rows
 from .experiment import center_crop, make_model
+from .journal import RECIPE
 from .machine import take_share
 from .models import Model
 from .models.state import load as load_state
-from .report import RECIPE
 from .text import printable
 
 

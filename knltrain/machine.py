@@ -24,7 +24,7 @@ import numba
 from knltrain.kernels import set_threads
 
 from .hardware import Topology, format_list, parse_list, read_topology
-from .report import machine_facts
+from .journal import machine_facts
 
 RESERVE_FROM, RESERVE_TWO_FROM = 8, 64  # cores of a rank
 THREADS = ("KNLTRAIN_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")  # the first that is set counts

@@ -13,13 +13,13 @@ from .comm import Trace, compare_replicas
 from .config import Recipe, derive, resolved
 from .evaluate import evaluate
 from .experiment import center_crop, identity, misfits, open_data, watch_ranks
+from .journal import Journal, machine_facts
 from .leaks import sweep
 from .lifecycle import Lifecycle
 from .machine import take_share
 from .models.state import state
 from .observe import StepObserver
 from .optim import learning_rate
-from .report import Report, machine_facts
 from .restart import Restart
 from .screen import Screen
 from .trainer import Trainer
@@ -42,31 +42,31 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
     screen.every = recipe.run.log_every_seconds
     every = {"evaluation": derived.evaluate_every_steps, "checkpoint": derived.checkpoint_every_steps}
     length = (recipe.batch.global_batch, derived.total_steps, derived.steps_per_epoch, every)
-    report = Report(run_dir, comm.rank, *length, screen, len(val))
-    life.warn = report.note
+    journal = Journal(run_dir, comm.rank, *length, screen, len(val))
+    life.warn = journal.note
     trace = Trace(run_dir / f"trace-{comm.rank:05}.json", comm.rank, recipe.comm.trace_steps)
 
     with (
-        closing(report),
+        closing(journal),
         closing(watch_ranks(recipe, data, comm, lambda: advice(run_dir))) as watch,
-        closing(Trainer.of(recipe, data, comm, placement, watch, observers=[*observers, trace, report])) as trainer,
-        closing(Restart(run_dir, trainer, comm, identity(recipe, data), recipe.run, report.note)) as restart,
+        closing(Trainer.of(recipe, data, comm, placement, watch, observers=[*observers, trace, journal])) as trainer,
+        closing(Restart(run_dir, trainer, comm, identity(recipe, data), recipe.run, journal.note)) as restart,
     ):
-        model, trainer.note, trainer.record = trainer.model, report.note, report.record
+        model, trainer.note, trainer.record = trainer.model, journal.note, journal.record
         for line in trainer.begun_with:
-            report.note(line)
+            journal.note(line)
         _phase(observers, "model")
         trainer.done = restart.restore(resume)
         if restart.begun_epochs:
-            report.note(_prolonged(recipe, derived, len(data), restart.begun_epochs, trainer.done))
+            journal.note(_prolonged(recipe, derived, len(data), restart.begun_epochs, trainer.done))
         if comm.gather(life.finished(trainer.total))[0]:
-            report.note(f"{run_dir} is done after step {trainer.total}: nothing is left to train")
+            journal.note(f"{run_dir} is done after step {trainer.total}: nothing is left to train")
             life.end(trainer.done, trainer.total)
             return 0
         machine = _machine(trainer, comm, placement, watch)
-        report.start(resolved(recipe), machine, _begin(recipe, derived, data, trainer))
+        journal.start(resolved(recipe), machine, _begin(recipe, derived, data, trainer))
         for line in [*trainer.reducer.notes(), *misfits(recipe, data, val)]:
-            report.note(line)
+            journal.note(line)
         with placement.on("readers"):
             trainer.seek(trainer.done)
         trainer.wishes = lambda: (life.stop_asked(), restart.due())
@@ -86,10 +86,10 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
             if evaluating:
                 result = evaluate(model, val, crop, comm, threads, mirror, life.stop_asked)
                 if result:
-                    report.evaluation(step.number, step.epoch, result.top1, result.top5, result.images)
+                    journal.evaluation(step.number, step.epoch, result.top1, result.top5, result.images)
                     top1 = result.top1
                 else:
-                    report.note("the evaluation was left, as a stop is asked for")
+                    journal.note("the evaluation was left, as a stop is asked for")
                     trainer.stopped = saving = True
             if saving or checking:
                 trainer.update.complete()
@@ -100,7 +100,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
 
         restart.leave(trainer.done)
         life.end(trainer.done, trainer.total)
-        report.record("end", _end(run_dir, trainer))
+        journal.record("end", _end(run_dir, trainer))
     return max(comm.gather(life.exit_code))  # nobody leaves before all is written
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from knltrain.kernels import ARCH, THREADING_LAYER, cache_folder
 
-from ..report import machine_facts
+from ..journal import machine_facts
 
 PROC, SYS = Path("/proc"), Path("/sys")
 FMA_UNITS = 2  # of a core, as nearly all CPUs have

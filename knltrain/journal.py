@@ -25,7 +25,7 @@ MEAN_OF = 50  # steps of the running means on the screen
 FORWARD = 1 / 3  # of a training step's time; until an evaluation was timed
 
 
-class Report(StepObserver):
+class Journal(StepObserver):
     """Records of one run; on ranks other than 0 every method does nothing.
 
     total_steps, steps_per_epoch, every: the run's length, and after how many steps it evaluates and saves (0: at the
