@@ -238,7 +238,7 @@ class Trainer:
 
 
 def evaluate(net: Network, data, mirror: bool = False) -> Accuracy:
-    """Top-1 and top-5 of a network on data, over all ranks: `.top1`, `.top5`, `.images`, `.by_class`.
+    """Top-1 and top-5 of a network on data, over all ranks; see `Accuracy` for what else it counts.
 
     mirror: a picture counts by its logits and those of its mirror image, summed. Raises ValueError for other classes.
     """

@@ -1,12 +1,8 @@
 """Accuracy on a data set, every image counted exactly once on any number of ranks."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from knltrain.kernels import rank_of_label
-
+from .accuracy import Accuracy, Tally
 from .checkpoint import CheckpointError, load_run
 from .config import load_recipe
 from .data import Augment, DataSet, EvalLoader, PictureFolder, eval_rows
@@ -18,27 +14,6 @@ from .models.state import load as load_state
 from .text import printable
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Counts over `images` images: the label had the largest logit, or one of the five largest.
-
-    by_class: the three counts of each class.
-    """
-
-    images: int
-    correct: int
-    correct_of_five: int
-    by_class: tuple[tuple[int, int, int], ...]
-
-    @property
-    def top1(self) -> float:
-        return self.correct / self.images
-
-    @property
-    def top5(self) -> float:
-        return self.correct_of_five / self.images
-
-
 def evaluate(
     model: Model, data: DataSet, augment: Augment, comm, threads: int = 1, mirror: bool = False, stop=lambda: False
 ) -> Accuracy | None:
@@ -48,7 +23,7 @@ def evaluate(
     where it says yes on any rank, all leave the evaluation, and None is returned.
     Labels that tie for a place are counted by the lower class first, so the result is the same on every machine.
     """
-    batch, counts = model.slot_batch, np.zeros((len(data.class_names), 3), np.int64)
+    batch, tally = model.slot_batch, Tally(len(data.class_names))
     rounds = -(-len(data) // (comm.size * batch))  # the batches of the rank that has most
     with EvalLoader(data, eval_rows(len(data), comm.rank, comm.size, batch), augment, threads=threads) as loader:
         parts = iter(loader)
@@ -64,12 +39,8 @@ def evaluate(
                 logits = logits.copy()
                 model.feed(part.images[:, :, ::-1])
                 logits += model.infer()
-            ranks = np.zeros(count, np.int64)
-            rank_of_label(logits[:count], part.labels, ranks)
-            for column, counted in enumerate((ranks >= 0, ranks < 1, ranks < 5)):
-                np.add.at(counts[:, column], part.labels[counted], 1)
-    comm.sum(counts)
-    return Accuracy(*counts.sum(0).tolist(), tuple(map(tuple, counts.tolist())))
+            tally.add(part.rows, part.labels, logits[:count])
+    return tally.total(comm)
 
 
 def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: bool, comm) -> None:

@@ -18,7 +18,7 @@ from .observe import StepObserver
 from .screen import Screen
 from .whole import write_whole
 
-LOG, RECIPE = "log.jsonl", "recipe.toml"
+LOG, RECIPE, MACHINE, PREDICTIONS = "log.jsonl", "recipe.toml", "machine.json", "predictions.json"
 WINDOW_S = 20.0  # images/s is taken over the steps of so many last seconds, at least one step
 ORDER = {kind: place for place, kind in enumerate(("begin", "step", "startup", "evaluation", "epoch"))}
 MEAN_OF = 50  # steps of the running means on the screen
@@ -52,7 +52,7 @@ class Journal(StepObserver):
         if not self.quiet:
             self.done, self.started = facts["step"], True
             write_whole(self.run_dir / RECIPE, recipe_text)
-            write_whole(self.run_dir / "machine.json", json.dumps(machine, indent=2) + "\n")
+            write_whole(self.run_dir / MACHINE, json.dumps(machine, indent=2) + "\n")
             self.best = self._best_before() if self.done else None
             self.begun = self.paused = self.epoch_begun = time.perf_counter()
             self._write("begin", facts)
@@ -107,6 +107,14 @@ class Journal(StepObserver):
             self.screen.tell({"kind": "evaluation", **record})
         else:
             self._tell_epoch({"top1": top1, "top5": top5, "best_top1": self.best[0], "best_epoch": self.best[1]})
+
+    def keep(self, name: str, facts: dict):
+        """Write facts to a file of the run folder, in place of what was there."""
+        if not self.quiet:
+            try:
+                write_whole(self.run_dir / name, json.dumps(_jsonable(facts), allow_nan=False) + "\n", durable=False)
+            except OSError as error:
+                self.note(f"warning: {self.run_dir / name}: cannot be written ({error.strerror}); training goes on")
 
     def close(self):
         """End the redrawn line and close the log; harmless when repeated."""

@@ -13,7 +13,8 @@ from .comm import Trace, compare_replicas
 from .config import Recipe, derive, resolved
 from .evaluate import evaluate
 from .experiment import center_crop, identity, misfits, open_data, watch_ranks
-from .journal import Journal, machine_facts
+from .gauge import Gauge
+from .journal import PREDICTIONS, Journal, machine_facts
 from .leaks import sweep
 from .lifecycle import Lifecycle
 from .machine import take_share
@@ -44,12 +45,13 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
     length = (recipe.batch.global_batch, derived.total_steps, derived.steps_per_epoch, every)
     journal = Journal(run_dir, comm.rank, *length, screen, len(val))
     life.warn = journal.note
-    trace = Trace(run_dir / f"trace-{comm.rank:05}.json", comm.rank, recipe.comm.trace_steps)
+    observers = [*observers, Trace(run_dir / f"trace-{comm.rank:05}.json", comm.rank, recipe.comm.trace_steps), journal]
+    observers.append(Gauge(comm, derived.total_steps))  # behind the journal, as it records
 
     with (
         closing(journal),
         closing(watch_ranks(recipe, data, comm, lambda: advice(run_dir))) as watch,
-        closing(Trainer.of(recipe, data, comm, placement, watch, observers=[*observers, trace, journal])) as trainer,
+        closing(Trainer.of(recipe, data, comm, placement, watch, observers=observers)) as trainer,
         closing(Restart(run_dir, trainer, comm, identity(recipe, data), recipe.run, journal.note)) as restart,
     ):
         model, trainer.note, trainer.record = trainer.model, journal.note, journal.record
@@ -64,7 +66,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
             life.end(trainer.done, trainer.total)
             return 0
         machine = _machine(trainer, comm, placement, watch)
-        journal.start(resolved(recipe), machine, _begin(recipe, derived, data, trainer))
+        journal.start(resolved(recipe), machine, _begin(recipe, derived, data, trainer, watch))
         for line in [*trainer.reducer.notes(), *misfits(recipe, data, val)]:
             journal.note(line)
         with placement.on("readers"):
@@ -87,6 +89,8 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
                 result = evaluate(model, val, crop, comm, threads, mirror, life.stop_asked)
                 if result:
                     journal.evaluation(step.number, step.epoch, result.top1, result.top5, result.images)
+                    if comm.rank == 0:
+                        journal.keep(PREDICTIONS, {"step": step.number, **result.facts(val)})
                     top1 = result.top1
                 else:
                     journal.note("the evaluation was left, as a stop is asked for")
@@ -140,10 +144,11 @@ def _machine(trainer, comm, placement, watch) -> dict:
     return machine_facts(**facts, exchange=trainer.reducer.facts() if comm.size > 1 else {}, processes=watch.places)
 
 
-def _begin(recipe, derived, data, trainer) -> dict:
+def _begin(recipe, derived, data, trainer, watch) -> dict:
     """What a reader wants to know before the first step."""
     batch, model = recipe.batch, trainer.model
     facts = {"step": trainer.done, "total_steps": trainer.total, "steps_per_epoch": derived.steps_per_epoch}
     facts |= {"model": recipe.model.name, "parameters": model.parameters.count, "memory_bytes": model.memory_bytes}
     facts |= {"images": len(data), "classes": len(data.class_names), "global_batch": batch.global_batch}
-    return facts | {"slots": derived.slots, "slot_batch": batch.slot_batch}
+    hosts = {place.partition(" ")[0] for place in watch.places}
+    return facts | {"slots": derived.slots, "slot_batch": batch.slot_batch, "nodes": len(hosts)}

@@ -23,6 +23,8 @@ MAY_IMPORT = {
         "h5py", "PIL", "simplejpeg",
     },
     "knltrain.checkpoint": {"knltrain.text", "knltrain.whole", "knltrain.hdf5", "knltrain.keys", "numpy", "h5py"},
+    "knltrain.accuracy": {"knltrain.kernels", "numpy"},
+    "knltrain.gauge": {"knltrain.layers", "knltrain.observe"},
     "knltrain.background": set(),
     "knltrain.restart": {"knltrain.background", "knltrain.checkpoint", "knltrain.keys", "knltrain.models", "numpy"},
     "knltrain.lifecycle": {"knltrain.lock", "knltrain.whole"},
