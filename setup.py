@@ -29,7 +29,8 @@ setup(
         "jpeg": ["simplejpeg", "pillow"],
         "mpi": ["mpich"],
         "plots": ["matplotlib"],
-        "dev": ["pytest", "pytest-xdist", "ruff"],
+        "parquet": ["pyarrow"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "pyarrow"],
     },
     entry_points={"console_scripts": ["knltrain = knltrain.cli:main"]},
 )

@@ -88,7 +88,7 @@ def _training(commands):
 
 def _data(commands):
     pack = commands.add_parser("pack", help="picture files into HDF5 shards; under mpiexec on all its ranks")
-    pack.add_argument("src", type=Path, help="class folders or class tars, in a folder or in a tar")
+    pack.add_argument("src", type=Path, nargs="+", help="class folders or class tars, WebDataset tars, parquet files")
     pack.add_argument("out", type=Path)
     pack.add_argument("--encoding", choices=["raw", "jpeg"], default="raw")
     pack.add_argument(
@@ -102,7 +102,7 @@ def _data(commands):
     pack.add_argument("--classes-of", type=Path, metavar="DIR", help="label by the classes of these shards")
     pack.add_argument("--empty-classes", choices=["drop", "keep"], default="drop", help="without a readable image")
     pack.add_argument("--ground-truth", type=Path, metavar="FILE", help="class numbers of files without class folders")
-    pack.add_argument("--synsets", type=Path, metavar="FILE", help="lines `NUMBER CLASS` for --ground-truth")
+    pack.add_argument("--synsets", type=Path, metavar="FILE", help="names of class numbers: lines `NUMBER CLASS`")
     pack.set_defaults(run_command="pack")
 
     verify = commands.add_parser("verify", help="read every row of a folder of shards and check all its checksums")
@@ -112,6 +112,13 @@ def _data(commands):
     )
     verify.add_argument("--decode", action="store_true", help="decode every JPEG too")
     verify.set_defaults(run_command="verify")
+
+    show = commands.add_parser("show", help="draw what is in a folder of shards, or what the network sees of it")
+    show.add_argument("dir", type=Path)
+    show.add_argument("--recipe", type=Path, metavar="TOML", help="draw the samples that this recipe makes of pictures")
+    show.add_argument("--set", **SETTINGS, help="change one value of the recipe, as in data.augmentation=color")
+    show.add_argument("--out", type=Path, metavar="PNG", help="default DIR.png, or DIR_samples.png, in this folder")
+    show.set_defaults(run_command="show")
 
     shards = commands.add_parser("shards", help="what is in a folder of shards")
     shards.add_argument("dir", type=Path)

@@ -69,7 +69,7 @@ def _pack(args):
         from .machine import take_share
 
         pack(
-            args.src,
+            _one_source(args.src),
             args.out,
             encoding=args.encoding,
             size=args.size,
@@ -83,6 +83,13 @@ def _pack(args):
             threads=take_share(comm).threads,
             comm=comm,
         )
+
+
+def _one_source(paths):
+    if len(paths) > 1:
+        pattern = f"{paths[0].parent / '*'}{paths[0].suffix}"
+        raise ValueError(f"found {len(paths)} sources, expected one: put a pattern in quotes, as '{pattern}'")
+    return paths[0]
 
 
 def _recipes(args):
@@ -121,6 +128,18 @@ def _shards(args):
     from .data.verify import summarize
 
     print(printable(write_mean(args.dir, args.mean)) if args.mean else summarize(args.dir))
+
+
+def _show(args):
+    from .show import show_pictures, show_samples
+
+    name = args.dir.resolve().name
+    if args.recipe is None:
+        line = show_pictures(args.dir, args.out or Path(f"{name}.png"))
+    else:
+        line = show_samples(args.dir, args.recipe, args.set, args.out or Path(f"{name}_samples.png"))
+    for part in line.splitlines():
+        print(printable(part))
 
 
 def _describe(args):
@@ -241,7 +260,7 @@ def _assignment(text: str) -> tuple[str, object]:
 COMMANDS = {
     function.__name__.removeprefix("_"): function
     for function in (
-        _train, _evaluate, _pack, _recipes, _predict, _sweep, _init, _verify, _shards, _describe, _demo, _warmup,
+        _train, _evaluate, _pack, _recipes, _predict, _sweep, _init, _verify, _show, _shards, _describe, _demo, _warmup,
         _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap, _doctor, _drill,
     )
 }  # fmt: skip

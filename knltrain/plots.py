@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .text import printable
+
 _GRID = {"color": "0.9", "linewidth": 0.8}
 _LOSS, _ACCURACY = "#4c72b0", "#c44e52"
+FEW_CLASSES = 12  # whose names fit beside a figure
 
 
 def learning_curve(records: list[dict], png: Path, title: str):
@@ -40,17 +43,70 @@ def learning_curve(records: list[dict], png: Path, title: str):
     figure.savefig(png, dpi=120)
 
 
-def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], png: Path, title: str):
-    """A table of pictures, one row per class: rows of (class name, pictures (H, W, 3) uint8), written to `png`."""
-    columns = len(rows[0][1])
-    figure, grid = _figure(len(rows), columns, figsize=(columns * 1.0 + 1.0, len(rows) * 1.0 + 0.5))
-    for (name, pictures), line in zip(rows, grid, strict=True):
-        for axes, image in zip(line, pictures, strict=True):
-            axes.imshow(image)
-            axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    figure.suptitle(title)
-    figure.savefig(png, dpi=100)
+def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], png: Path, title: str, heads: list[str] | tuple = ()):
+    """A table of pictures: rows of (name, pictures (H, W, 3) uint8), columns under `heads`, written to `png`."""
+    columns = max(len(pictures) for _, pictures in rows)
+    figure, ((axes,),) = _figure(1, 1, figsize=(columns + 1.4, len(rows) + 0.6))
+    _mosaic(axes, rows, heads)
+    figure.suptitle(_plain(title))
+    figure.savefig(png, dpi=110)
+
+
+def data_overview(rows: list, counts: dict[str, int], sizes: np.ndarray, mean: np.ndarray, png: Path, title: str):
+    """A contact sheet beside what a data set is made of, written to `png`.
+
+    counts: pictures of each class; sizes: (height, width) of some, drawn where they differ; mean: (H, W, 3) uint8.
+    """
+    columns, differ = max(len(pictures) for _, pictures in rows), len(np.unique(sizes, axis=0)) > 1
+    figsize = columns * 0.9 + 6, max(5, len(rows) * 0.9) + 0.6
+    figure, ((sheet, right),) = _figure(1, 2, figsize=figsize, gridspec_kw={"width_ratios": (columns + 1, 4)})
+    _mosaic(sheet, rows, ())
+    right.set_axis_off()
+    classes, *scatter, picture = right.get_subplotspec().subgridspec(2 + differ, 1).subplots()
+    if len(counts) <= FEW_CLASSES:
+        classes.barh([_short(name) for name in counts], counts.values(), color=_LOSS)
+        classes.invert_yaxis()
+        classes.set(xlabel="pictures")
+    else:
+        edges = np.arange(len(counts) + 1)
+        classes.stairs(sorted(counts.values(), reverse=True), edges, fill=True, color=_LOSS)
+        classes.set(xlabel="classes, the largest first", ylabel="pictures", xlim=(0, len(counts)), ylim=(0, None))
+    for axes in scatter:
+        axes.scatter(sizes[:, 1], sizes[:, 0], s=9, alpha=0.4, color=_ACCURACY, linewidth=0)
+        ends = 0, sizes.max() * 1.1
+        axes.set(xlabel="width of a picture, pixels", ylabel="height", xlim=ends, ylim=ends, aspect="equal")
+    for axes in (classes, *scatter):
+        axes.grid(**_GRID)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    picture.imshow(mean)
+    picture.set(xticks=[], yticks=[], xlabel="the mean picture")
+    figure.suptitle(_plain(title))
+    figure.savefig(png, dpi=110)
+
+
+def _mosaic(axes, rows, heads):
+    """Pictures in a grid of unit squares, each as large as it fits, names at the left, heads above."""
+    columns = max(len(pictures) for _, pictures in rows)
+    for line, (_, pictures) in enumerate(rows):
+        for column, image in enumerate(pictures):
+            height, width = np.array(image.shape[:2]) / max(image.shape[:2]) * 0.47
+            x, y = column + 0.5, line + 0.5
+            axes.imshow(image, extent=(x - width, x + width, y + height, y - height), interpolation="lanczos")
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [_short(name) for name, _ in rows])
+    axes.set_xticks(np.arange(len(heads)) + 0.5, heads)
+    axes.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
+    axes.set(xlim=(0, columns), ylim=(len(rows), 0), aspect="equal")
+    axes.spines[:].set_visible(False)
+
+
+def _short(name):
+    return _plain(name if len(name) <= 24 else f"{name[:23]}…")
+
+
+def _plain(text):
+    """A name is no formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def roofline(records: list[dict], png: Path, title: str):
@@ -90,7 +146,7 @@ def roofline(records: list[dict], png: Path, title: str):
     figure.savefig(png, dpi=120)
 
 
-def _figure(*shape, figsize):
+def _figure(*shape, figsize, **more):
     """Figure and axes without pyplot, so no window system is asked for and nothing global remains."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -99,7 +155,7 @@ def _figure(*shape, figsize):
         raise ImportError("matplotlib is not installed, expected it for drawing: pip install knltrain[plots]") from None
     figure = Figure(figsize=figsize, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(*(shape if len(shape) == 2 else (1, *shape)), squeeze=len(shape) != 2)
+    return figure, figure.subplots(*(shape if len(shape) == 2 else (1, *shape)), squeeze=len(shape) != 2, **more)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

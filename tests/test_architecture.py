@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "knltrain.comm": {"knltrain.kernels", "knltrain.observe", "knltrain.arena", "knltrain.text", "numpy", "mpi4py"},
     "knltrain.data": {
         "knltrain.kernels", "knltrain.hdf5", "knltrain.keys", "knltrain.text", "knltrain.whole", "numpy",
-        "h5py", "PIL", "simplejpeg",
+        "h5py", "PIL", "simplejpeg", "pyarrow",
     },
     "knltrain.checkpoint": {"knltrain.text", "knltrain.whole", "knltrain.hdf5", "knltrain.keys", "numpy", "h5py"},
     "knltrain.accuracy": {"knltrain.kernels", "numpy"},
@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "knltrain.screen": {"knltrain.hardware", "knltrain.text"},
     "knltrain.journal": {"knltrain.observe", "knltrain.screen", "knltrain", "knltrain.whole"},
     "knltrain.pictures": {"numpy", "PIL"},
-    "knltrain.plots": {"numpy", "matplotlib"},
+    "knltrain.plots": {"knltrain.text", "numpy", "matplotlib"},
     "knltrain.bench": {
         "knltrain.kernels", "knltrain.arena", "knltrain.comm", "knltrain.data", "knltrain.layers", "knltrain.models",
         "knltrain.optim", "knltrain.demo", "knltrain.plots", "knltrain.journal", "knltrain.restart", "knltrain.trainer",
@@ -59,7 +59,7 @@ MAY_IMPORT = {
 }
 KNOW_ALL = {
     "train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "drill", "starter", "warmup", "config",
-    "__main__",
+    "show", "__main__",
 }  # fmt: skip
 ONLY_IN = {
     "mpi4py": {"knltrain/comm/communicator.py"},
@@ -67,10 +67,10 @@ ONLY_IN = {
     "torch": {"knltrain/bench/torch_process.py", "knltrain/bench/torch_models.py"},
     "knltrain.config": {
         f"knltrain/{name}.py"
-        for name in ("train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "starter", "warmup")
+        for name in ("train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "starter", "warmup", "show")
     },
 }
-LAZY = {"PIL", "simplejpeg", "matplotlib"}  # extras: the project must import without them
+LAZY = {"PIL", "simplejpeg", "matplotlib", "pyarrow"}  # extras: the project must import without them
 
 
 def imports(path):

@@ -12,7 +12,8 @@ Image = pytest.importorskip("PIL.Image")
 
 from knltrain.data import Augment, pack  # noqa: E402
 from knltrain.data.decode import DecodeError, decode  # noqa: E402
-from knltrain.data.sources import MAX_SAME_FOLDER, list_source  # noqa: E402
+from knltrain.data.sources import list_source  # noqa: E402
+from knltrain.data.tars import MAX_SAME_FOLDER  # noqa: E402
 
 
 def member(name, length=0, kind=tarfile.REGTYPE, link="", **more):

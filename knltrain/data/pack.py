@@ -70,14 +70,14 @@ def pack(
 
     Parameters
     ----------
-    src : class folders or class tars, in a folder or in a tar, see `sources`
+    src : class folders, tars or parquet, see `sources`
     out : folder of the shards; absent or empty, but for what an earlier run left. Shards of this same packing that are
         whole are kept; unfinished ones of another packing are removed
     encoding : raw: size x size pixels (short side scaled, centre cut out); jpeg: files, short side scaled to size
     size : pixels; 0 with jpeg keeps every picture as large as it is, and its bytes
     shard_bytes : about the size of a shard; a rank holds two in memory
     max_bad : files that may be unreadable before the run stops: an int is a count, a float a share from 0.0 to 1.0
-    ground_truth, synsets : for files without class folders, see `truth`
+    ground_truth, synsets : for files without class folders, see `truth`; synsets alone names labels that are numbers
     fit : of raw pictures: crop, or warp: the whole picture scaled to size x size, as Caffe's convert_imageset does
     classes_of : shards whose classes, and so labels, these shall have; src may lack some
     empty_classes : drop, or keep: class folders without a readable image are classes too
@@ -133,8 +133,8 @@ def _check_arguments(encoding, size, shard_bytes, max_bad, ground_truth, synsets
         raise ValueError(f"shard bytes {shard_bytes}: expected 1 to {MAX_SHARD_BYTES}")
     if not 0 <= max_bad <= (max_bad if isinstance(max_bad, int) else 1):
         raise ValueError(f"max bad {max_bad}: expected a count of files, or a share from 0.0 to 1.0")
-    if (ground_truth is None) != (synsets is None):
-        raise ValueError("found one of ground truth and synsets, expected both or neither")
+    if ground_truth is not None and synsets is None:
+        raise ValueError("found a ground truth without synsets, expected both")
 
 
 @contextmanager

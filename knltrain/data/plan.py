@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from .dataset import find_shards
+from .entries import Entry
 from .progress import Progress
 from .ranks import from_first
 from .sampler import permutation
 from .shards import VERSION, Shard
-from .sources import Entry, list_source
+from .sources import SPLITS, list_source
 from .truth import list_with_truth
 
 SHUFFLE_KEY = 0x5A4D  # of the fixed order of rows; a change of it changes every packed data set
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # never names of classes
 SHOWN = 5  # classes that are named in a line
 
 
@@ -70,16 +70,16 @@ class Plan:
 
 def make_plan(src, comm, report, *, ground_truth, synsets, classes_of, empty, **how) -> Plan:
     """The plan of packing `src`, listed by rank 0 for all; how: encoding, size, shard_bytes and fit, see `pack`."""
-    held = {}  # what compressed tars hold, by their paths; only the rank that unpacked them has it
+    held = {}  # what compressed tars and parquet hold, by their paths; only the rank that unpacked them has it
 
     def listing():
         if ground_truth is None:
-            class_names, entries = list_source(src)
+            class_names, entries = list_source(src, synsets and Path(synsets))
         else:
             class_names, entries = list_with_truth(src, Path(ground_truth), Path(synsets))
         held.update((entry.path, entry.held) for entry in entries if entry.held is not None)
         if held and comm is not None and comm.size > 1:
-            raise ValueError(f"{src}: found a compressed tar, which ranks cannot share: decompress it, or use one rank")
+            raise ValueError(f"{src}: found a compressed tar or parquet, which ranks cannot share: use one rank")
         class_names = _choose_classes(src, class_names, entries, classes_of, empty, Progress(report, 0).line)
         paths = {path: i for i, path in enumerate(dict.fromkeys(entry.path for entry in entries))}
         return {

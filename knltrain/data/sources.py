@@ -1,93 +1,57 @@
-"""What there is to pack: the picture files of class folders, on disk or inside tars.
+"""What there is to pack: pictures in class folders, in tars, in WebDataset tars, in parquet.
 
-Known layouts, which give the same list for the same pictures: a folder of class folders; a tar of one; a folder or a
-tar of class tars (`n01440764.tar` is class n01440764, as in ILSVRC2012_img_train.tar); and, with a ground truth, files
-without any class folder (ILSVRC2012_img_val). A tar is read in place; its members are never written to the disk. A link
-is read as what it leads to, which for a tar must be inside it; nothing else is read. What a tar says of itself is
-held to the bounds below, so that reading it takes time and memory in proportion to its length.
+Layouts that give the same list for the same pictures: a folder of class folders; a tar of one; a folder or a tar of
+class tars (`n01440764.tar` is class n01440764, as in ILSVRC2012_img_train.tar); and, with a ground truth, files without
+any class folder (ILSVRC2012_img_val). Two have labels that are numbers (`samples`, `parquet`). Several files are a
+folder of them, or a pattern such as `data/train-*.parquet`.
 """
 
-import bz2
-import gzip
-import io
-import lzma
 import os
-import tarfile
-import tempfile
-import zlib
+import re
 from collections import Counter
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
+from .entries import Entry
+from .parquet import list_parquet
+from .samples import has_labels, list_samples
+from .tars import class_folders, count_link, counts, follow, list_tar
 
-from .decode import DecodeError
-from .files import OpenFile
-
-MAX_FILE_BYTES = 64 << 20  # larger than any picture that would be decoded
-MAX_UNPACKED_BYTES = 4 << 30  # of a compressed tar, which is unpacked into a nameless temporary file
-MAX_RATIO = 20  # how many times its size a compressed tar may hold, beyond MAX_FILE_BYTES: pictures shrink little
-MAX_MEMBER_BYTES = 1 << 50
-MAX_NESTED = 4  # tars in tars
-MAX_HEADER_BYTES = 16 << 10  # of a member's long name, or of its PAX records
-MAX_PAX_KEYS = 1000  # of records that are valid for all members
-MAX_NAME, MAX_FOLDERS = 4096, 64  # characters of a path, and folders in it
-MAX_LINKS = 40  # from a link to its file, as Linux has it
-MAX_SAME_FOLDER = 16  # class folders that are links to one: the same pictures with another label
-NO_LINK = "expected one to a regular file inside the tar"
-TAR_ERRORS = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, LookupError, ValueError, RecursionError)
-HEADERS = {type.encode() for type in "LKxgX"}  # of a long name or link, and of PAX records
-UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by a file's first bytes
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # never names of classes
 
 
-@dataclass(slots=True)
-class Entry:
-    """One picture file: a stretch of a file on disk, or a reason why it cannot be read."""
-
-    name: str  # class/…/file, with slashes
-    path: str = ""
-    offset: int = 0
-    length: int = 0
-    fault: str | None = None
-    held: OpenFile | None = None  # in place of the file at path: what a compressed tar held
-
-    @property
-    def class_name(self) -> str:
-        return self.name.partition("/")[0]
-
-    def read(self) -> bytes:
-        """The bytes of the file. Raises: DecodeError with the reason if they cannot be had."""
-        if self.fault:
-            raise DecodeError(self.fault)
-        if self.length > MAX_FILE_BYTES:
-            raise DecodeError(f"{self.length} bytes, more than {MAX_FILE_BYTES} are refused")
-        data = np.empty(self.length, np.uint8)
-        try:
-            count = (self.held or OpenFile(self.path)).read_into(data, self.offset)
-        except OSError as error:
-            raise DecodeError(error.strerror) from None
-        if count != self.length:
-            raise DecodeError(f"{count} bytes, expected {self.length}")
-        return data.tobytes()
-
-
-def list_source(src: Path) -> tuple[list[str], list[Entry]]:
-    """Class names and files, both sorted, of class folders or class tars, in a folder or in a tar.
+def list_source(src: Path, synsets: Path | None = None) -> tuple[list[str], list[Entry]]:
+    """Class names and files of all layouts but that with a ground truth; the files sorted by their names.
 
     Names that begin with a dot are left out; so is a folder of a tar that holds all class folders (`train/…`). A class
-    may be without files.
+    may be without files. Classes are sorted, or where labels are numbers in the order of these. synsets: names of such
+    numbers, see `classes`.
 
-    Raises: ValueError if there is no class or no file, or if a tar cannot be read or goes beyond a bound.
+    Raises: ValueError if there is no class or no file, or if a file cannot be read or goes beyond a bound.
     """
-    if src.is_dir():
-        classes, entries = _list_folder(src)
+    found = _found(src)
+    if parquet := [path for path in found if path.suffix == ".parquet"]:
+        _refuse_splits(src, parquet)
+        classes, entries = list_parquet(parquet, synsets)
     else:
-        classes, entries = _class_folders(*_list_tar(src))
+        prefix = {path: () if path == src else (path.name.removesuffix(".tar"),) for path in found}
+        tars = {path: list_tar(path, prefix[path]) for path in found if path == src or path.suffix == ".tar"}
+        labelled = [path for path, (members, _) in tars.items() if has_labels(members)]
+        if labelled:
+            _refuse_splits(src, labelled)
+            classes, entries = list_samples({path: tars[path][0] for path in labelled}, synsets)
+        elif synsets is not None:
+            raise ValueError(f"{src}: found class folders, expected --synsets only where labels are numbers")
+        elif src in tars:
+            classes, entries = class_folders(*tars[src])
+            classes = sorted(classes)
+        else:
+            classes, entries = _list_folder(src, found, tars)
     if not classes:
         raise ValueError(f"{src}: found no class folders, expected one folder per class with its images inside")
     if not entries:
         raise ValueError(f"{src}: found no images in its {len(classes)} class folders, expected some in each")
-    return sorted(classes), sorted(entries, key=lambda entry: entry.name)
+    return classes, sorted(entries, key=lambda entry: entry.name)
 
 
 def list_flat(src: Path) -> list[Entry]:
@@ -95,49 +59,58 @@ def list_flat(src: Path) -> list[Entry]:
     if src.is_dir():
         entries = [_file(Path(found.path), found.name) for found in list(os.scandir(src)) if not found.is_dir()]
     else:
-        members, _ = _list_tar(src)
-        entries = [replace(_follow(members, parts), name=parts[-1]) for parts in members if _counts(parts)]
+        members, _ = list_tar(src)
+        entries = [replace(follow(members, parts), name=parts[-1]) for parts in members if counts(parts)]
     return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
-# ---- folders -------------------------------------------------------------------------------------------------
+def _found(src):
+    """What a folder or a pattern holds at its top, sorted; of a file itself."""
+    if src.is_dir():
+        return sorted(path for path in src.iterdir() if not path.name.startswith("."))
+    if src.exists() or not set("*?[") & set(src.name):
+        return [src]
+    found = sorted(src.parent.glob(src.name))
+    if not found:
+        raise ValueError(f"{src}: found no file of such a name, expected some")
+    return found
 
 
-def _list_folder(src):
-    classes, entries, linked = set(), [], Counter()
-    for found in list(os.scandir(src)):
-        if found.name.startswith("."):
-            continue
-        if found.is_dir():
-            if found.is_symlink():
-                _count_link(src, linked, os.path.realpath(found.path))
-            classes.add(found.name)
-            entries += _walk(src, found.name)
-        elif found.name.endswith(".tar"):
-            classes.add(found.name.removesuffix(".tar"))
-            members, _ = _list_tar(Path(found.path), (found.name.removesuffix(".tar"),))
-            entries += [_follow(members, parts) for parts in members if _counts(parts)]
-    return classes, entries
-
-
-def _count_link(src, linked, target):
-    """Note one more class folder that is a link to `target`."""
-    linked[target] += 1
-    if linked[target] > MAX_SAME_FOLDER:
+def _refuse_splits(src, files):
+    """Hubs keep all splits in one folder: packed together, the network would be tested on what it was trained on."""
+    words = {word: path for path in files for word in SPLITS.intersection(re.findall("[a-z]+", path.stem.lower()))}
+    if len(words) > 1:
+        one = next(iter(sorted(words)))
+        pattern = files[0].parent / f"*{one}*{words[one].suffix}"
         raise ValueError(
-            f"{src}: found more than {MAX_SAME_FOLDER} class folders that are links to {target}, expected different "
-            "pictures in each: remove links"
+            f"{src}: found files of the splits {', '.join(sorted(words))}, expected those of one: pack each alone, "
+            f"as '{pattern}' (in quotes)"
         )
 
 
-def _walk(src, class_name):
-    for folder, below, files in os.walk(src / class_name):
+def _list_folder(src, found, tars):
+    classes, entries, linked = set(), [], Counter()
+    for path in found:
+        if path.is_dir():
+            if path.is_symlink():
+                count_link(src, linked, os.path.realpath(path))
+            classes.add(path.name)
+            entries += _walk(path)
+        elif path in tars:
+            classes.add(path.name.removesuffix(".tar"))
+            members, _ = tars[path]
+            entries += [follow(members, parts) for parts in members if counts(parts)]
+    return sorted(classes), entries
+
+
+def _walk(class_folder):
+    for folder, below, files in os.walk(class_folder):
         links = [name for name in below if Path(folder, name).is_symlink()]
         below[:] = [name for name in below if not name.startswith(".") and name not in links]
         for name in files + links:
             if not name.startswith("."):
                 path = Path(folder, name)
-                yield _file(path, path.relative_to(src).as_posix())
+                yield _file(path, path.relative_to(class_folder.parent).as_posix())
 
 
 def _file(path, name):
@@ -146,181 +119,3 @@ def _file(path, name):
     except OSError:
         regular, length = False, 0
     return Entry(name, str(path), 0, length, fault=None if regular else "not a regular file")
-
-
-# ---- tars ----------------------------------------------------------------------------------------------------
-
-
-def _list_tar(src, prefix=()):
-    """(members, folders) of a tar: members by the parts of their names, an Entry each or where a link leads."""
-    if not src.is_file():
-        raise ValueError(f"{src}: found no such file or folder, expected class folders or a tar of them")
-    members, folders = {}, set()
-    try:
-        with open(src, "rb") as file, tempfile.TemporaryFile() as unpacked:
-            packed = _unpack(src, file, unpacked)
-            held = OpenFile(f"/proc/self/fd/{unpacked.fileno()}") if packed else None  # outlives its name
-            _read_members(unpacked if packed else file, Entry("", str(src), held=held), prefix, members, folders)
-    except TAR_ERRORS as error:
-        raise ValueError(f"{src}: found no whole tar file ({error}), expected a tar of class folders") from None
-    return _follow_folders(src, members, folders), folders
-
-
-def _unpack(src, file, unpacked):
-    """Write what a compressed tar holds to a file; returns whether it is one."""
-    begin = file.read(8)
-    file.seek(0)
-    opener = next((opener for magic, opener in UNPACKERS.items() if begin.startswith(magic)), None)
-    if opener is None:
-        return False
-    length, total = src.stat().st_size, 0
-    with opener(file) as packed:
-        while some := packed.read(1 << 20):
-            total += len(some)
-            if total > max(MAX_FILE_BYTES, min(MAX_UNPACKED_BYTES, MAX_RATIO * length)):
-                raise ValueError(f"more than {total >> 20} MiB packed into {length} bytes: make it a plain .tar first")
-            unpacked.write(some)
-    unpacked.seek(0)
-    return True
-
-
-class _Member(tarfile.TarInfo):
-    """A header of a tar, refused before what it announces is read."""
-
-    @classmethod
-    def frombuf(cls, buf, encoding, errors):
-        member = super().frombuf(buf, encoding, errors)
-        if not 0 <= member.size <= MAX_MEMBER_BYTES:
-            raise tarfile.ReadError(f"a member of {member.size} bytes")
-        if member.type in HEADERS and member.size > MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a name or PAX header of {member.size} bytes")
-        return member
-
-
-def _read_members(file, place, prefix, members, folders, nested=0):
-    """Add what a tar holds, which is the stretch `place` of the open file, under the folder `prefix`."""
-    if nested > MAX_NESTED:
-        raise tarfile.ReadError(f"tars in tars, more than {MAX_NESTED} deep")
-    with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
-        end = 0
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # a million of them would take gigabytes
-            if tar.offset <= end or not 0 <= member.size <= MAX_MEMBER_BYTES or len(tar.pax_headers) > MAX_PAX_KEYS:
-                raise tarfile.ReadError("a member of impossible size, or too many PAX records")
-            end = tar.offset
-            parts = (*prefix, *_parts(member.name))
-            if member.isdir():
-                folders.add(parts)
-                continue
-            stretch = {"offset": place.offset + member.offset_data, "length": member.size}
-            entry = replace(place, name="/".join(parts), **stretch)
-            if member.issym():
-                entry = PurePosixPath(os.path.normpath(os.path.join(*parts[:-1], member.linkname)))
-            elif member.islnk():  # to an earlier member
-                entry = members.get((*prefix, *_parts(member.linkname))) or _dangling(entry, member.linkname)
-            elif not member.isreg() or member.sparse is not None:
-                entry.fault = "not a regular file"
-            elif member.name.endswith(".tar") and _counts(parts):
-                inner = (*parts[:-1], parts[-1].removesuffix(".tar"))
-                folders.add(inner)
-                section = _Section(file, member.offset_data, member.size)
-                _read_members(section, entry, inner, members, folders, nested + 1)
-                continue
-            members[parts] = entry  # as in tar, the last of two members of one name counts
-
-
-class _Section(io.RawIOBase):
-    """A stretch of an open file as a file of its own: a tar inside a tar."""
-
-    def __init__(self, file, begin, length):
-        self.file, self.begin, self.length, self.at = file, begin, length, 0
-
-    def seekable(self):
-        return True
-
-    def readable(self):
-        return True
-
-    def tell(self):
-        return self.at
-
-    def seek(self, offset, whence=io.SEEK_SET):
-        self.at = offset + (0, self.at, self.length)[whence]
-        return self.at
-
-    def readinto(self, buffer):
-        self.file.seek(self.begin + self.at)
-        data = self.file.read(max(0, min(len(buffer), self.length - self.at)))
-        buffer[: len(data)] = data
-        self.at += len(data)
-        return len(data)
-
-
-def _parts(name):
-    parts = tuple(part for part in PurePosixPath(name).parts if part not in (".", "/"))
-    if "\0" in name or len(name) > MAX_NAME or len(parts) > MAX_FOLDERS:
-        raise tarfile.ReadError(f"a name of {len(name)} characters in {len(parts)} folders, or with a NUL")
-    return parts
-
-
-def _counts(parts):
-    """A hidden member is not packed itself, but a link may lead to it."""
-    return bool(parts) and not any(part.startswith(".") for part in parts)
-
-
-def _follow_folders(src, members, folders):
-    """Members, with the files of a linked folder also under the link's name, where that is a class folder's.
-
-    Deeper links to folders stay links, and are then reported, as on the disk: a tree may lead back to itself.
-    """
-    links = {parts: target.parts for parts, target in members.items() if isinstance(target, PurePosixPath)}
-    known = folders | {parts[:depth] for parts in members for depth in range(1, len(parts))}
-    seen = [parts for parts in folders | set(members) if _counts(parts)]
-    depth = _common_depth(set(seen), {parts for parts in seen if isinstance(members.get(parts), Entry)})
-    linked, aliases = Counter(), {}
-    for parts, target in links.items():
-        for _ in range(MAX_LINKS):
-            target = links.get(target, target)
-        if target in known and len(parts) == depth + 1 and parts[: len(target)] != target:
-            _count_link(src, linked, "/".join(target))
-            aliases.setdefault(target, []).append(parts)
-            del members[parts]
-            folders.add(parts)
-    copies = {}
-    for found in members:
-        for length in range(1, len(found)):
-            for parts in aliases.get(found[:length], ()):
-                copies[(*parts, *found[length:])] = _follow(members, found)
-    return members | copies
-
-
-def _follow(members, parts):
-    """The entry at the end of a chain of symbolic links, under the link's name; a faulty one if there is none."""
-    found, target, name = members[parts], None, "/".join(parts)
-    for _ in range(MAX_LINKS):
-        if isinstance(found, PurePosixPath):
-            target, found = found, members.get(found.parts)
-    return replace(found, name=name) if isinstance(found, Entry) else _dangling(Entry(name), target)
-
-
-def _dangling(entry, target):
-    return replace(entry, fault=f"a link to {target}, {NO_LINK}")
-
-
-def _class_folders(members, folders):
-    """Classes and entries of a tar's members."""
-    folders = {parts for parts in folders if _counts(parts)}
-    entries = {parts: _follow(members, parts) for parts in members if _counts(parts)}
-    depth = _common_depth(folders | set(entries), set(entries))
-    classes = {parts[depth] for parts in folders if len(parts) > depth}
-    classes |= {parts[depth] for parts in entries if len(parts) > depth + 1}
-    inside = [(parts, entry) for parts, entry in entries.items() if len(parts) > depth + 1]
-    return classes, [replace(entry, name="/".join(parts[depth:])) for parts, entry in inside]
-
-
-def _common_depth(members, files):
-    """How many folders lead to the class folders: 1 if there is one only, with more folders than files in it; or 0."""
-    tops = {parts[0] for parts in members if parts}
-    directly = sum(len(parts) == 2 for parts in files)
-    folders = {parts[1] for parts in members if len(parts) > 1} - {parts[1] for parts in files if len(parts) == 2}
-    return int(len(tops) == 1 and len(folders) > directly)

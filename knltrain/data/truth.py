@@ -3,7 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from .sources import Entry, list_flat
+from .classes import read_classes, read_lines
+from .entries import Entry
+from .sources import list_flat
 
 
 def list_with_truth(src: Path, ground_truth: Path, synsets: Path) -> tuple[list[str], list[Entry]]:
@@ -19,9 +21,9 @@ def list_with_truth(src: Path, ground_truth: Path, synsets: Path) -> tuple[list[
 
     Raises: ValueError, one line, where lists and files do not fit together.
     """
-    entries, lines = list_flat(src), _lines(ground_truth)
+    entries, lines = list_flat(src), read_lines(ground_truth)
     named = bool(lines) and len(lines[0]) == 2
-    classes = _classes(synsets, named)
+    classes = read_classes(synsets, named)
     if any(len(line) != 1 + named or not line[-1].isdecimal() for line in lines):
         raise ValueError(f"{ground_truth}: found other lines than its first, expected NUMBER or FILE NUMBER in each")
     if len(lines) != len(entries):
@@ -37,28 +39,3 @@ def list_with_truth(src: Path, ground_truth: Path, synsets: Path) -> tuple[list[
             )
         found.append(replace(entry, name=f"{classes[number]}/{entry.name}"))
     return sorted(set(classes.values())), sorted(found, key=lambda entry: entry.name)
-
-
-def _classes(synsets, named):
-    """number → class name."""
-    lines = _lines(synsets)
-    if lines and all(len(line) == 2 and line[0].isdecimal() for line in lines):
-        classes = {int(line[0]): line[1] for line in lines}
-    elif named:
-        classes = {number: line[0] for number, line in enumerate(lines)}
-    else:
-        raise ValueError(
-            f"{synsets}: found lines other than NUMBER CLASS, expected these beside a ground truth of bare numbers: "
-            "their order is not that of the class names"
-        )
-    names = set(classes.values())
-    if len(names) != len(lines) or any("/" in name or name.startswith(".") for name in names):
-        raise ValueError(f"{synsets}: found a number or class twice, or no plain name, expected each class once")
-    return classes
-
-
-def _lines(path):
-    try:
-        return [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: found no UTF-8 text, expected one line a picture or class") from None
