@@ -13,12 +13,12 @@ import numpy as np
 
 from . import checkpoint
 from .comm import world
-from .config import Batch, Data, Optim, Recipe, Run, Schedule, checked, recipe_of
+from .config import Batch, Compute, Data, Optim, Recipe, Run, Schedule, checked, recipe_of
 from .config import Model as ModelSection
 from .data import Arrays, DataSet
 from .evaluate import Accuracy
 from .evaluate import evaluate as count
-from .experiment import build_network, center_crop, network_facts
+from .experiment import build_network, center_crop, model_precision, network_facts
 from .machine import take_share
 from .models import Model, custom
 from .models.state import load as load_state
@@ -130,6 +130,7 @@ class Network:
 
     def _model(self) -> Model:
         if self.model is None:
+            model_precision(self.recipe)
             self.model = Model(self.layers, self.input_shape, PREDICT_BATCH, train=False, seed=self.recipe.run.seed)
         return self.model
 
@@ -148,16 +149,18 @@ def network(
     mean: tuple = (123.675, 116.28, 103.53),
     std: tuple = (58.395, 57.12, 57.375),
     seed: int = 0,
+    precision: str = "fp32",
     **options,
 ) -> Network:
     """A network by name ("resnet50", "my_nets.py:tiny_vgg") or by a function that returns its layers.
 
-    classes: their names. crop: pixels, side of its input. mean, std: 0..255, red green blue. options: of the network.
+    classes: their names. crop: pixels, side of its input. mean, std: 0..255, red green blue. precision: "fp32", "bf16"
+    or "fp16", of activations, their gradients and packed weights. options: of the network.
     Raises ValueError for an unknown name or option.
     """
     text = name if isinstance(name, str) else f"{name.__module__}.{name.__name__}"
     section = Data("-", crop=crop, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
-    recipe = Recipe(ModelSection(text, args=options), section, run=Run(seed=seed))
+    recipe = Recipe(ModelSection(text, args=options), section, compute=Compute(precision), run=Run(seed=seed))
     if isinstance(name, str):
         layers = build_network(recipe, len(classes))
     else:
@@ -194,9 +197,9 @@ class Trainer:
 
     global_batch: images per update, over all ranks; slot_batch: images of one pass, the unit of batch norm statistics.
     optimizer: `Lars(…)` or `Sgd(…)`. schedule: `poly(…)`, `cosine(…)` or `constant(…)`. more: keys of the recipe's
-    sections [data] and [comm] by their names, as augmentation="none". observers: told of steps. Ctrl-C raises
-    KeyboardInterrupt as anywhere; the trainer may be iterated again and goes on. Raises ValueError for numbers that do
-    not fit.
+    sections [data], [comm] and [compute] by their names, as augmentation="none", precision="bf16". observers: told of
+    steps. Ctrl-C raises KeyboardInterrupt as anywhere; the trainer may be iterated again and goes on. Raises ValueError
+    for numbers that do not fit.
     """
 
     def __init__(
@@ -204,11 +207,12 @@ class Trainer:
         seed: int = 0, label_smoothing: float = 0.0, observers: tuple[StepObserver, ...] = (), **more,
     ):  # fmt: skip
         _check_classes(net, data)
-        sections = {"data": net.recipe.data, "comm": net.recipe.comm}
+        sections = {"data": net.recipe.data, "comm": net.recipe.comm, "compute": net.recipe.compute}
         for name, value in more.items():
             place = next((s for s, keys in sections.items() if hasattr(keys, name)), None)
             if place is None:
-                raise ValueError(f"Trainer: unknown option {name!r}; expected a key of the recipe's [data] or [comm]")
+                expected = "a key of the recipe's [data], [comm] or [compute]"
+                raise ValueError(f"Trainer: unknown option {name!r}; expected {expected}")
             sections[place] = dataclasses.replace(sections[place], **{name: value})
         recipe = dataclasses.replace(
             net.recipe, **sections, batch=Batch(global_batch, slot_batch), schedule=schedule.schedule,

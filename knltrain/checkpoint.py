@@ -37,6 +37,12 @@ META = {
     "previous_lr": Rule("learning rate of the last step", float),
     "experiment": Rule("all that the result depends on", dict),
 }
+LOSS_SCALE = {  # in META where the loss has a scale
+    "scale": Rule("of the gradients", float, one_of=tuple(2.0**k for k in range(25))),
+    "good": Rule("steps since it changed", int),
+    "failed": Rule("steps skipped in a row", int),
+    "skipped": Rule("steps skipped in all", int),
+}
 CRC32 = {"crc32": Rule("of name, type, shape and bytes", int, most=2**32 - 1)}
 FOLDER = "checkpoints"  # in a run folder
 NAME = re.compile(r"checkpoint-(\d+)\.h5")
@@ -233,6 +239,8 @@ def _read(path: Path, file: h5py.File) -> tuple[dict[str, np.ndarray], dict]:
     _check(contents, CONTENTS)
     meta = contents["meta"]
     _check(meta, META)
+    if "loss_scale" in meta:
+        _check(meta["loss_scale"], LOSS_SCALE)
     named = NAME.fullmatch(path.name)
     if {meta["step"], contents["step"], int(named.group(1)) if named else meta["step"]} != {meta["step"]}:
         raise Untrusted(f"found step {meta['step']}, expected that of the file's name")

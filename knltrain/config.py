@@ -29,7 +29,8 @@ LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import th
 SHUFFLES = ("quasi", "full", "sequential")  # Numba; a test compares them
 STAGES = ("none", "local", "memory")
 ALGORITHMS = ("auto", "hierarchical", "mpi", "ring", "halving", "doubling", "tree", "torus")
-WIRES = ("fp32", "bf16", "fp16")
+PRECISIONS = WIRES = ("fp32", "bf16", "fp16")
+LOSS_SCALES = ("auto", "dynamic", *(2.0**k for k in range(25)))
 VARIANTS = ("caffe2017", "mlperf", "larc_clip", "nus")
 ZERO_NORMS = ("raw", "trust")
 POLICIES = ("poly", "step", "cosine", "constant")
@@ -71,6 +72,12 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Compute:
+    precision: str = key("fp32", "of activations, their gradients and packed weights", one_of=PRECISIONS)
+    loss_scale: str | float = key("auto", "of the gradients, a power of two; auto: dynamic for fp16, else none")
+
+
+@dataclass(frozen=True)
 class Optim:
     variant: str = key("caffe2017", "whose formula of LARS", one_of=VARIANTS)
     trust_coefficient: float = key(0.0, "LARS's eta, as 0.001; 0: plain SGD", most=10**6)
@@ -101,7 +108,7 @@ class Schedule:
 @dataclass(frozen=True)
 class Comm:
     algorithm: str = key("auto", "of the sum over ranks", one_of=ALGORITHMS, free=True)
-    wire: str = key("fp32", "how gradients travel between nodes; sums are fp32", one_of=WIRES)
+    wire: str = key("auto", "how gradients travel between nodes; auto: as the precision", one_of=("auto", *WIRES))
     bucket_bytes: int = key(0, "of gradient reduced at once; 0: chosen by measuring", most=2**31 - 1, free=True)
     cut_before: tuple[str, ...] = key((), "instead: buckets begin at these tensors, as ['fc6.w']", free=True)
     overlap: bool = key(True, "exchange while the backward pass goes on", free=True)
@@ -132,6 +139,7 @@ class Recipe:
     model: Model
     data: Data
     batch: Batch = Batch()
+    compute: Compute = Compute()
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
     comm: Comm = Comm()
@@ -249,6 +257,8 @@ def _convert(value, kind, where: str):
                 f"{where} is {shown(value)}; expected a list of {'names' if item_kind is str else 'numbers'}"
             )
         return tuple(_convert(item, item_kind, where) for item in value)
+    if kind == str | float:
+        kind = str if isinstance(value, str) else float
     if kind is float and type(value) is int:
         return float(value) if abs(value) < 2**1023 else math.inf
     if type(value) is not kind:
@@ -325,6 +335,9 @@ def _problems(recipe: Recipe):
     batch = recipe.batch
     if batch.global_batch % batch.slot_batch:
         yield "batch.slot_batch", batch.slot_batch, f"a divisor of batch.global_batch, {batch.global_batch}"
+    if recipe.compute.loss_scale not in LOSS_SCALES:
+        expected = f"auto, dynamic, or a power of two from 1 to {LOSS_SCALES[-1]:.0f}"
+        yield "compute.loss_scale", recipe.compute.loss_scale, expected
     milestones = recipe.schedule.milestones
     if list(milestones) != sorted(milestones):
         yield "schedule.milestones", milestones, "rising epochs"

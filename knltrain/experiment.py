@@ -27,7 +27,7 @@ from .data import Augment, DataSet, Loader, Order, read_mean_image
 from .data.ranks import from_first
 from .models import Model, build, custom
 from .models.state import load as load_state
-from .optim import Lars
+from .optim import Lars, LossScale
 
 PREPROCESSING = ("crop", "short_side", "val_short_side", "mean", "std", "mean_image")
 UNSCALED_SHORT_SIDE = 256  # pixels; before a crop of pictures that were packed as large as they are
@@ -91,6 +91,7 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
             value = getattr(getattr(recipe, section), key)
             facts[name] = list(value) if isinstance(value, tuple) else value
     facts |= {"comm.sums": sums_order(recipe.comm.algorithm), "model.args": recipe.model.args}
+    facts["comm.wire"] = wire_of(recipe)
     if recipe.data.mean_image:  # what is in it counts, not where it lies
         mean = read_mean_image(recipe.data.mean_image, data.size)
         facts["data.mean_image"] = hashlib.sha256(mean.tobytes()).hexdigest()[:16]
@@ -108,7 +109,12 @@ def network_facts(recipe: Recipe, class_names: list[str], encoding: str, size: i
 def make_links(recipe: Recipe, comm) -> Links:
     """Who talks to whom, by the recipe's algorithm."""
     c = recipe.comm
-    return Links(comm, c.algorithm, c.wire, c.pretended_nodes, c.pretended_bandwidth)
+    return Links(comm, c.algorithm, wire_of(recipe), c.pretended_nodes, c.pretended_bandwidth)
+
+
+def wire_of(recipe: Recipe) -> str:
+    """How gradients travel: as the recipe says, else in its precision."""
+    return recipe.compute.precision if recipe.comm.wire == "auto" else recipe.comm.wire
 
 
 def watch_ranks(recipe: Recipe, data: DataSet, comm, last_words=lambda: "") -> Watch:
@@ -116,6 +122,14 @@ def watch_ranks(recipe: Recipe, data: DataSet, comm, last_words=lambda: "") -> W
     versions = {"kernels": ARCH.name, "NumPy": np.__version__, "Numba": numba.__version__, "knltrain": __version__}
     compare_signatures(comm, identity(recipe, data) | versions)
     return Watch(comm, recipe.comm.stall_warn_s, recipe.comm.stall_end_s, last_words)
+
+
+def model_precision(recipe: Recipe) -> str:
+    """That of the recipe's network. Raises ValueError for one that no network can be made in yet."""
+    if recipe.compute.precision != "fp32":
+        found = f"compute.precision is {recipe.compute.precision!r}"
+        raise ValueError(f"{found}; expected 'fp32': this version makes networks in no other")
+    return recipe.compute.precision
 
 
 def make_model(
@@ -126,6 +140,7 @@ def make_model(
     layers: (network, input shape) instead of the recipe's.
     """
     layers, input_shape = layers or build_network(recipe, classes)
+    model_precision(recipe)
     return Model(
         layers,
         input_shape,
@@ -175,6 +190,14 @@ def make_optimizer(recipe: Recipe, model: Model) -> Lars:
     options = dataclasses.asdict(recipe.optim)
     del options["label_smoothing"]  # the loss's
     return Lars(model.parameters.parameters, **options)
+
+
+def make_loss_scale(recipe: Recipe) -> LossScale | None:
+    """As the recipe says, else dynamic for fp16, whose gradients would vanish, and none for the others."""
+    scale = recipe.compute.loss_scale
+    if scale == "auto":
+        scale = "dynamic" if recipe.compute.precision == "fp16" else None
+    return scale and LossScale(None if scale == "dynamic" else scale)
 
 
 def make_reducer(recipe: Recipe, model: Model, slots: range, watch) -> Reducer:

@@ -4,6 +4,7 @@
     freeze     the rank stops without dying (SIGSTOP)        signal   receives SIGTERM
     raise      an exception on the rank                      stop     somebody makes the stop file
     nan        one weight of the rank becomes NaN            flip     one bit of one weight of the rank changes
+    overflow   one element of a gradient of the rank is infinite, as where 16 bits do not hold it
     corrupt-shard   one byte of what the rank reads next from its shards is wrong, as from a bad disk
     truncate-checkpoint     the newest checkpoint loses its last third
     disk-full       for `seconds` no file can grow beyond 64 KiB on the rank
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint import FOLDER, checkpoints
+from .layers import Observer
 from .lifecycle import STOP
 from .observe import StepObserver
 
@@ -100,6 +102,16 @@ def _flip(fault, model, run_dir):
     model.parameters.value[:1].view(np.uint32)[0] ^= 1 << 16  # a low bit might vanish in the rounding of the update
 
 
+def _overflow(fault, model, run_dir):
+    class Once(Observer):
+        def end(self, op, seconds):
+            if model.observer is self and op.completes():
+                op.completes()[0].dw.reshape(-1)[0] = np.inf
+                model.observer = None
+
+    model.observer = Once()
+
+
 def _corrupt_shard(fault, model, run_dir):
     honest = os.preadv
 
@@ -135,6 +147,7 @@ KINDS = {
     "slow": _slow,
     "nan": _nan,
     "flip": _flip,
+    "overflow": _overflow,
     "corrupt-shard": _corrupt_shard,
     "truncate-checkpoint": _truncate_checkpoint,
     "disk-full": _disk_full,

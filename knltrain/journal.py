@@ -85,7 +85,13 @@ class Journal(StepObserver):
         rate, one = self._rate(), (step.loss, step.accuracy)
         record = {"step": step.number, "epoch": step.epoch, "loss": step.loss, "lr": step.lr}
         record |= {"images_per_s": rate, "accuracy": step.accuracy, **step.waits}
+        if step.loss_scale:
+            record |= {"loss_scale": step.loss_scale, "skipped": step.skipped}
         self._write("step", record)
+        if step.skipped:
+            left = f"the next has {trainer.scaling.scale:g}" if trainer.scaling.dynamic else "which is fixed"
+            found = f"a gradient is out of range at loss scale {step.loss_scale:g}"
+            self.note(f"step {step.number} is skipped: {found}, {left}")
         self.recent.append(one)
         self.epoch.append(one)
         loss, accuracy = _means(self.recent)

@@ -10,6 +10,7 @@ class Step:
     number: steps done, from 1. loss: mean over the global batch. accuracy: share of it that was right, 0 to 1.
     images_per_s: global batch by the time since the step before. backward_s: seconds of the backward passes. finite:
     whether this rank's losses were. stop, save: asked of any rank. waits: seconds by what was waited for.
+    loss_scale: of this step, 0 where there is none; skipped: it changed no weight, as a gradient was out of range.
     """
 
     number: int
@@ -23,6 +24,8 @@ class Step:
     stop: bool
     save: bool
     waits: dict = field(default_factory=dict)
+    loss_scale: float = 0.0
+    skipped: bool = False
 
 
 class StepObserver:

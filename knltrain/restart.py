@@ -16,6 +16,8 @@ from .models.state import load as load_state
 from .models.state import state as state_of
 
 LENGTH = "run.epochs"  # of an experiment; may grow
+PRECISION = "compute.precision"  # of one, too
+BEFORE = {PRECISION: "fp32", "compute.loss_scale": "auto"}  # what a run was that says nothing of it
 PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
 LAST_LIMIT_S = 20.0  # a run that leaves tries so long to write its last checkpoint
 FAILING_LIMIT_S = 5.0  # a run that fails waits so long for the one under way: the other ranks hang as long
@@ -32,7 +34,7 @@ class Restart:
 
     def __init__(self, run_dir: Path, trainer, comm, experiment: dict, how, note):
         self.folder, self.comm, self.experiment = Path(run_dir) / FOLDER, comm, experiment
-        self.parameters, self.optimizer = trainer.model.parameters, trainer.optimizer
+        self.parameters, self.optimizer, self.scaling = trainer.model.parameters, trainer.optimizer, trainer.scaling
         self.keep, self.every_s = how.keep_checkpoints, 60 * how.checkpoint_every_minutes
         self.note, self.warn = note, lambda message: note(f"warning: {message}")
         self.last_saved, self.last_time, self.missed = None, time.monotonic(), False
@@ -48,7 +50,9 @@ class Restart:
         Raises CheckpointError where resume is "never" and there is one, or where it is of another experiment.
         """
         found = self._read(resume) if self.comm.rank == 0 else None
-        step, self.optimizer.previous_lr = self.comm.gather(found)[0]
+        step, self.optimizer.previous_lr, scaling = self.comm.gather(found)[0]
+        if scaling and self.scaling:
+            self.scaling.restore(scaling)
         for block in (self.parameters.value, self.parameters.momentum, self.parameters.running):
             self.comm.broadcast(block)
         self.last_time = time.monotonic()
@@ -61,25 +65,26 @@ class Restart:
                     f"{self.folder} already holds checkpoints; "
                     "continue with --resume auto, or choose another --run folder"
                 )
-            return 0, 0.0
+            return 0, 0.0, None
         found = load_latest(self.folder, self.warn)
         if found is None:
             self.note(f"no run here: beginning anew in {self.folder.parent}")
-            return 0, 0.0
+            return 0, 0.0, None
         arrays, meta = found
         begun = meta["experiment"]
         for key, now in self.experiment.items():
-            before = begun.get(key)
+            before = begun.get(key, BEFORE.get(key))
             if key == LENGTH and isinstance(before, float) and before < now:
                 self.begun_epochs = before
             elif before != now:
-                raise CheckpointError(
-                    f"{self.folder}: this run was begun with {key} = {shown(before)}, now it is {shown(now)}: "
-                    "use the recipe and the pictures of that run, or another --run folder"
-                )
+                way = "use the recipe and the pictures of that run, or another --run folder"
+                if key == PRECISION:
+                    way = f"go on in that, or begin another run with [model] weights = {str(self.folder.parent)!r}"
+                what = f"this run was begun with {key} = {shown(before)}, now it is {shown(now)}"
+                raise CheckpointError(f"{self.folder}: {what}: {way}")
         load_state(self.parameters, arrays, self.folder)
         self.last_saved = meta["step"]
-        return meta["step"], meta["previous_lr"]
+        return meta["step"], meta["previous_lr"], meta.get("loss_scale")
 
     # ---- saving ----------------------------------------------------------------------------------------------
 
@@ -102,6 +107,8 @@ class Restart:
             self.warn(f"a checkpoint is being written since {since:.0f} s, a slow file system: none of step {step}")
             return
         meta = {"step": step, "previous_lr": self.optimizer.previous_lr, "experiment": self.experiment}
+        if self.scaling:
+            meta["loss_scale"] = self.scaling.state()
         self.writer.submit(lambda: (step, self._copy(), meta, metric))
         self.last_saved, self.last_time = step, time.monotonic()
 

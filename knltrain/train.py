@@ -78,6 +78,8 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         for step in trainer:
             if not math.isfinite(step.loss):
                 restart.fail("the loss", step)
+            if trainer.scaling and trainer.scaling.hopeless:
+                restart.fail(f"the gradient of {trainer.scaling.failed} steps in a row, whatever the loss scale,", step)
             evaluating, saving, checking = (
                 _due(step.number, every, trainer.total)
                 for every in (derived.evaluate_every_steps, derived.checkpoint_every_steps, check_every)

@@ -20,6 +20,7 @@ from .experiment import (
     begin_with,
     make_links,
     make_loader,
+    make_loss_scale,
     make_model,
     make_optimizer,
     make_reducer,
@@ -29,7 +30,7 @@ from .experiment import (
 from .layers import Observer
 from .models import Model
 from .observe import Step, StepObserver
-from .optim import Lars, learning_rate
+from .optim import Lars, LossScale, learning_rate
 
 DROPOUT = 2  # purpose of the random numbers that are not augmentation's
 
@@ -38,19 +39,20 @@ class Trainer:
     """Trains `model` on `batches`, an iterator of slots: `for step in trainer`, or step by step.
 
     slots: how many this rank runs in a step; total_slots: all ranks together. rate: the learning rate of a step.
-    done: steps done; total: where iteration ends. wishes: asked of this rank in every slot, (stop, save); told to all.
-    note, record: where an observer may print a line, or leave facts for the log.
+    scaling: of the loss; None: there is none. done: steps done; total: where iteration ends. wishes: asked of this rank
+    in every slot, (stop, save); told to all. note, record: where an observer may print a line, or leave facts for the
+    log.
     """
 
     def __init__(
         self, model: Model, optimizer: Lars, reducer: Reducer, update: Update, batches: Iterable, *,
         rate: Callable[[int], float], slots=1, total_slots=1, total=0, steps_per_epoch=1, seed=0,
-        observers: Iterable[StepObserver] = (),
+        scaling: LossScale | None = None, observers: Iterable[StepObserver] = (),
     ):  # fmt: skip
         self.model, self.optimizer, self.reducer, self.update, self.batches = model, optimizer, reducer, update, batches
         self.rate, self.slots, self.total_slots = rate, slots, total_slots
         self.total, self.steps_per_epoch, self.seed = total, steps_per_epoch, seed
-        self.global_batch = total_slots * model.slot_batch
+        self.global_batch, self.scaling = total_slots * model.slot_batch, scaling
         self.observers, self.done, self.stopped = list(observers), 0, False
         self.wishes: Callable[[], tuple] = lambda: (False, False)
         self.note: Callable[[str], None] = lambda line: None
@@ -80,7 +82,7 @@ class Trainer:
             model, optimizer, reducer, make_update(model, optimizer, reducer), loader,
             rate=lambda step: learning_rate(step, **derived.schedule), slots=len(slots), total_slots=derived.slots,
             total=derived.total_steps, steps_per_epoch=derived.steps_per_epoch, seed=recipe.run.seed,
-            observers=observers,
+            scaling=make_loss_scale(recipe), observers=observers,
         )  # fmt: skip
         made.begun_with = begun
         return made
@@ -94,6 +96,7 @@ class Trainer:
         for observer in self.observers:
             observer.begin_step(self)
         model, reducer, lr, finite, backward = self.model, self.reducer, self.rate(self.done), True, 0.0
+        scale = self._scale()
         for _ in range(self.slots):
             self._feed(next(self.batches))
             model.forward()
@@ -104,19 +107,29 @@ class Trainer:
             finite &= bool(np.isfinite(losses).all())
             model.parameters.scalars[:] = losses.sum(), np.count_nonzero(model.loss.ranks == 0), *self.wishes()
             reducer.end_slot()
-        self.update.step(lr)  # a tensor is updated as soon as its sum is there
+        fits = self.update.step(lr, scale)  # without a scale a tensor is updated as soon as its sum is there
         model.parameters.update_statistics(self.total_slots)
         self.done += 1
-        step = self._record(lr, finite, backward)
+        if self.scaling:
+            self.scaling.count(fits)
+        step = self._record(lr, finite, backward, scale, not fits)
         for observer in self.observers:
             observer.end_step(self, step)
         return step
+
+    def _scale(self) -> float:
+        """Let the gradients of this step carry the loss scale, and return it; 0 where there is none."""
+        if not self.scaling:
+            return 0.0
+        self.scaling.apply(self.model.training, self.model.loss)
+        self.reducer.block.scale = self.scaling.scale
+        return self.scaling.scale
 
     def _feed(self, batch):
         keys = [sample_key(self.seed, batch.epoch, row, DROPOUT) for row in batch.rows]
         self.model.feed(batch.images, batch.labels, keys)
 
-    def _record(self, lr, finite, backward) -> Step:
+    def _record(self, lr, finite, backward, scale, skipped) -> Step:
         loss, correct, stop, save = (float(total) for total in self.model.parameters.scalars)
         self.stopped = stop > 0
         now = time.perf_counter()
@@ -125,7 +138,8 @@ class Trainer:
         if isinstance(self.batches, Loader):
             waits = {"data_wait_s": self.batches.stall_seconds} | waits
         loss, accuracy, epoch = loss / self.global_batch, correct / self.global_batch, self.done / self.steps_per_epoch
-        return Step(self.done, epoch, lr, loss, accuracy, rate, backward, finite, stop > 0, save > 0, waits)
+        asked = (stop > 0, save > 0)
+        return Step(self.done, epoch, lr, loss, accuracy, rate, backward, finite, *asked, waits, scale, skipped)
 
     def observe(self, observer: Observer | None):
         """Let `observer` be told of every op of the steps that follow; None: nobody."""

@@ -43,7 +43,7 @@ MAY_IMPORT = {
         "knltrain.hardware",
         "knltrain.screen", "knltrain.leaks", "knltrain.text", "numpy",
     },
-    "knltrain.faults": {"knltrain.observe", "knltrain.checkpoint", "knltrain.lifecycle", "knltrain.restart", "numpy"},
+    "knltrain.faults": {"knltrain.observe", "knltrain.checkpoint", "knltrain.layers", "knltrain.lifecycle", "numpy"},
     "knltrain.hardware": set(),
     "knltrain.machine": {"knltrain.kernels", "knltrain.journal", "knltrain.hardware", "numba"},
     "knltrain.screen": {"knltrain.hardware", "knltrain.text"},

@@ -7,6 +7,7 @@ number exchange their slices; then all ranks of the node read the one copy.
 
 import os
 import time
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -52,12 +53,13 @@ def make_block(links: Links, floats: int, of: "MessageBlock | None" = None) -> "
 class MessageBlock(GradientBlock):
     """A block that is summed by messages between all ranks, in place: `total` is `mine`.
 
-    note: what a user should know about the choice. blocks: of all ranks of this node, where they share memory.
+    note: what a user should know about the choice. blocks: of all ranks of this node, where they share memory. scale:
+    of the loss, thus of the gradients, a power of two: fp16, which has a factor of its own, carries them without.
     """
 
     def __init__(self, links: Links, mine: np.ndarray, blocks: np.ndarray | None = None, note: str = ""):
         super().__init__(mine, mine if blocks is None else blocks[0, : mine.size])
-        self.links, self.blocks, self.note = links, blocks, note
+        self.links, self.blocks, self.note, self.scale = links, blocks, note, 1.0
         slices, nodes, self._first = 1, links.comm.size, 0
         if blocks is not None:
             slices, nodes = links.slices, len(links.nodes)
@@ -101,7 +103,8 @@ class MessageBlock(GradientBlock):
         begin, wire = time.perf_counter(), self.links.wire
         mine = self._sum_node(start, stop)
         if mine.size and self._methods:
-            self._scattering(wire).reduce_scatter(mine, self._inner(start, stop))
+            with self._unscaled(mine, wire):
+                self._scattering(wire).reduce_scatter(mine, self._inner(start, stop))
         self._pretend(begin, stop - start, wire)
 
     def allgather(self, start: int, stop: int):
@@ -119,8 +122,18 @@ class MessageBlock(GradientBlock):
     def _sum(self, start, stop, wire):
         mine = self._sum_node(start, stop)
         if mine.size and self._methods:
-            self._methods[wire][mine.nbytes > SMALL_BYTES].allreduce(mine)
+            with self._unscaled(mine, wire):
+                self._methods[wire][mine.nbytes > SMALL_BYTES].allreduce(mine)
         self._meet(1)
+
+    @contextmanager
+    def _unscaled(self, mine: np.ndarray, wire: Wire):
+        factor = np.float32(self.scale if wire.name == "fp16" else 1.0)
+        if factor != 1:
+            mine *= 1 / factor
+        yield
+        if factor != 1:
+            mine *= factor
 
     def _scattering(self, wire) -> Algorithm:
         method = self._methods[wire][1]

@@ -14,6 +14,7 @@ others', which is exact. So the weights have the same bits either way.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -182,10 +183,14 @@ class Reducer:
 
         When the caller is through, nobody on the node reads sums any more, and backward may write again.
         """
+        yield from self.arriving()
+        self.end_step()
+
+    def arriving(self) -> Iterator[Parameter]:
+        """As `reduced`, for a caller who goes on reading sums, until `end_step`."""
         for job, parameters in zip(self.jobs, self._by_bucket, strict=True):
             self.worker.wait(job)
             yield from parameters
-        self.end_step()
 
     def submit(self, name: str, work) -> Job:
         """One more job of this step for the communication thread."""
@@ -270,9 +275,24 @@ class Update:
     def __init__(self, parameters: Parameters, optimizer, reducer):
         self.parameters, self.optimizer, self.reducer = parameters, optimizer, reducer
 
-    def step(self, lr: float):
-        """One step of the optimizer after the last slot. Collective."""
-        self.optimizer.step(lr, self.reducer.reduced())
+    def step(self, lr: float, scale: float = 0.0) -> bool:
+        """One step of the optimizer after the last slot; whether it was done. Collective.
+
+        scale: of the gradients, a power of two. Where it is given, every norm is taken before the first update: if one
+        is not finite, which all ranks see in the same sums, no weight is changed. 0: there is none, and no such look.
+        """
+        optimizer, reducer = self.optimizer, self.reducer
+        if not scale:
+            optimizer.step(lr, reducer.reduced())
+            return True
+        arrived = [(p, optimizer.norms(p)) for p in reducer.arriving()]
+        fits = all(math.isfinite(gg) for _, (_, gg) in arrived)
+        if fits:
+            optimizer.begin(lr, scale)
+            for p, norms in arrived:
+                optimizer.update(p, norms)
+        reducer.end_step()
+        return fits
 
     def complete(self):
         """Give every rank the whole state, momentum included, as a checkpoint wants it. Collective."""
@@ -301,24 +321,31 @@ class ShardedUpdate(Update):
                 pieces.append((p, slice(first - here.start, last - here.start)))
         return pieces
 
-    def step(self, lr: float):
+    def step(self, lr: float, scale: float = 0.0) -> bool:
         optimizer, reducer, comm = self.optimizer, self.reducer, self.reducer.block.links.comm
-        optimizer.begin(lr)
         self.norms[...] = 0
         for job, pieces in zip(list(reducer.jobs), self.pieces, strict=True):
             reducer.worker.wait(job)
             for p, part in pieces:
-                if optimizer.adapts(p):
+                if scale or optimizer.adapts(p):
                     sums = squared_norm_chunks(p.w.reshape(-1)[part], p.gradient.reshape(-1)[part])
                     row = self.rows[p.name].start + part.start // NORM_CHUNK
                     self.norms[row : row + len(sums)] = sums
         comm.sum(self.norms)
+        fits = not scale or bool(np.isfinite(self.norms[:, 1]).all())
+        if fits:
+            self._update(lr, scale or 1.0)
+        reducer.end_step()
+        return fits
+
+    def _update(self, lr, scale):
+        optimizer = self.optimizer
+        optimizer.begin(lr, scale)
         norms = {name: combine_norms(self.norms[rows]) for name, rows in self.rows.items()}
         for pieces in self.pieces:
             for p, part in pieces:
                 optimizer.update(p, norms[p.name], part)
         self._gather("w", self.parameters.value)
-        reducer.end_step()
 
     def complete(self):
         self._gather("v", self.parameters.momentum)

@@ -101,6 +101,7 @@ class Lars:
         self.previous_lr = 0.0
         self.trust_ratios: dict[str, float] = {}
         self.observer: Observer | None = None
+        self._scale = 1.0
         self._ops: dict[tuple, Op] = {}
 
     def check_start(self, *rates: float):
@@ -121,11 +122,19 @@ class Lars:
         """One update of every parameter from its gradient; `parameters`: the same ones, in the order they are ready."""
         self.begin(lr)
         for p in self.parameters if parameters is None else parameters:
-            self.update(p, self._run(p, squared_norms, "wg") if self.adapts(p) else None)
+            self.update(p, self.norms(p) if self.adapts(p) else None)
 
-    def begin(self, lr: float):
-        """A step at this rate begins: `update` follows, once for every element of every parameter."""
-        self._lr, self._momentum = lr, self.momentum
+    def norms(self, p: Parameter) -> tuple[float, float]:
+        """Squared, of a parameter and its gradient; the latter is not finite where one element is not."""
+        return self._run(p, squared_norms, "wg")
+
+    def begin(self, lr: float, scale: float = 1.0):
+        """A step at this rate begins: `update` follows, once for every element of every parameter.
+
+        scale: of the loss, thus of all gradients and norms, a power of two. It is taken out where numbers are
+        multiplied anyway: d/scale = (g + scale b w) / scale to the bit, as long as nothing is a denormal.
+        """
+        self._lr, self._momentum, self._scale = lr, self.momentum, scale
         if self.momentum_correction and 0 < self.previous_lr < lr:
             self._momentum *= lr / self.previous_lr
         self.previous_lr = lr
@@ -138,8 +147,8 @@ class Lars:
         """Update the elements `part`, in memory order, of a parameter; norms: squared, of all of w and its gradient."""
         rate = self._rate(p, norms)
         inside, outside = (rate, 1.0) if self.rule.lr_in_buffer else (1.0, rate)
-        rates = {"momentum": self._momentum, "weight_decay": self._decay(p)}
-        rates |= {"gradient_scale": inside, "step_scale": outside, "nesterov": self.nesterov}
+        rates = {"momentum": self._momentum, "weight_decay": self._decay(p) * self._scale}
+        rates |= {"gradient_scale": inside / self._scale, "step_scale": outside, "nesterov": self.nesterov}
         self._run(p, momentum_update, "wgv", "wv", part, **rates)
 
     def _run(self, p: Parameter, kernel, reads: str, writes="", part=slice(None), **numbers):
@@ -167,7 +176,8 @@ class Lars:
         coefficient, decay = self.trust_coefficient, self.weight_decay
         if self.rule.clip:
             coefficient, decay = (1 - self.momentum) * coefficient, 0.0
-        ratio = trust_ratio(math.sqrt(ww), math.sqrt(gg), coefficient, decay, self.epsilon, self.zero_norm)
+        g_norm = math.sqrt(gg) / self._scale
+        ratio = trust_ratio(math.sqrt(ww), g_norm, coefficient, decay, self.epsilon, self.zero_norm)
         self.trust_ratios[p.name] = ratio
         return min(lr, ratio) if self.rule.clip else lr * ratio
 
