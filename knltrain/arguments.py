@@ -52,6 +52,13 @@ def _training(commands):
     train.add_argument("--verbose", action="store_true", help="also where threads run and how gradients travel")
     train.set_defaults(run_command="train")
 
+    trace = commands.add_parser("trace", help="one file for a viewer of what all ranks did; who was late, and why")
+    trace.add_argument("run", type=Path, help="folder of a run with run.trace = 'steps FIRST..LAST'")
+    trace.add_argument("--out", type=Path, metavar="JSON", help="default RUN/trace.json")
+    number = {"type": _number(least=1), "default": 0, "metavar": "N"}
+    trace.add_argument("--step", **number, help="whose critical path is told (default: the median step)")
+    trace.set_defaults(run_command="trace")
+
     evaluate = commands.add_parser("evaluate", help="top-1 and top-5, every image once")
     evaluate.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT")
     evaluate.add_argument("--data", type=Path, metavar="DIR", help="shards or class folders (default: the recipe's)")

@@ -105,6 +105,12 @@ def _predict(args):
     predict_files(args.path, args.images, args.top, args.json)
 
 
+def _trace(args):
+    from .trace.show import show
+
+    print(show(args.run, args.out, args.step))
+
+
 def _sweep(args):
     from .leaks import sweep
 
@@ -260,8 +266,8 @@ def _assignment(text: str) -> tuple[str, object]:
 COMMANDS = {
     function.__name__.removeprefix("_"): function
     for function in (
-        _train, _evaluate, _pack, _recipes, _predict, _sweep, _init, _verify, _show, _shards, _describe, _demo, _warmup,
-        _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap, _doctor, _drill,
+        _train, _trace, _evaluate, _pack, _recipes, _predict, _sweep, _init, _verify, _show, _shards, _describe, _demo,
+        _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap, _doctor, _drill,
     )
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ class RecipeError(ValueError):
 # ---- sections: one line per key ------------------------------------------------------------------------------
 
 EPOCHS = 10**6
+MOST_TRACED = 1000  # steps
 RGB = {"count": 3, "most": 1024}
 PATHS = {("data", "train"), ("data", "val"), ("data", "mean_image"), ("model", "weights")}  # relative to the recipe
 HOME = "jobs/recipes"  # where a published recipe lies in a checkout: its ../../shards are the current folder's shards
@@ -116,7 +117,6 @@ class Comm:
     check_every_steps: int = key(100, "compare the replicas of all ranks by a hash; 0: never", free=True)
     stall_warn_s: float = key(60.0, "seconds without progress until ranks are named", above=0, free=True)
     stall_end_s: float = key(600.0, "and until the job is ended", above=0, free=True)
-    trace_steps: int = key(0, "write exchanges of so many first steps to RUN/trace-RANK.json", free=True)
     pretended_nodes: int = key(0, "cut one machine's ranks into so many nodes; 0: as it is", most=2**16, free=True)
     pretended_bandwidth: float = key(0.0, "bytes/s, by sleeping; 0: as it is", most=10**13, free=True)
 
@@ -131,6 +131,7 @@ class Run:
     checkpoint_every_epochs: float = key(1.0, "0: not by epochs; else the shorter counts", most=EPOCHS, free=True)
     checkpoint_every_minutes: float = key(10.0, "besides; what a crash may cost; 0: not by the clock", free=True)
     keep_checkpoints: int = key(2, "the newest so many; the best is kept besides", above=0, most=10**6, free=True)
+    trace: str = key("", "what all ranks do in some steps, as 'steps 100..104': see `knltrain trace`", free=True)
     log_every_seconds: float = key(5.0, "seconds between progress lines in a file", free=True)
 
 
@@ -343,6 +344,25 @@ def _problems(recipe: Recipe):
         yield "schedule.milestones", milestones, "rising epochs"
     if recipe.optim.momentum_correction and recipe.optim.variant in ("larc_clip", "nus"):
         yield "optim.momentum_correction", True, "false with this variant, whose buffer does not scale with the rate"
+    try:
+        traced_steps(recipe.run.trace)
+    except ValueError as error:
+        yield "run.trace", recipe.run.trace, str(error)
+
+
+def traced_steps(text: str) -> range:
+    """The steps that run.trace names. Raises ValueError, with what was expected.
+
+    >>> traced_steps("steps 100..104")
+    range(100, 105)
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(?:steps? +)?([0-9]{1,9})(?: *\.\. *([0-9]{1,9}))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last < first + MOST_TRACED:
+        raise ValueError(f'"steps FIRST..LAST", at most {MOST_TRACED} of them, as "steps 100..104"')
+    return range(first, last + 1)
 
 
 # ---- writing -------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import numpy as np
 from knltrain.kernels import ARCH, THREADING_LAYER
 
 from .checkpoint import FOLDER, advice, best_checkpoint
-from .comm import Trace, compare_replicas
-from .config import Recipe, derive, resolved
+from .comm import compare_replicas
+from .config import Recipe, derive, resolved, traced_steps
 from .evaluate import evaluate
 from .experiment import center_crop, identity, misfits, open_data, watch_ranks
 from .gauge import Gauge
@@ -23,6 +23,7 @@ from .observe import StepObserver
 from .optim import learning_rate
 from .restart import Restart
 from .screen import Screen
+from .trace import Tracer
 from .trainer import Trainer
 
 
@@ -44,8 +45,8 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
     every = {"evaluation": derived.evaluate_every_steps, "checkpoint": derived.checkpoint_every_steps}
     length = (recipe.batch.global_batch, derived.total_steps, derived.steps_per_epoch, every)
     journal = Journal(run_dir, comm.rank, *length, screen, len(val))
+    observers = [*observers, Tracer(run_dir, comm, traced_steps(recipe.run.trace)), journal]
     life.warn = journal.note
-    observers = [*observers, Trace(run_dir / f"trace-{comm.rank:05}.json", comm.rank, recipe.comm.trace_steps), journal]
     observers.append(Gauge(comm, derived.total_steps))  # behind the journal, as it records
 
     with (

@@ -141,9 +141,11 @@ class Trainer:
         asked = (stop > 0, save > 0)
         return Step(self.done, epoch, lr, loss, accuracy, rate, backward, finite, *asked, waits, scale, skipped)
 
-    def observe(self, observer: Observer | None):
-        """Let `observer` be told of every op of the steps that follow; None: nobody."""
+    def observe(self, observer: Observer | None, reading: Callable | None = None):
+        """Let `observer` be told of every op of the steps that follow, `reading` of every batch; None: nobody."""
         self.model.observer = self.optimizer.observer = observer
+        if isinstance(self.batches, Loader):
+            self.batches.told = reading
 
     def seek(self, done: int):
         """Go on after `done` steps."""

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "knltrain.layers": {"knltrain.kernels", "knltrain.arena", "numpy"},
     "knltrain.models": {"knltrain.kernels", "knltrain.arena", "knltrain.layers", "numpy"},
     "knltrain.optim": {"knltrain.kernels", "knltrain.arena", "knltrain.layers", "numpy"},
-    "knltrain.comm": {"knltrain.kernels", "knltrain.observe", "knltrain.arena", "knltrain.text", "numpy", "mpi4py"},
+    "knltrain.comm": {"knltrain.kernels", "knltrain.arena", "knltrain.text", "numpy", "mpi4py"},
     "knltrain.data": {
         "knltrain.kernels", "knltrain.hdf5", "knltrain.keys", "knltrain.text", "knltrain.whole", "numpy",
         "h5py", "PIL", "simplejpeg", "pyarrow",
@@ -44,6 +44,7 @@ MAY_IMPORT = {
         "knltrain.screen", "knltrain.leaks", "knltrain.text", "numpy",
     },
     "knltrain.faults": {"knltrain.observe", "knltrain.checkpoint", "knltrain.layers", "knltrain.lifecycle", "numpy"},
+    "knltrain.trace": {"knltrain.observe", "knltrain.layers", "knltrain.text", "knltrain.whole", "numpy"},
     "knltrain.hardware": set(),
     "knltrain.machine": {"knltrain.kernels", "knltrain.journal", "knltrain.hardware", "numba"},
     "knltrain.screen": {"knltrain.hardware", "knltrain.text"},

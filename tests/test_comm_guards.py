@@ -89,15 +89,10 @@ def test_guards__one_flipped_bit_is_found(recipe, tmp_path):
 
 
 def test_guards__are_silent_while_all_is_well(recipe, tmp_path):
-    settings = ["comm.stall_warn_s=20", "comm.check_every_steps=1", "comm.trace_steps=2"]
+    settings = ["comm.stall_warn_s=20", "comm.check_every_steps=1"]
     result, _ = _run(recipe, tmp_path, "", *settings)
     assert result.returncode == 0, result.stderr
     assert "error" not in result.stderr and "no progress" not in result.stderr
-    for rank in range(4):
-        events = json.loads((tmp_path / "run" / f"trace-{rank:05}.json").read_text())["traceEvents"]
-        spans = [event for event in events if event["ph"] == "X"]
-        assert {event["cat"] for event in spans} == {"queue", "reduce", "wait"}
-        assert {event["args"]["step"] for event in spans} == {1, 2} and all(event["dur"] > 0 for event in spans)
     assert all(s["exchange_exposed_s"] >= 0 and s["exchange_hidden_s"] >= 0 for s in _steps(tmp_path / "run"))
 
 

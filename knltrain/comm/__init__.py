@@ -6,7 +6,6 @@ from .curve import fit, measure, predicted
 from .gradients import Reducer, ShardedUpdate, Update, waiting_sums
 from .guards import compare_replicas, compare_signatures
 from .links import ALGORITHMS, Links, allowed_ranks, sums_order
-from .trace import Trace
 from .watch import Watch
 from .wire import WIRES
 
@@ -18,7 +17,6 @@ __all__ = [
     "Reducer",
     "Serial",
     "ShardedUpdate",
-    "Trace",
     "Update",
     "Watch",
     "allowed_ranks",

@@ -20,7 +20,8 @@ class Job:
     queued: float = 0.0
     begun: float = 0.0
     done: float = 0.0
-    waited: float = 0.0  # how long somebody waited for it
+    wanted: float = 0.0  # when somebody began to wait for it
+    waited: float = 0.0  # and how long
     error: BaseException | None = None
     finished: threading.Event = field(default_factory=threading.Event)
 
@@ -43,11 +44,12 @@ class Worker:
             self._jobs.put(job)
         else:
             self._do(job)
-            job.waited = job.done - job.begun
+            job.wanted, job.waited = job.begun, job.done - job.begun
 
     def wait(self, job: Job):
         """Return when the job is done; raises what went wrong in it."""
         begin = time.perf_counter()
+        job.wanted = job.wanted or begin
         job.finished.wait()
         job.waited += time.perf_counter() - begin
         if job.error:

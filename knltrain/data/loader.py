@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ class _Reader:
         self.stall_seconds = 0.0  # time in which a batch was wanted and not ready
         self.work_seconds = dict.fromkeys(WORK, 0.0)  # of all threads together, for the batches handed out
         self.bytes = 0  # stored bytes of the rows handed out
+        self.told: Callable[[str, float, float, dict], None] | None = None  # of every batch: see `_tell`
         self._local = threading.local()
         self.prefetch = prefetch = max(prefetch, threads)
         # one buffer more than are being filled: the one the caller holds
@@ -71,11 +73,18 @@ class _Reader:
         except BaseException:
             self.close()
             raise
-        self.stall_seconds += time.perf_counter() - begin
+        self.stall_seconds += self._tell("", begin)
         self.bytes += nbytes
         for name, spent in zip(WORK, seconds, strict=True):
             self.work_seconds[name] += spent
         return batch
+
+    def _tell(self, thread: str, begin: float, **facts) -> float:
+        """Seconds since `begin`, which `told` hears: a thread has made a batch; "": the caller has waited for one."""
+        seconds = time.perf_counter() - begin
+        if self.told:
+            self.told(thread, begin, seconds, facts)
+        return seconds
 
     def pause(self) -> None:
         """Wait until the batches that were begun are ready: no thread works any more until the next is asked for."""
@@ -117,7 +126,7 @@ class _Reader:
         if not hasattr(self._local, "scratch"):
             self._local.scratch = np.empty(SCRATCH_BYTES, np.uint8)
         augment, clock = self.augment, time.perf_counter
-        images, seconds, nbytes = buffer[: len(rows)], [0.0, 0.0, 0.0], 0
+        images, seconds, nbytes, start = buffer[: len(rows)], [0.0, 0.0, 0.0], 0, clock()
         for row, out in zip(rows.tolist(), images, strict=True):
             begin = clock()
             data = self.dataset.read(row, self._local.scratch)
@@ -134,6 +143,7 @@ class _Reader:
             for i, spent in enumerate((read - begin, decoded - read, clock() - decoded)):
                 seconds[i] += spent
             nbytes += data.nbytes
+        self._tell(threading.current_thread().name, start, bytes=nbytes, **dict(zip(WORK, seconds, strict=True)))
         return Batch(images, self.dataset.labels[rows].astype(np.int64), rows, epoch), seconds, nbytes
 
 

@@ -1,0 +1,216 @@
+"""The trace of a job: clocks, what is written and read back, who was late, and what a step's time hung on."""
+
+import json
+import queue
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import tinyrun
+
+from knltrain import cli
+from knltrain.config import RecipeError, load_recipe, traced_steps
+from knltrain.trace import FOLDER, clocks
+from knltrain.trace.critical import by_kind, critical_path
+from knltrain.trace.reading import read_trace
+from knltrain.trace.stragglers import stragglers
+
+MS = 1_000_000  # nanoseconds
+
+
+class Pair:
+    """Two ranks in two threads: messages through queues."""
+
+    size = 2
+
+    def __init__(self, rank, queues):
+        self.rank, self.queues = rank, queues
+
+    def exchange(self, out, to, into, source):
+        if out is not None:
+            self.queues[to].put(out.copy())
+        if into is not None:
+            into[:] = self.queues[self.rank].get(timeout=10)
+
+
+def test_clocks__that_differ_are_found_within_the_error(monkeypatch):
+    ahead = 1234.5
+    shifted = SimpleNamespace(
+        perf_counter=lambda: time.perf_counter() + ahead * (threading.current_thread().name == "1")
+    )
+    monkeypatch.setattr(clocks, "time", shifted)
+    queues, found = [queue.Queue(), queue.Queue()], {}
+
+    def measure(rank):
+        found[rank] = clocks.clock_offset(Pair(rank, queues))
+
+    threads = [threading.Thread(target=measure, args=[rank], name=str(rank)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert found[0]["offset_s"] == found[0]["error_s"] == 0
+    assert abs(found[1]["offset_s"] - ahead) <= found[1]["error_s"] < 1
+    assert abs(found[1]["at"] - time.perf_counter() - ahead) < 10
+
+
+def write_rank(folder, rank, spans, offset=0.0, session=1.0, steps=(7,), ranks=2):
+    """The file of a rank whose clock is ahead by `offset`: spans by row, (name, kind, begin ms, ms, facts)."""
+    names, rows = [], {}
+    for row, inside in spans.items():
+        for name, kind, begin, length, *facts in inside:
+            if (name, kind) not in names:
+                names.append((name, kind))
+            rows.setdefault(row, []).append([names.index((name, kind)), begin * MS, length * MS, *facts])
+    head = {"knltrain_trace": 1, "session": session, "rank": rank, "ranks": ranks, "host": f"node{rank}", "process": 9}
+    lines = [head, {"at": offset, "offset_s": offset, "error_s": 1e-5}]
+    for i, step in enumerate(steps):
+        told = [[*name, 1000] for name in names] if i == 0 else []
+        times = {"begin": 50 + i + offset, "ns": 100 * MS + 1000 * (rank == 0)}  # rank 0 is the last to end
+        lines.append({"step": step, **times, "left_out": 0, "names": told, "rows": rows})
+    path = folder / FOLDER / f"{steps[0]:08}-{rank:05}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def late_rank(folder, **more):
+    """Rank 1 needs 60 ms for backward where rank 0 needs 30; then come an exchange of 10 ms and an update."""
+
+    def rank(backward, exchange, wait):
+        done = 20 + backward
+        compute = [("conv forward", "forward", 0, 20), ("conv backward", "backward_weight", 20, backward)]
+        compute += [("wait for bucket 0", "wait for exchange", done, wait), ("update", "update", 91, 9)]
+        times = {"queued": done * MS, "wanted": done * MS}
+        reads = [("read", "read", -5, 30, {"bytes": 1000, "read": 0.01})]
+        return {"compute": compute, "exchange": [("bucket 0", "exchange", done, exchange, times)], "reader_0": reads}
+
+    write_rank(folder, 0, rank(30, 40, 40), **more)
+    return write_rank(folder, 1, rank(60, 10, 10), offset=1e4, **more)
+
+
+def test_stragglers__are_who_was_last_and_by_how_much(tmp_path):
+    late_rank(tmp_path, steps=(7, 8, 9))
+    ranks = read_trace(tmp_path)
+    (late,), count, together = stragglers(ranks)
+    assert (late.rank.rank, late.rank.host, count, together) == (1, "node1", 3, 0)
+    assert late.behind == pytest.approx([0.03] * 3, abs=1e-6) and late.where == {"bucket 0": 3}
+
+
+def test_stragglers__within_the_clocks_error_are_none(tmp_path):
+    both = [("bucket 0", "exchange", 50, 10, {"queued": 50 * MS, "wanted": 50 * MS})]
+    for rank in range(2):
+        write_rank(tmp_path, rank, {"exchange": both}, offset=rank * 1e-5)
+    assert stragglers(read_trace(tmp_path)) == ([], 1, 1)
+
+
+def test_critical_path__goes_to_the_late_rank_and_has_no_gaps(tmp_path):
+    late_rank(tmp_path)
+    path = critical_path(read_trace(tmp_path), 7)
+    assert [(link.rank, link.name) for link in reversed(path) if link.end - link.begin > 1e-4] == [
+        (1, "conv forward"), (1, "conv backward"), (0, "bucket 0"), (0, "between ops"), (0, "update"),
+    ]  # fmt: skip
+    assert path[-1].begin == pytest.approx(0, abs=1e-6) and path[0].end == pytest.approx(0.1, abs=2e-6)
+    assert all(later.begin == before.end for later, before in zip(path, path[1:], strict=False))
+    kinds = by_kind(path)
+    assert kinds["backward_weight"] == pytest.approx(0.06, abs=1e-5) and sum(kinds.values()) == pytest.approx(
+        0.1, abs=2e-6
+    )
+
+
+def test_critical_path__goes_through_the_exchange_before_where_that_kept_the_thread(tmp_path):
+    def rank(first):
+        compute = [("a", "forward", 0, first), ("b", "forward", first, 10)]
+        compute += [("wait for two", "wait for exchange", 40, 50)]
+        times = [{"queued": at * MS, "wanted": 40 * MS} for at in (first, first + 10)]
+        jobs = [("one", "exchange", first, 60 - first, times[0]), ("two", "exchange", 60, 30, times[1])]
+        return {"compute": compute, "exchange": jobs}
+
+    write_rank(tmp_path, 0, rank(10))
+    write_rank(tmp_path, 1, rank(25))
+    path = critical_path(read_trace(tmp_path), 7)
+    names = [(link.rank, link.name) for link in path if link.end - link.begin > 1e-4]
+    assert names == [(0, "between ops"), (0, "two"), (0, "one"), (1, "a")]
+
+
+def test_trace__survives_cut_lines_nonsense_and_older_traces(tmp_path):
+    cut = late_rank(tmp_path, steps=(7, 8))
+    text = cut.read_text()
+    nonsense = ["[1, 2", "null", "[]", '{"step": {}}', '{"step": 9, "begin": 1, "rows": {"compute": [[99, 0, 1]]}}']
+    cut.write_text(text[: text.rindex("\n", 0, -1) + 40] + "\n" + "\n".join(nonsense) + "\n")
+    write_rank(tmp_path, 0, {}, session=0.5, steps=(3,))
+    write_rank(tmp_path, 1, {}, session=0.5, steps=(3,))
+    ranks = read_trace(tmp_path)
+    assert [sorted(rank.steps) for rank in ranks] == [[7, 8], [7]]
+    (late,), count, _ = stragglers(ranks)
+    assert late.rank.rank == 1 and count == 1
+
+
+def test_command__writes_what_a_viewer_reads(tmp_path, capsys):
+    late_rank(tmp_path)
+    assert cli.main(["trace", str(tmp_path), "--out", str(tmp_path / "t.json")]) == 0
+    out = capsys.readouterr().out
+    assert "on 2 ranks, clocks within 10.0 us" in out and "critical path of step 7: 100.00 ms, 1 change" in out
+    assert [line.split()[:4] for line in out.splitlines() if "node1" in line] == [["1", "1", "30.00", "30.00"]]
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    processes = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert processes == {0: "rank 0 (node0 process 9)", 1: "rank 1 (node1 process 9)", 2: "critical path"}
+    check_nesting(events)
+
+
+def check_nesting(events):
+    """The slices of a row lie inside of one another or apart."""
+    rows = {}
+    for event in events:
+        if event["ph"] == "X":
+            rows.setdefault((event["pid"], event["tid"]), []).append((event["ts"], -event["dur"]))
+    for slices in rows.values():
+        open_until = []
+        for begin, minus in sorted(slices):
+            while open_until and open_until[-1] <= begin + 1e-3:
+                open_until.pop()
+            assert minus <= 0 and (not open_until or begin - minus <= open_until[-1] + 2e-3), (begin, minus, open_until)
+            open_until.append(begin - minus)
+
+
+def test_command__says_what_is_missing(tmp_path, capsys):
+    assert cli.main(["trace", str(tmp_path / "no")]) == 2
+    assert "there is no such folder; expected the trace of a run" in capsys.readouterr().err
+    late_rank(tmp_path)
+    assert cli.main(["trace", str(tmp_path), "--step", "3"]) == 2
+    assert "step 3 is not in the trace of all ranks; found [7]" in capsys.readouterr().err
+
+
+def test_steps__are_named_in_the_recipe(tmp_path):
+    assert traced_steps("steps 100..104") == range(100, 105) and traced_steps("7") == range(7, 8)
+    assert not traced_steps("")
+    tinyrun.write_recipe(tmp_path)
+    for text in ("steps 5..1", "0..3", "1..5000", "all", "steps 1..2x"):
+        with pytest.raises(RecipeError, match=r"run\.trace is .*expected \"steps FIRST\.\.LAST\""):
+            load_recipe(tmp_path / "tiny.toml", [f"run.trace={text}"])
+
+
+def test_trace__of_a_run_that_is_killed_holds_the_steps_before(tmp_path):
+    """Two ranks: what is told agrees with itself, and one machine's clocks are found equal."""
+    tinyrun.write_recipe(tmp_path)
+    settings = ["--set", "run.trace=steps 2..9", "--inject", "kill:rank=1@step=6"]
+    result = tinyrun.train(tmp_path, "run", *settings, ranks=2)
+    assert result.returncode != 0
+    ranks = read_trace(tmp_path / "run")
+    assert [rank.rank for rank in ranks] == [0, 1], result.stderr
+    assert all({2, 3, 4} <= set(rank.steps) for rank in ranks)
+    assert all(abs(offset) <= error for rank in ranks for _, offset, error in rank.clocks)
+    for rank in ranks:
+        step = rank.steps[3]
+        kinds = {span.kind for span in step.compute}
+        assert kinds >= {"forward", "backward_input", "backward_weight", "update", "wait for exchange"}
+        assert [span.name.partition(" (")[0] for span in step.exchanges] == ["bucket 0", "bucket 1"]
+        assert any(row.startswith("reader") for one in rank.steps.values() for row in one.rows)
+        ops = [span for span in step.compute if not span.kind.startswith("wait")]
+        assert all(a.end <= b.begin + 1e-6 for a, b in zip(ops, ops[1:], strict=False))
+        assert step.begin <= ops[0].begin and ops[-1].end <= step.end
+        path = critical_path(ranks, 3)
+        assert sum(by_kind(path).values()) == pytest.approx(path[0].end - path[-1].begin)
+    assert cli.main(["trace", str(tmp_path / "run")]) == 0
+    check_nesting(json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"])
