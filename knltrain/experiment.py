@@ -91,7 +91,7 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
             value = getattr(getattr(recipe, section), key)
             facts[name] = list(value) if isinstance(value, tuple) else value
     facts |= {"comm.sums": sums_order(recipe.comm.algorithm), "model.args": recipe.model.args}
-    facts["comm.wire"] = wire_of(recipe)
+    facts["comm.wire"] = wire_of(recipe) + " in every sum" * (recipe.comm.wire == "auto" and wire_of(recipe) != "fp32")
     if recipe.data.mean_image:  # what is in it counts, not where it lies
         mean = read_mean_image(recipe.data.mean_image, data.size)
         facts["data.mean_image"] = hashlib.sha256(mean.tobytes()).hexdigest()[:16]
@@ -109,7 +109,8 @@ def network_facts(recipe: Recipe, class_names: list[str], encoding: str, size: i
 def make_links(recipe: Recipe, comm) -> Links:
     """Who talks to whom, by the recipe's algorithm."""
     c = recipe.comm
-    return Links(comm, c.algorithm, wire_of(recipe), c.pretended_nodes, c.pretended_bandwidth)
+    wire = {"wire": wire_of(recipe), "every_sum": c.wire == "auto"}
+    return Links(comm, c.algorithm, **wire, pretended_nodes=c.pretended_nodes, bandwidth=c.pretended_bandwidth)
 
 
 def wire_of(recipe: Recipe) -> str:

@@ -96,7 +96,7 @@ class Trainer:
         for observer in self.observers:
             observer.begin_step(self)
         model, reducer, lr, finite, backward = self.model, self.reducer, self.rate(self.done), True, 0.0
-        scale = self._scale()
+        scale, remaining = self._scale()
         for _ in range(self.slots):
             self._feed(next(self.batches))
             model.forward()
@@ -107,7 +107,7 @@ class Trainer:
             finite &= bool(np.isfinite(losses).all())
             model.parameters.scalars[:] = losses.sum(), np.count_nonzero(model.loss.ranks == 0), *self.wishes()
             reducer.end_slot()
-        fits = self.update.step(lr, scale)  # without a scale a tensor is updated as soon as its sum is there
+        fits = self.update.step(lr, remaining)  # without a scale a tensor is updated as soon as its sum is there
         model.parameters.update_statistics(self.total_slots)
         self.done += 1
         if self.scaling:
@@ -117,13 +117,12 @@ class Trainer:
             observer.end_step(self, step)
         return step
 
-    def _scale(self) -> float:
-        """Let the gradients of this step carry the loss scale, and return it; 0 where there is none."""
+    def _scale(self) -> tuple[float, float]:
+        """Let the gradients of this step carry the loss's scale; returns it and that of their sums, 0 without."""
         if not self.scaling:
-            return 0.0
+            return 0.0, 0.0
         self.scaling.apply(self.model.training, self.model.loss)
-        self.reducer.block.scale = self.scaling.scale
-        return self.scaling.scale
+        return self.scaling.scale, self.reducer.unscale(self.scaling.scale)
 
     def _feed(self, batch):
         keys = [sample_key(self.seed, batch.epoch, row, DROPOUT) for row in batch.rows]

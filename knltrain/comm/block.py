@@ -7,7 +7,6 @@ number exchange their slices; then all ranks of the node read the one copy.
 
 import os
 import time
-from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -29,6 +28,7 @@ from .links import Links
 from .wire import WIRES, Wire
 
 SMALL_BYTES = 1 << 16  # below, latency counts more than bandwidth
+ROUNDED_TILE = 1 << 14  # floats summed at once with rounding: large beside a call, small beside a cache
 _SPINS = 4000  # looks at a meeting point before sleeping, about 50 us: only where each rank has a core
 
 
@@ -53,13 +53,12 @@ def make_block(links: Links, floats: int, of: "MessageBlock | None" = None) -> "
 class MessageBlock(GradientBlock):
     """A block that is summed by messages between all ranks, in place: `total` is `mine`.
 
-    note: what a user should know about the choice. blocks: of all ranks of this node, where they share memory. scale:
-    of the loss, thus of the gradients, a power of two: fp16, which has a factor of its own, carries them without.
+    note: what a user should know about the choice. blocks: of all ranks of this node, where they share memory.
     """
 
     def __init__(self, links: Links, mine: np.ndarray, blocks: np.ndarray | None = None, note: str = ""):
         super().__init__(mine, mine if blocks is None else blocks[0, : mine.size])
-        self.links, self.blocks, self.note, self.scale = links, blocks, note, 1.0
+        self.links, self.blocks, self.note = links, blocks, note
         slices, nodes, self._first = 1, links.comm.size, 0
         if blocks is not None:
             slices, nodes = links.slices, len(links.nodes)
@@ -101,10 +100,11 @@ class MessageBlock(GradientBlock):
     def reduce_scatter(self, start: int, stop: int):
         """total[part] = the sum over all ranks, where `part` is this rank's own share of [start:stop]."""
         begin, wire = time.perf_counter(), self.links.wire
-        mine = self._sum_node(start, stop)
+        mine = self._sum_node(start, stop, wire)
         if mine.size and self._methods:
-            with self._unscaled(mine, wire):
-                self._scattering(wire).reduce_scatter(mine, self._inner(start, stop))
+            self._scattering(wire).reduce_scatter(mine, self._inner(start, stop))
+        if self.links.every_sum:
+            wire.round(self.total[self.part(start, stop)])
         self._pretend(begin, stop - start, wire)
 
     def allgather(self, start: int, stop: int):
@@ -120,20 +120,12 @@ class MessageBlock(GradientBlock):
         """This rank has read all sums it wants. Returns when all of the node have: the block may be written again."""
 
     def _sum(self, start, stop, wire):
-        mine = self._sum_node(start, stop)
+        mine = self._sum_node(start, stop, wire)
         if mine.size and self._methods:
-            with self._unscaled(mine, wire):
-                self._methods[wire][mine.nbytes > SMALL_BYTES].allreduce(mine)
+            self._methods[wire][mine.nbytes > SMALL_BYTES].allreduce(mine)
+        elif self.links.every_sum:
+            wire.round(mine)
         self._meet(1)
-
-    @contextmanager
-    def _unscaled(self, mine: np.ndarray, wire: Wire):
-        factor = np.float32(self.scale if wire.name == "fp16" else 1.0)
-        if factor != 1:
-            mine *= 1 / factor
-        yield
-        if factor != 1:
-            mine *= factor
 
     def _scattering(self, wire) -> Algorithm:
         method = self._methods[wire][1]
@@ -173,7 +165,7 @@ class MessageBlock(GradientBlock):
 
     # ---- inside the node: nothing to do, until memory is shared ------------------------------------------------
 
-    def _sum_node(self, start, stop) -> np.ndarray:
+    def _sum_node(self, start, stop, wire) -> np.ndarray:
         """This rank's slice of [start:stop], summed over the node."""
         return self.mine[start:stop]
 
@@ -206,7 +198,7 @@ class SharedBlock(MessageBlock):
         self._meet(2)
 
     def _sum(self, start, stop, wire):
-        if len(self.links.nodes) > 1:
+        if len(self.links.nodes) > 1 or self.links.every_sum:
             super()._sum(start, stop, wire)
             return
         first, last = self._slice(start, stop)  # the whole exchange of one node in one call of a kernel
@@ -217,11 +209,24 @@ class SharedBlock(MessageBlock):
         ):
             pass
 
-    def _sum_node(self, start, stop):
+    def _sum_node(self, start, stop, wire):
         first, last = self._slice(start, stop)
         self._meet(0)
-        sum_blocks(self.blocks, first, last, self._scratch)
+        if self.links.every_sum and wire.short:
+            self._sum_rounded(first, last, wire)
+        else:
+            sum_blocks(self.blocks, first, last, self._scratch)
         return self.total[first:last]
+
+    def _sum_rounded(self, first, last, wire):
+        """As `sum_blocks`, in the same order, with all addends rounded; blocks of other ranks are written over."""
+        ranks = len(self.blocks)
+        for start in range(first, last, ROUNDED_TILE):
+            tile, distance = self.blocks[:, start : min(last, start + ROUNDED_TILE)], 1
+            while distance < ranks:
+                for rank in range(0, ranks - distance, 2 * distance):
+                    wire.add(tile[rank], tile[rank + distance])
+                distance *= 2
 
     def _meet(self, point):
         self._turns[point] += 1

@@ -26,6 +26,7 @@ from knltrain.kernels import NORM_CHUNK, accumulate, aligned_zeros, combine_norm
 from ..arena import Parameter, Parameters
 from .block import MessageBlock
 from .curve import LARGEST_TRIED, Curve, fit, measure
+from .wire import Wire
 from .worker import Job, Worker
 
 ALONE = 1 << 23  # bytes in a bucket where there is nobody to exchange with
@@ -137,6 +138,9 @@ class Reducer:
         self._by_bucket = [[] for _ in self.buckets]
         for p in reversed(parameters.parameters):
             self._by_bucket[last_bucket[p.name]].append(p)
+        links = block.links  # its wire has buffers that the communication thread uses
+        self.wire = Wire(links.wire.name) if links.every_sum else links.exact
+        self.factor = np.float32(1)
         self.run = slots // (slots & -slots)  # the odd part
         copies = [aligned_zeros(self.gradient.size) for _ in range(waiting_sums(slots))]
         self.chain = copies.pop() if self.run > 1 else None
@@ -160,6 +164,15 @@ class Reducer:
     def _begin_slot(self):
         self.missing = [set(bucket.waits_for) for bucket in self.buckets]
         self.next = 0
+
+    def unscale(self, scale: float) -> float:
+        """The gradients of the step that begins are `scale` times themselves; returns what their sums will be times.
+
+        fp16 has a factor of its own on the wire: for it the scale is taken off before.
+        """
+        fp16 = self.block.links.wire.name == "fp16"
+        self.factor = np.float32(1 / scale if fp16 else 1)
+        return 1.0 if fp16 else scale
 
     def ready(self, parameter: Parameter):
         """The gradient of `parameter` in this slot is complete: send on every bucket, in order, that now is."""
@@ -236,15 +249,18 @@ class Reducer:
         here = slice(bucket.start, bucket.stop)
         gradient = self.gradient[here]
         last = self.slot == self.slots - 1
+        add = self.wire.add if self.wire.short and bucket.waits_for else accumulate
+        if self.factor != 1 and bucket.waits_for:
+            gradient *= self.factor
         group, position = divmod(self.slot, self.run)
         if position > 0:
-            accumulate(gradient, self.chain[here])
+            add(gradient, self.chain[here])
         if position < self.run - 1:
             np.copyto(self.chain[here], gradient)
             return
         level = 0
         while group >> level & 1:
-            accumulate(gradient, self.waiting[level][here])
+            add(gradient, self.waiting[level][here])
             level += 1
         if not last:
             np.copyto(self.waiting[level][here], gradient)

@@ -49,7 +49,8 @@ class Links:
 
     algorithm, wire: see ALGORITHMS and `wire.WIRES`; the wire is for gradients, what is `exact` travels as float32.
     pretended_nodes: cut the ranks of one machine into so many nodes. bandwidth: if not 0, a network of so many bytes/s
-    is pretended, by sleeping.
+    is pretended, by sleeping. every_sum: the addends of all sums of gradients are rounded to the wire's format, those
+    of slots in a rank and of ranks in a node too: then no bit depends on how many there are.
 
     nodes: the ranks of each. node: communicator of this node's ranks. slices: a node's sum is handled by its first
     `slices` ranks, each owning a part and talking to the ranks of the same number on the other nodes (`across`; None
@@ -57,12 +58,14 @@ class Links:
     """
 
     def __init__(
-        self, comm, algorithm: str = "auto", wire: str = "fp32", pretended_nodes: int = 0, bandwidth: float = 0.0
-    ):
+        self, comm, algorithm: str = "auto", wire: str = "fp32", pretended_nodes: int = 0, bandwidth: float = 0.0,
+        every_sum: bool = False,
+    ):  # fmt: skip
         if algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {algorithm!r}; expected one of {', '.join(ALGORITHMS)}")
         self.comm, self.wire, self.bandwidth = comm, Wire(wire), bandwidth
         self.exact = Wire("fp32") if self.wire.short else self.wire
+        self.every_sum = every_sum and self.wire.short
         self.node = comm.node(pretended_nodes)
         firsts = comm.gather(comm.rank - self.node.rank)  # ranks of a node are neighbours
         self.nodes = [[r for r in range(comm.size) if firsts[r] == first] for first in sorted(set(firsts))]

@@ -49,6 +49,10 @@ class Wire:
         self.encode(x, out)
         return out
 
+    def add(self, x, y):
+        """x += y as if y had travelled: both are rounded."""
+        self.accumulate(x, self._outgoing(y))
+
     def add_from(self, group, out, to: int, x, source: int):
         """Send `out` to `to`; x += what `source` sends. Either may be None."""
         into = None if x is None else self._room("_into", x.size)
