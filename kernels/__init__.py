@@ -7,7 +7,7 @@ arguments, checks them, and gives the same bits for any number of threads.
 from . import reference
 from ._jit import THREADING_LAYER, cache_folder, set_threads
 from ._shapes import output_size
-from .arch import ARCH, CPU
+from .arch import ARCH, CPU, DOT
 from .batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace
 from .checksum import crc32c
 from .conv import (
@@ -21,12 +21,14 @@ from .conv import (
 from .digest import digest
 from .image import crop_normalize, mean_color, resample_normalize, transform_colors
 from .lrn import lrn_backward, lrn_forward
+from .number import BF16, FP16, FP32, Number, number_named, number_of
 from .peak import STREAM_UNIT, STREAMS, fma_peak, stream
 from .pointwise import (
     accumulate,
     add_forward,
     bias_gradient,
     bias_gradient_workspace,
+    convert,
     dropout_backward,
     dropout_forward,
     relu_backward,

@@ -1,7 +1,9 @@
 """LLVM vector IR: what every hand-written intrinsic is made of. It names no instruction set.
 
-Lanes are float32 in registers, whatever Number they are in memory: only `load`, `store` and `broadcast` know it.
-Addresses are int64; offsets are in bytes. The same text becomes AVX-512, AVX2 or NEON code.
+Lanes are float32 in registers, whatever Number they are in memory: they are widened as they are loaded and rounded as
+they are stored, to nearest, ties to even; a NaN stays one. Never by LLVM's own truncation to bfloat, which becomes a
+library call for each number where the CPU has no instruction for it. Addresses are int64; offsets are in bytes. The
+same text becomes AVX-512, AVX2 or NEON code.
 """
 
 from llvmlite import ir
@@ -9,10 +11,15 @@ from numba import types
 from numba.core import cgutils
 from numba.np.numpy_support import as_dtype
 
-from .number import FP32, number_of
+from .number import BF16, FP16, FP32, number_of
 
-I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_STORED = {FP32: F32}  # as what a Number is loaded and stored
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_STORED = {FP32: F32, BF16: I16, FP16: ir.HalfType()}  # as what a Number is loaded and stored
+
+
+def stored_type(number):
+    """As what LLVM loads and stores one."""
+    return _STORED[number]
 
 
 def literals(*values):
@@ -64,13 +71,57 @@ def prefetch_line(builder, address, near=False):
     builder.call(function, [builder.inttoptr(address, byte), I32(0), I32(3 if near else 2), I32(1)])
 
 
+def _like(value, element):
+    """The type of `element`s of which there are as many as in a value: a vector of them, or one."""
+    return ir.VectorType(element, value.type.count) if isinstance(value.type, ir.VectorType) else element
+
+
+def constant_like(value, element, number):
+    """`number` as an `element` for each of a value's."""
+    kind = _like(value, element)
+    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+
+
+def widen_value(builder, number, stored):
+    """Float32 of a Number as it is stored; one or a vector."""
+    if number is FP32:
+        return stored
+    if number is FP16:
+        return builder.fpext(stored, _like(stored, F32))
+    wide = builder.zext(stored, _like(stored, I32))
+    return builder.bitcast(builder.shl(wide, constant_like(wide, I32, 16)), _like(stored, F32))
+
+
+def rounded_bits(builder, value):
+    """Float32 → int32 whose upper halves are the nearest bf16; what the lower ones hold does not matter."""
+    bits = builder.bitcast(value, _like(value, I32))
+
+    def of(number):
+        return constant_like(bits, I32, number)
+
+    odd = builder.and_(builder.lshr(bits, of(16)), of(1))
+    rounded = builder.add(bits, builder.add(odd, of(0x7FFF)))
+    quiet = builder.or_(bits, of(0x400000))  # a NaN must not round to infinity
+    return builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+
+
+def narrow_value(builder, number, value):
+    """Float32 → a Number as it is stored; one or a vector."""
+    if number is FP32:
+        return value
+    if number is FP16:
+        return builder.fptrunc(value, _like(value, stored_type(number)))
+    bits = rounded_bits(builder, value)
+    return builder.trunc(builder.lshr(bits, constant_like(bits, I32, 16)), _like(value, I16))
+
+
 class Lanes:
     """`width` numbers side by side: a vector of float32 in registers, `number` in memory, `bytes` long there."""
 
     def __init__(self, builder, width, number=FP32):
         self.builder, self.width, self.number = builder, width, number
         self.type, self.bytes = ir.VectorType(F32, width), width * number.bytes
-        self.stored = _STORED[number]
+        self.stored = stored_type(number)
 
     # ---- memory ----------------------------------------------------------------------------------------------
 
@@ -82,20 +133,27 @@ class Lanes:
 
     def load(self, address, offset=0, aligned=False):
         place = self._pointer(address, offset, ir.VectorType(self.stored, self.width))
-        return self.builder.load(place, align=self._align(aligned))
+        return widen_value(self.builder, self.number, self.builder.load(place, align=self._align(aligned)))
 
     def store(self, value, address, offset=0, aligned=False, past=False):
         """past: the caches, where the processor can and the place is aligned."""
         place = self._pointer(address, offset, ir.VectorType(self.stored, self.width))
-        stored = self.builder.store(value, place, align=self._align(aligned or past))
+        narrow = narrow_value(self.builder, self.number, value)
+        stored = self.builder.store(narrow, place, align=self._align(aligned or past))
         if past:
             stored.set_metadata("nontemporal", self.builder.module.add_metadata([I32(1)]))
 
+    def store_bits(self, value, address, offset=0):
+        """A vector as it is, whatever it holds."""
+        self.builder.store(value, self._pointer(address, offset, value.type), align=self.number.bytes)
+
     def load_one(self, address, offset=0):
-        return self.builder.load(self._pointer(address, offset, self.stored), align=self.number.bytes)
+        stored = self.builder.load(self._pointer(address, offset, self.stored), align=self.number.bytes)
+        return widen_value(self.builder, self.number, stored)
 
     def store_one(self, value, address):
-        self.builder.store(value, self._pointer(address, 0, self.stored), align=self.number.bytes)
+        place = self._pointer(address, 0, self.stored)
+        self.builder.store(narrow_value(self.builder, self.number, value), place, align=self.number.bytes)
 
     def load_bytes(self, address):
         """As many uint8, as float32."""
@@ -104,9 +162,12 @@ class Lanes:
 
     def broadcast(self, address, offset=0):
         """The number at an address in every lane."""
-        undefined = ir.Constant(self.type, ir.Undefined)
-        one = self.builder.insert_element(undefined, self.load_one(address, offset), I32(0))
-        return self.shuffle(one, undefined, [0] * self.width)
+        return self.splat(self.load_one(address, offset))
+
+    def splat(self, value):
+        """One value in every lane."""
+        undefined = ir.Constant(ir.VectorType(value.type, self.width), ir.Undefined)
+        return self.shuffle(self.builder.insert_element(undefined, value, I32(0)), undefined, [0] * self.width)
 
     # ---- registers -------------------------------------------------------------------------------------------
 

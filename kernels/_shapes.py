@@ -6,6 +6,8 @@ everywhere, and so is every bit of a result.
 
 import numpy as np
 
+from .number import number_of
+
 NOTHING = np.empty(0, np.float32)  # stands for an absent optional array, so that a kernel is compiled once
 CHUNK = 1 << 15  # floats in one chunk: 128 KiB, so that a second pass over it comes from the second-level cache
 FOLDED = 128  # columns that make the inner loops long enough to run at full vector speed
@@ -22,9 +24,19 @@ def check_array(what: str, array, shape: tuple, dtype=np.float32) -> None:
         raise ValueError(f"{what}: found strides {array.strides}, expected C-contiguous: copy it first")
 
 
+def check_tensor(what: str, array, shape: tuple) -> None:
+    """Like `check_array` for activations and their gradients, which may hold any Number."""
+    if isinstance(array, np.ndarray):
+        try:
+            number_of(array.dtype)
+        except TypeError as error:
+            raise TypeError(f"{what}: {error}") from None
+    check_array(what, array, shape, getattr(array, "dtype", np.float32))
+
+
 def check_input(what: str, array, ndim: int | None = None) -> None:
-    """Like `check_array` where the shape is not known beforehand: float32, contiguous, `ndim` axes, not empty."""
-    check_array(what, array, getattr(array, "shape", ()))
+    """Like `check_tensor` where the shape is not known beforehand: contiguous, `ndim` axes, not empty."""
+    check_tensor(what, array, getattr(array, "shape", ()))
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{what}: found {array.ndim} axes, expected {ndim}: reshape it")
     if array.size == 0 or array.ndim == 0:
@@ -43,6 +55,14 @@ def optional(what: str, array, shape: tuple):
     if array is None:
         return NOTHING
     check_array(what, array, shape)
+    return array
+
+
+def optional_tensor(what: str, array, like):
+    """`array` after `check_tensor` with the shape of `like`, or where it is None an empty one with its dtype."""
+    if array is None:
+        return np.empty(0, like.dtype)
+    check_tensor(what, array, like.shape)
     return array
 
 

@@ -17,6 +17,10 @@ from .number import FP32, Number
 _NAMED_CPUS = {  # NUMBA_CPU_NAME alone does not tell its features: the ones we are tested with
     "knl": {"avx512f", "avx512cd", "avx2", "fma"},
     "skylake-avx512": {"avx512f", "avx2", "fma"},
+    "cascadelake": {"avx512f", "avx2", "fma"},
+    "cooperlake": {"avx512f", "avx512bf16", "avx2", "fma"},
+    "znver4": {"avx512f", "avx512bf16", "avx2", "fma"},
+    "sapphirerapids": {"avx512f", "avx512bf16", "amx-bf16", "avx2", "fma"},
     "haswell": {"avx2", "fma"},
     "generic": set(),
 }
@@ -77,4 +81,12 @@ BLOCK = NV * V  # channels of a tile
 CPU = f"{os.environ.get('NUMBA_CPU_NAME') or llvm.get_host_cpu_name()}: {' '.join(sorted(_features()))}"  # compiled for
 LINE = 64  # bytes of a cache line, on all of them
 LINE_FLOATS = LINE // FP32.bytes
+HAS_DOT = {"avx512f", "avx512bf16"} <= _features()  # an instruction that multiplies pairs of bf16
 CRC32C = bool(_features() & {"sse4.2", "avx2", "avx512f"})  # x86 has an instruction for this checksum since SSE4.2
+
+# ---- products of 16-bit tensors ------------------------------------------------------------------------------
+
+DOTS = ("dot2", "widen")  # pairs of bf16 as they are; or every number widened, then multiplied as float32
+DOT = os.environ.get("KNLTRAIN_DOT") or ("dot2" if HAS_DOT else "widen")
+if DOT not in DOTS:
+    raise ValueError(f"KNLTRAIN_DOT: found {DOT!r}, expected one of {', '.join(DOTS)}: correct it or leave it out")

@@ -15,8 +15,19 @@ import numba
 import numpy as np
 
 from ._jit import kernel
-from ._shapes import check_array, check_input, check_workspace, chunk_count, chunk_rows, fold, optional
+from ._shapes import (
+    check_array,
+    check_input,
+    check_tensor,
+    check_workspace,
+    chunk_count,
+    chunk_rows,
+    fold,
+    optional,
+    optional_tensor,
+)
 from .ahead import ask_ahead
+from .element import narrow, widen
 from .moments import merge_moments, part_moments
 from .store import goes_past, store_row
 
@@ -71,11 +82,11 @@ def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
         if residual.size:
             ask_ahead(residual, r)
             for c in range(mean.size):
-                value = (x[r, c] - mean[c]) * scale[c] + shift[c] + residual[r, c]
+                value = (widen(x[r, c]) - mean[c]) * scale[c] + shift[c] + widen(residual[r, c])
                 row[c] = low if value < low else value
         else:
             for c in range(mean.size):
-                value = (x[r, c] - mean[c]) * scale[c] + shift[c]
+                value = (widen(x[r, c]) - mean[c]) * scale[c] + shift[c]
                 row[c] = low if value < low else value
         store_row(row.ctypes.data, mean.size, y.dtype, y.ctypes.data + r * y.strides[0], False, past)
 
@@ -123,10 +134,10 @@ def _check(x, gamma, beta, mean, var):
 
 def _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residual, relu):
     channels, columns = x.shape[-1], coefficients.shape[1]
-    check_array("batchnorm: y", y, x.shape)
+    check_tensor("batchnorm: y", y, x.shape)
     gamma = optional("batchnorm: gamma", gamma, (channels,))
     beta = optional("batchnorm: beta", beta, (channels,))
-    residual = optional("batchnorm: residual", residual, x.shape)
+    residual = optional_tensor("batchnorm: residual", residual, x)
     low = np.float32(0 if relu else -np.inf)
     x, y, residual = x.reshape(-1, columns), y.reshape(-1, columns), residual.reshape(-1, columns)
     past = goes_past(y, columns, x, residual)
@@ -140,7 +151,7 @@ def batchnorm_forward(
 
     Parameters
     ----------
-    x, y, residual : (..., C) float32; y may be x or residual
+    x, y, residual : (..., C) of a Number, x and residual of the same; y may be x or residual
     gamma, beta : (C,) float32, or both None for 1 and 0
     mean, var : (C,) float32, written: mean and biased variance over all pixels
     workspace : flat float32, at least `batchnorm_workspace(pixels, C)`
@@ -182,15 +193,15 @@ def _masked_gradient(r, x, y, dy, relu, coefficients, g):
     if y.size:
         ask_ahead(y, r)
         for c in range(mean.size):
-            gradient = dy[r, c]
-            g[c] = gradient if y[r, c] > 0 else np.float32(0)
+            gradient = widen(dy[r, c])
+            g[c] = gradient if widen(y[r, c]) > 0 else np.float32(0)
     elif relu:
         for c in range(mean.size):
-            gradient = dy[r, c]
-            g[c] = gradient if (x[r, c] - mean[c]) * scale[c] + shift[c] > 0 else np.float32(0)
+            gradient = widen(dy[r, c])
+            g[c] = gradient if (widen(x[r, c]) - mean[c]) * scale[c] + shift[c] > 0 else np.float32(0)
     else:
         for c in range(mean.size):
-            g[c] = dy[r, c]
+            g[c] = widen(dy[r, c])
 
 
 @kernel
@@ -204,10 +215,10 @@ def _sums_body(i, rows, x, y, dy, relu, coefficients, dresidual, partial):
         _masked_gradient(r, x, y, dy, relu, coefficients, g)
         if dresidual.size:
             for c in range(mean.size):
-                dresidual[r, c] = g[c]
+                dresidual[r, c] = narrow(dresidual.dtype, g[c])  # exact: what dy has, or zero
         for c in range(mean.size):
             sum_g[c] += g[c]
-            sum_gx[c] += g[c] * (x[r, c] - mean[c])
+            sum_gx[c] += g[c] * (widen(x[r, c]) - mean[c])
 
 
 @kernel
@@ -228,7 +239,7 @@ def _input_gradient_body(i, rows, x, y, dy, relu, coefficients, dx, past):
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
         _masked_gradient(r, x, y, dy, relu, coefficients, g)
         for c in range(mean.size):
-            g[c] = g[c] * along_g[c] + (x[r, c] - mean[c]) * along_x[c] + along_1[c]
+            g[c] = g[c] * along_g[c] + (widen(x[r, c]) - mean[c]) * along_x[c] + along_1[c]
         store_row(g.ctypes.data, mean.size, dx.dtype, dx.ctypes.data + r * dx.strides[0], False, past)
 
 
@@ -270,7 +281,7 @@ def batchnorm_backward(x, y, dy, gamma, beta, mean, var, eps, dx, dgamma, dbeta,
 
     Parameters
     ----------
-    x, dy : (..., C) float32
+    x, dy : (..., C) of a Number
     y : like x, or None: of no use where there is no ReLU, or none behind a residual; a third less is then read
     dx : like x, overwritten; may be dy or x
     dgamma, dbeta : (C,) float32, overwritten; None where gamma is None
@@ -287,14 +298,14 @@ def batchnorm_backward(x, y, dy, gamma, beta, mean, var, eps, dx, dgamma, dbeta,
     rows, partial, coefficients = _carve(workspace, pixels, channels)
     if relu and y is None and dresidual is not None:
         raise ValueError("batchnorm: found a ReLU behind a residual and no y, expected its output: pass it")
-    y = optional("batchnorm: y", y if relu else None, x.shape)
+    y = optional_tensor("batchnorm: y", y if relu else None, x)
     for name, array in (("dy", dy), ("dx", dx)):
-        check_array(f"batchnorm: {name}", array, x.shape)
+        check_tensor(f"batchnorm: {name}", array, x.shape)
     dgamma = optional("batchnorm: dgamma", dgamma, (channels,))
     dbeta = optional("batchnorm: dbeta", dbeta, (channels,))
     gamma = optional("batchnorm: gamma", gamma, (channels,))
     beta = optional("batchnorm: beta", beta, (channels,))
-    dresidual = optional("batchnorm: dresidual", dresidual, x.shape)
+    dresidual = optional_tensor("batchnorm: dresidual", dresidual, dy)
 
     shape = (-1, partial.shape[2])
     x, y, dy, dx, dresidual = (a.reshape(shape) for a in (x, y, dy, dx, dresidual))

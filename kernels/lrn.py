@@ -8,7 +8,8 @@ import numba
 import numpy as np
 
 from ._jit import kernel
-from ._shapes import CHUNK, check_array, check_input
+from ._shapes import CHUNK, check_array, check_input, check_tensor
+from .element import narrow, widen
 
 
 @kernel
@@ -42,14 +43,15 @@ def _forward_body(x, size, alpha, beta, k, y, scale):
     share = alpha / np.float32(size)
     for i in range(x.shape[0]):
         for c in range(channels):
-            padded[half + c] = x[i, c] * x[i, c]
+            value = widen(x[i, c])
+            padded[half + c] = value * value
         _window_sums(padded, size, sums)
         for c in range(channels):
             sums[c] = k + share * sums[c]
             scale[i, c] = sums[c]
         _power(sums, beta, power)
         for c in range(channels):
-            y[i, c] = x[i, c] * power[c]
+            y[i, c] = narrow(y.dtype, widen(x[i, c]) * power[c])
 
 
 @kernel(parallel=True)
@@ -70,13 +72,13 @@ def lrn_forward(x, size, alpha, beta, k, y, scale):
 
     Parameters
     ----------
-    x : (..., C) float32
-    y, scale : like x, overwritten; scale is kept for backward. y may be x where no backward pass follows
+    x, y : (..., C) of a Number, y overwritten; it may be x where no backward pass follows
+    scale : like x but float32, overwritten; kept for backward
 
     Raises: TypeError, ValueError. Twin: reference.lrn_forward.
     """
     _check(x, size)
-    check_array("lrn: y", y, x.shape)
+    check_tensor("lrn: y", y, x.shape)
     check_array("lrn: scale", scale, x.shape)
     channels = x.shape[-1]
     rows = max(1, CHUNK // channels)
@@ -94,13 +96,13 @@ def _backward_body(x, y, scale, dy, size, alpha, beta, dx):
     for i in range(x.shape[0]):
         for c in range(channels):
             row[c] = scale[i, c]
-            padded[half + c] = dy[i, c] * y[i, c] / row[c]
+            padded[half + c] = widen(dy[i, c]) * widen(y[i, c]) / row[c]
         _window_sums(padded, size, sums)
         _power(row, beta, power)
         for c in range(channels):
-            power[c] *= dy[i, c]
+            power[c] *= widen(dy[i, c])
         for c in range(channels):
-            dx[i, c] = power[c] - factor * x[i, c] * sums[c]
+            dx[i, c] = narrow(dx.dtype, power[c] - factor * widen(x[i, c]) * sums[c])
 
 
 @kernel(parallel=True)
@@ -113,12 +115,13 @@ def _backward(rows, x, y, scale, dy, size, alpha, beta, dx):
 def lrn_backward(x, y, scale, dy, size, alpha, beta, dx):
     """dx = dy * scale**-beta - 2*alpha*beta/size * x * (sum of dy*y/scale over `size` channels).
 
-    All arrays (..., C) float32, y and scale from `lrn_forward`; dx overwritten, may be dy.
+    All arrays (..., C) of a Number, scale float32; y and scale from `lrn_forward`; dx overwritten, may be dy.
     Raises: TypeError, ValueError. Twin: reference.lrn_backward.
     """
     _check(x, size)
-    for name, array in (("y", y), ("scale", scale), ("dy", dy), ("dx", dx)):
-        check_array(f"lrn: {name}", array, x.shape)
+    for name, array in (("y", y), ("dy", dy), ("dx", dx)):
+        check_tensor(f"lrn: {name}", array, x.shape)
+    check_array("lrn: scale", scale, x.shape)
     channels = x.shape[-1]
     rows = max(1, CHUNK // channels)
     x, y, scale, dy, dx = (a.reshape(-1, channels) for a in (x, y, scale, dy, dx))

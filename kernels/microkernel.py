@@ -5,9 +5,10 @@ Everything heavy (convolution in three directions, fully connected layers) is a 
     tile_rows :  C[i, j] (+)= sum_t sum_k A[t][i][k] * B[t][k][j]     A rows lie anywhere: one address per (t, i)
     tile_outer:  C[i, j] (+)= sum_t       A[t][i]    * B[t][j]        A columns are neighbours in memory
 
-with MR rows and NV vectors of V floats of C held in registers, A broadcast one scalar at a time and B loaded as
-vectors (the batch-reduce GEMM of Georganas et al. 2020, with the row pointers of Dukhan 2019, "The Indirect
-Convolution Algorithm"). The IR names no instruction set: the same text becomes AVX-512, AVX2 or NEON code.
+with MR rows and NV vectors of V floats of C held in registers, A broadcast one unit at a time and B loaded as vectors
+of units; a unit is a float32 or, where `kind` is the dtype of BF16, a pair of bf16 (see `dot`) (the batch-reduce GEMM
+of Georganas et al. 2020, with the row pointers of Dukhan 2019, "The Indirect Convolution Algorithm"). The IR names no
+instruction set: the same text becomes AVX-512, AVX2 or NEON code.
 
 MR, NV and V come as literal integers, so that Numba's on-disk cache can find the compiled function again. Every
 element of C is one chain of fused multiply-adds over (t, k) in ascending order, whatever the tile: results do not
@@ -16,12 +17,28 @@ depend on MR, NV or V.
 All pointers are passed as integer addresses; strides are in bytes. Nothing is checked here.
 """
 
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._ir import I64, Lanes, literals, load_address, number_type, opaque, plus, prefetch_line, times
+from ._ir import (
+    I32,
+    I64,
+    Lanes,
+    constant_like,
+    literals,
+    load_address,
+    number_type,
+    opaque,
+    plus,
+    prefetch_line,
+    rounded_bits,
+    times,
+)  # fmt: skip
 from .arch import LINE
+from .dot import dot_of
+from .number import BF16
 
 UNROLL = 16  # steps of k between two updates of the row addresses, which do not all fit into registers
 
@@ -29,18 +46,20 @@ UNROLL = 16  # steps of k between two updates of the row addresses, which do not
 class _Tile:
     """MR x NV accumulators: LLVM promotes the stack slots to registers."""
 
-    def __init__(self, builder, rows, vectors, width):
-        self.builder, self.vectors, self.lanes = builder, vectors, Lanes(builder, width)
+    def __init__(self, builder, rows, vectors, width, number):
+        self.builder, self.vectors, self.lanes = builder, vectors, dot_of(builder, width, number)
         self.bytes = vectors * self.lanes.bytes  # of a row of B or C
         self.slots = [[self.lanes.variable() for _ in range(vectors)] for _ in range(rows)]
 
     def load(self, address, offset=0):
-        """A row of B or C."""
-        return [self.lanes.load(address, offset + j * self.lanes.bytes) for j in range(self.vectors)]
+        """A row of B."""
+        return [self.lanes.load_units(address, offset + j * self.lanes.bytes) for j in range(self.vectors)]
 
-    def fma(self, row, a, b):
+    def dot(self, row, address, offset, b):
+        """A row of C += the unit at an address times a row of B."""
+        a = self.lanes.broadcast_unit(address, offset)
         for j, slot in enumerate(self.slots[row]):
-            self.builder.store(self.lanes.fma(a, b[j], self.builder.load(slot)), slot)
+            self.builder.store(self.lanes.dot(a, b[j], self.builder.load(slot)), slot)
 
     def _places(self, addresses):
         """Each accumulator, and where it stands in memory: address and offset."""
@@ -67,24 +86,26 @@ class _Tile:
 
 @intrinsic
 def tile_rows(
-    typing, mr, nv, width, rows, row_pitch, taps, depth, a_offset, b, b_pitch, out, out_offset, start, ahead, stride
+    typing, mr, nv, width, kind, rows, row_pitch, taps, depth, a_offset, b, b_pitch, out, out_offset, start, ahead,
+    stride
 ):  # fmt: skip
     """C[i, :] = start (or C[i, :]) + sum over taps t and k < depth of A[t][i][k] * B[t][k][:].
 
     rows: address of int64[taps][row_pitch / 8], the addresses of the A rows; a_offset is added to each.
-    b: address of B, taps b_pitch apart, [depth][NV * V] each. out: address of int64[MR], the addresses of the C
-    rows; out_offset is added to each. start: address of NV * V floats to begin from, or 0 to accumulate onto C.
+    depth: in units. b: address of B, taps b_pitch apart, [depth][NV * V] units each. out: address of int64[MR], the
+    addresses of the C rows; out_offset is added to each. start: address of NV * V floats to begin from, or 0 to
+    accumulate onto C.
     ahead: each step of each tap asks for the next cache line from there on; stride: 64, or 0 to stay in place.
     """
     constants = literals(mr, nv, width)
     if constants is None:
         return None
     m = constants[0]
-    signature = types.void(mr, nv, width, *([types.int64] * 12))
+    signature = types.void(mr, nv, width, kind, *([types.int64] * 12))
 
     def codegen(context, builder, sig, args):
-        rows_, pitch, taps_, depth_, a_off, b_, b_pitch_, out_, out_off, start_, ahead_, stride_ = args[3:]
-        tile = _Tile(builder, *constants)
+        rows_, pitch, taps_, depth_, a_off, b_, b_pitch_, out_, out_off, start_, ahead_, stride_ = args[4:]
+        tile = _Tile(builder, *constants, number_type(kind))
         item = tile.lanes.number.bytes
         out_rows = [builder.add(load_address(builder, out_, i), out_off) for i in range(m)]
         fresh = builder.icmp_signed("!=", start_, I64(0))
@@ -108,7 +129,7 @@ def tile_rows(
                 for u in range(count):
                     b_now = tile.load(b_first, tile.bytes * u)
                     for i in range(m):
-                        tile.fma(i, tile.lanes.broadcast(rows_now[i], item * u), b_now)
+                        tile.dot(i, rows_now[i], item * u, b_now)
 
             whole = builder.udiv(depth_, I64(UNROLL))
             with cgutils.for_range(builder, whole) as group:
@@ -122,7 +143,9 @@ def tile_rows(
 
 
 @intrinsic
-def tile_outer(typing, mr, nv, width, rows, count, a_offset, b, out, out_pitch, skip, nowhere, fresh, ahead, stride):
+def tile_outer(
+    typing, mr, nv, width, kind, rows, count, a_offset, b, out, out_pitch, skip, nowhere, fresh, ahead, stride
+):  # fmt: skip
     """C[i, :] = (0 if fresh else C[i, :]) + (sum over t < count of A[t][i] * B[t][:]).
 
     rows: address of int64[count], the addresses of the A columns; a_offset is added to each. b: address of B,
@@ -135,11 +158,11 @@ def tile_outer(typing, mr, nv, width, rows, count, a_offset, b, out, out_pitch, 
     if constants is None:
         return None
     m = constants[0]
-    signature = types.void(mr, nv, width, *([types.int64] * 11))
+    signature = types.void(mr, nv, width, kind, *([types.int64] * 11))
 
     def codegen(context, builder, sig, args):
-        rows_, count_, a_off, b_, out_, pitch, skip_, nowhere_, fresh_, ahead_, stride_ = args[3:]
-        tile = _Tile(builder, *constants)
+        rows_, count_, a_off, b_, out_, pitch, skip_, nowhere_, fresh_, ahead_, stride_ = args[4:]
+        tile = _Tile(builder, *constants, number_type(kind))
         out_rows = [builder.add(out_, times(builder, pitch, i)) for i in range(m)]
         left_out = [builder.icmp_signed("<", I64(i), skip_) for i in range(m)]
         out_rows = [builder.select(no, nowhere_, row) for no, row in zip(left_out, out_rows, strict=True)]
@@ -152,7 +175,7 @@ def tile_outer(typing, mr, nv, width, rows, count, a_offset, b, out, out_pitch, 
             b_now = tile.load(builder.add(b_, times(builder, t.index, tile.bytes)))
             prefetch_line(builder, builder.add(ahead_, builder.mul(t.index, stride_)))
             for i in range(m):
-                tile.fma(i, tile.lanes.broadcast(a_row, tile.lanes.number.bytes * i), b_now)
+                tile.dot(i, a_row, tile.lanes.number.bytes * i, b_now)
         with builder.if_then(builder.icmp_signed("==", fresh_, I64(0))):
             tile.add(out_rows)
         tile.flush(out_rows)
@@ -161,33 +184,53 @@ def tile_outer(typing, mr, nv, width, rows, count, a_offset, b, out, out_pitch, 
     return signature, codegen
 
 
+def _units(builder, source, target, first, second):
+    """A vector as it is stored in units of `target`: `first`, float32, alone; or pairs (first, second) of bf16.
+
+    Of a pair the first is the lower half of 32 bits. source: the Number that both were loaded as.
+    """
+    if target is not BF16:
+        return first
+    exact = source is BF16  # nothing is to be rounded
+    lower, upper = (
+        builder.bitcast(value, ir.VectorType(I32, value.type.count)) if exact else rounded_bits(builder, value)
+        for value in (first, second)
+    )
+    lower = builder.lshr(lower, constant_like(lower, I32, 16))
+    return builder.or_(lower, builder.and_(upper, constant_like(upper, I32, 0xFFFF0000)))
+
+
 @intrinsic
-def copy_block(typing, nv, width, kind, source, target):
-    """Copy NV * V numbers of dtype `kind` from one address to float32 at another."""
+def pack_block(typing, nv, width, kind, to, first, second, target):
+    """NV * V units from numbers of dtype `kind` at `first`; pairs with those at `second`, where `to` is BF16's."""
     constants = literals(nv, width)
     if constants is None:
         return None
     n, v = constants
 
     def codegen(context, builder, sig, args):
-        there, here = Lanes(builder, v), Lanes(builder, v, number_type(kind))
+        here, there = Lanes(builder, v, number_type(kind)), Lanes(builder, v)
         for j in range(n):
-            there.store(here.load(args[3], j * here.bytes), args[4], j * there.bytes)
+            values = [here.load(address, j * here.bytes) for address in args[4:6]]
+            there.store_bits(_units(builder, number_type(kind), number_type(to), *values), args[6], j * there.bytes)
         return context.get_dummy_value()
 
-    return types.void(nv, width, kind, types.int64, types.int64), codegen
+    return types.void(nv, width, kind, to, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
-def transpose_square(typing, width, kind, source, pitch, target, target_pitch):
-    """target[i, j] = source[j, i], V x V of dtype `kind` to float32: log2 V times, pairs of rows exchange halves."""
+def transpose_square(typing, width, kind, to, source, pitch, target, target_pitch):
+    """target[i, j] = source[j, i], V x V of dtype `kind` to float32: log2 V times, pairs of rows exchange halves.
+
+    As pairs, where `to` is BF16's dtype: target[i // 2, j] = (source[j, i], source[j, i + 1]).
+    """
     constants = literals(width)
     if constants is None:
         return None
     (v,) = constants
 
     def codegen(context, builder, sig, args):
-        here, pitch_, there, target_pitch_ = args[2:]
+        here, pitch_, there, target_pitch_ = args[3:]
         lanes, stored = Lanes(builder, v), Lanes(builder, v, number_type(kind))
         rows = [stored.load(builder.add(here, times(builder, pitch_, i))) for i in range(v)]
         step = 1
@@ -198,41 +241,10 @@ def transpose_square(typing, width, kind, source, pitch, target, target_pitch):
                 a, b = rows[i], rows[i + step]
                 rows[i], rows[i + step] = lanes.shuffle(a, b, upper), lanes.shuffle(a, b, lower)
             step *= 2
-        for i, value in enumerate(rows):
-            lanes.store(value, builder.add(there, times(builder, target_pitch_, i)))
+        per_unit = 2 if number_type(to) is BF16 else 1
+        for i in range(0, v, per_unit):
+            value = _units(builder, number_type(kind), number_type(to), rows[i], rows[i + per_unit - 1])
+            lanes.store_bits(value, builder.add(there, times(builder, target_pitch_, i // per_unit)))
         return context.get_dummy_value()
 
-    return types.void(width, kind, *([types.int64] * 4)), codegen
-
-
-@intrinsic
-def size_of(typing, kind):
-    """Bytes of a number of dtype `kind`."""
-
-    def codegen(context, builder, sig, args):
-        return I64(number_type(kind).bytes)
-
-    return types.int64(kind), codegen
-
-
-@intrinsic
-def peek(typing, kind, address, index):
-    """Number `index` of dtype `kind` from an address on, as float32."""
-
-    def codegen(context, builder, sig, args):
-        lane = Lanes(builder, 1, number_type(kind))
-        return lane.load_one(builder.add(args[1], times(builder, args[2], lane.bytes)))
-
-    return types.float32(kind, types.int64, types.int64), codegen
-
-
-@intrinsic
-def poke(typing, kind, address, index, value):
-    """Store a float32 as number `index` of dtype `kind` from an address on."""
-
-    def codegen(context, builder, sig, args):
-        lane = Lanes(builder, 1, number_type(kind))
-        lane.store_one(args[3], builder.add(args[1], times(builder, args[2], lane.bytes)))
-        return context.get_dummy_value()
-
-    return types.void(kind, types.int64, types.int64, types.float32), codegen
+    return types.void(width, kind, to, *([types.int64] * 4)), codegen

@@ -8,23 +8,24 @@ E[x^2] - E[x]^2.
 import numpy as np
 
 from ._jit import kernel
+from .element import widen
 
 
 @kernel
 def part_moments(x, first, pitch, rows, mean, m2):
-    """mean[c], m2[c] of x[first + r * pitch + c] over r < rows; x is flat, all float32."""
+    """mean[c], m2[c] of x[first + r * pitch + c] over r < rows; x is flat, of any Number."""
     start, step, columns = np.uint64(first), np.uint64(pitch), np.uint64(mean.size)  # unsigned: no index from the end
     mean[:] = 0
     for r in range(np.uint64(rows)):
         for c in range(columns):
-            mean[c] += x[start + r * step + c]
+            mean[c] += widen(x[start + r * step + c])
     count = np.float32(rows)
     for c in range(columns):
         mean[c] /= count
     m2[:] = 0
     for r in range(np.uint64(rows)):
         for c in range(columns):
-            deviation = x[start + r * step + c] - mean[c]
+            deviation = widen(x[start + r * step + c]) - mean[c]
             m2[c] += deviation * deviation
 
 

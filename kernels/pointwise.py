@@ -9,7 +9,8 @@ import numba
 import numpy as np
 
 from ._jit import kernel
-from ._shapes import CHUNK, check_array, check_input, check_workspace, chunk_count, chunk_rows, fold
+from ._shapes import CHUNK, check_array, check_input, check_tensor, check_workspace, chunk_count, chunk_rows, fold
+from .element import narrow, widen
 from .random import hash_u32
 
 
@@ -17,7 +18,8 @@ from .random import hash_u32
 def rectify(x, y):
     """y = max(x, 0) of two vectors, which may be one; a NaN passes through."""
     for j in range(x.size):
-        y[j] = np.float32(0) if x[j] < 0 else x[j]
+        value = widen(x[j])
+        y[j] = narrow(y.dtype, np.float32(0) if value < 0 else value)
 
 
 @kernel(parallel=True)
@@ -30,15 +32,15 @@ def _relu_forward(chunk, x, y):
 def relu_forward(x, y):
     """y = max(x, 0); same shape, y may be x. Raises: TypeError, ValueError. Twin: reference.relu_forward."""
     check_input("relu_forward: x", x)
-    check_array("relu_forward: y", y, x.shape)
+    check_tensor("relu_forward: y", y, x.shape)
     _relu_forward(CHUNK, x.reshape(-1), y.reshape(-1))
 
 
 @kernel
 def _relu_backward_body(y, dy, dx):
     for j in range(y.size):
-        gradient = dy[j]  # loaded unconditionally, or the loop is not vectorized
-        dx[j] = gradient if y[j] > 0 else np.float32(0)
+        gradient = widen(dy[j])  # loaded unconditionally, or the loop is not vectorized
+        dx[j] = narrow(dx.dtype, gradient if widen(y[j]) > 0 else np.float32(0))
 
 
 @kernel(parallel=True)
@@ -54,16 +56,16 @@ def relu_backward(y, dy, dx):
     Raises: TypeError, ValueError. Twin: reference.relu_backward.
     """
     check_input("relu_backward: y", y)
-    check_array("relu_backward: dy", dy, y.shape)
-    check_array("relu_backward: dx", dx, y.shape)
+    check_tensor("relu_backward: dy", dy, y.shape)
+    check_tensor("relu_backward: dx", dx, y.shape)
     _relu_backward(CHUNK, y.reshape(-1), dy.reshape(-1), dx.reshape(-1))
 
 
 @kernel
 def _add_body(a, b, low, y):
     for j in range(a.size):
-        value = a[j] + b[j]
-        y[j] = low if value < low else value
+        value = widen(a[j]) + widen(b[j])
+        y[j] = narrow(y.dtype, low if value < low else value)
 
 
 @kernel(parallel=True)
@@ -79,14 +81,37 @@ def add_forward(a, b, y, relu=False):
     Raises: TypeError, ValueError. Twin: reference.add_forward.
     """
     check_input("add_forward: a", a)
-    check_array("add_forward: b", b, a.shape)
-    check_array("add_forward: y", y, a.shape)
+    check_tensor("add_forward: b", b, a.shape)
+    check_tensor("add_forward: y", y, a.shape)
     _add(CHUNK, a.reshape(-1), b.reshape(-1), np.float32(0 if relu else -np.inf), y.reshape(-1))
 
 
 def accumulate(a, b):
     """a += b. Raises: TypeError, ValueError."""
     add_forward(a, b, a)
+
+
+@kernel
+def _convert_body(x, y):
+    for j in range(x.size):
+        y[j] = narrow(y.dtype, widen(x[j]))
+
+
+@kernel(parallel=True)
+def _convert(chunk, x, y):
+    for i in numba.prange((x.size + chunk - 1) // chunk):
+        start, stop = i * chunk, (i + 1) * chunk
+        _convert_body(x[start:stop], y[start:stop])
+
+
+def convert(x, y):
+    """y = x, rounded to nearest, ties to even, where y holds a narrower Number. Raises: TypeError, ValueError.
+
+    Twin: Number.narrow and Number.widen.
+    """
+    check_input("convert: x", x)
+    check_tensor("convert: y", y, x.shape)
+    _convert(CHUNK, x.reshape(-1), y.reshape(-1))
 
 
 # ---- dropout -------------------------------------------------------------------------------------------------
@@ -96,7 +121,7 @@ def accumulate(a, b):
 def _dropout_body(key, first, x, threshold, scale, y):
     for j in range(x.size):
         kept = hash_u32(key, first + j) >= threshold
-        y[j] = x[j] * (scale if kept else np.float32(0))
+        y[j] = narrow(y.dtype, widen(x[j]) * (scale if kept else np.float32(0)))
 
 
 @kernel(parallel=True)
@@ -112,7 +137,7 @@ def dropout_forward(x, rate, keys, y, purpose=0):
 
     Parameters
     ----------
-    x, y : (N, ...) float32; y may be x
+    x, y : (N, ...) of a Number; y may be x
     rate : 0 <= rate < 1
     keys : (N,) uint64, from `sample_key`: the mask is a pure function of (keys[n] ^ purpose, j), so nothing is stored
     purpose : a number that tells layers apart
@@ -120,7 +145,7 @@ def dropout_forward(x, rate, keys, y, purpose=0):
     Raises: TypeError, ValueError. Twin: reference.dropout_forward.
     """
     check_input("dropout: x", x)
-    check_array("dropout: y", y, x.shape)
+    check_tensor("dropout: y", y, x.shape)
     check_array("dropout: keys", keys, x.shape[:1], np.uint64)
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: found rate {rate}, expected 0 <= rate < 1: correct the layer")
@@ -157,7 +182,7 @@ def _column_sums_body(i, rows, dy, partial):
     total[:] = 0
     for r in range(i * rows, min((i + 1) * rows, dy.shape[0])):
         for c in range(total.size):
-            total[c] += dy[r, c]
+            total[c] += widen(dy[r, c])
 
 
 @kernel(parallel=True)

@@ -12,7 +12,9 @@ import numba
 import numpy as np
 
 from ._jit import kernel
-from ._shapes import check_array, check_input, output_size
+from ._shapes import check_array, check_input, check_tensor, output_size
+from .element import widen
+from .store import store_row
 
 
 def _check(name, x_shape, y, size, stride, pad):
@@ -20,7 +22,7 @@ def _check(name, x_shape, y, size, stride, pad):
     n, h, w, c = x_shape
     if pad >= size or size * size > 256:
         raise ValueError(f"{name}: found size {size}, pad {pad}, expected pad < size <= 16: correct the layer")
-    check_array(name, y, (n, output_size(h, size, stride, pad), output_size(w, size, stride, pad), c))
+    check_tensor(name, y, (n, output_size(h, size, stride, pad), output_size(w, size, stride, pad), c))
 
 
 @kernel
@@ -28,6 +30,18 @@ def _covering(place, size, stride, pad, outputs):
     """First and one past the last window along one axis that covers `place`."""
     first = max(0, (place + pad - size + stride) // stride)
     return first, min(outputs, (place + pad) // stride + 1)
+
+
+@kernel
+def _store(source, y, q):
+    """Row q of y (.., C) = C floats at an address."""
+    store_row(source, y.shape[1], y.dtype, y.ctypes.data + q * y.strides[0], False, False)
+
+
+@kernel
+def _scale(factor, sums):
+    for c in range(sums.size):
+        sums[c] *= factor
 
 
 # ---- maximum -------------------------------------------------------------------------------------------------
@@ -49,13 +63,12 @@ def _maxpool_row(p, x, size, stride, pad, y, argmax):
             for w in range(max(w0, 0), min(w0 + size, x.shape[1])):
                 place = np.int32((h - h0) * size + w - w0)
                 for c in range(channels):
-                    value, old, old_place = x[h, w, c], best[now, c], places[now, c]
+                    value, old, old_place = widen(x[h, w, c]), best[now, c], places[now, c]
                     take = (value > old) | (value != value)  # a NaN wins, and stays
                     best[1 - now, c] = value if take else old
                     places[1 - now, c] = place if take else old_place
                 now = 1 - now
-        for c in range(channels):
-            y[q, c] = best[now, c]
+        _store(best.ctypes.data + now * best.strides[0], y, q)
         for c in range(channels):
             argmax[q, c] = places[now, c]
         w0 += stride
@@ -71,8 +84,7 @@ def _maxpool_forward(x, size, stride, pad, y, argmax):
 def maxpool_forward(x, size, stride, pad, y, argmax):
     """y[n,p,q,c] = max over (r, s) of x[n,h,w,c]; argmax = r*size + s of the first maximum. Padding never wins.
 
-    x : (N,H,W,C) float32
-    y : (N,P,Q,C) float32, argmax : (N,P,Q,C) uint8, both overwritten
+    x : (N,H,W,C) and y : (N,P,Q,C) of a Number, argmax : (N,P,Q,C) uint8, both overwritten
     Raises: TypeError, ValueError. Twin: reference.maxpool_forward.
     """
     check_input("maxpool: x", x, 4)
@@ -85,16 +97,17 @@ def maxpool_forward(x, size, stride, pad, y, argmax):
 def _maxpool_backward_row(h, dy, argmax, size, stride, pad, dx):
     # dy, argmax (P,Q,C) one image; dx (W,C) its row h
     p0, p1 = _covering(h, size, stride, pad, dy.shape[0])
+    sums = np.empty(dx.shape[1], np.float32)
     for w in range(dx.shape[0]):
-        for c in range(dx.shape[1]):
-            dx[w, c] = 0
+        sums[:] = 0
         q0, q1 = _covering(w, size, stride, pad, dy.shape[1])
         for p in range(p0, p1):
             for q in range(q0, q1):
                 place = np.uint8((h + pad - p * stride) * size + w + pad - q * stride)
-                for c in range(dy.shape[2]):
-                    gradient = dy[p, q, c]
-                    dx[w, c] += gradient if argmax[p, q, c] == place else np.float32(0)
+                for c in range(sums.size):
+                    gradient = widen(dy[p, q, c])
+                    sums[c] += gradient if argmax[p, q, c] == place else np.float32(0)
+        _store(sums.ctypes.data, dx, w)
 
 
 @kernel(parallel=True)
@@ -119,25 +132,18 @@ def maxpool_backward(dy, argmax, size, stride, pad, dx):
 
 
 @kernel
-def _scale(factor, y):
-    for q in range(y.shape[0]):
-        for c in range(y.shape[1]):
-            y[q, c] *= factor
-
-
-@kernel
 def _avgpool_row(p, x, size, stride, pad, y):
     # x (H,W,C) one image; y (Q,C) its row p
-    h0, w0 = p * stride - pad, -pad
+    h0, w0, sums = p * stride - pad, -pad, np.empty(y.shape[1], np.float32)
     for q in range(y.shape[0]):
-        for c in range(y.shape[1]):
-            y[q, c] = 0
+        sums[:] = 0
         for h in range(max(h0, 0), min(h0 + size, x.shape[0])):
             for w in range(max(w0, 0), min(w0 + size, x.shape[1])):
-                for c in range(x.shape[2]):
-                    y[q, c] += x[h, w, c]
+                for c in range(sums.size):
+                    sums[c] += widen(x[h, w, c])
+        _scale(np.float32(1 / (size * size)), sums)
+        _store(sums.ctypes.data, y, q)
         w0 += stride
-    _scale(np.float32(1 / (size * size)), y)
 
 
 @kernel(parallel=True)
@@ -161,15 +167,16 @@ def avgpool_forward(x, size, stride, pad, y):
 def _avgpool_backward_row(h, dy, size, stride, pad, dx):
     # dy (P,Q,C) one image; dx (W,C) its row h
     p0, p1 = _covering(h, size, stride, pad, dy.shape[0])
+    sums = np.empty(dx.shape[1], np.float32)
     for w in range(dx.shape[0]):
-        for c in range(dx.shape[1]):
-            dx[w, c] = 0
+        sums[:] = 0
         q0, q1 = _covering(w, size, stride, pad, dy.shape[1])
         for p in range(p0, p1):
             for q in range(q0, q1):
-                for c in range(dy.shape[2]):
-                    dx[w, c] += dy[p, q, c]
-    _scale(np.float32(1 / (size * size)), dx)
+                for c in range(sums.size):
+                    sums[c] += widen(dy[p, q, c])
+        _scale(np.float32(1 / (size * size)), sums)
+        _store(sums.ctypes.data, dx, w)
 
 
 @kernel(parallel=True)
@@ -194,12 +201,12 @@ def avgpool_backward(dy, size, stride, pad, dx):
 
 @kernel
 def _mean_of_rows(x, y):
-    y[:] = 0
+    sums = np.zeros(x.shape[1], np.float32)
     for i in range(x.shape[0]):
-        for c in range(y.size):
-            y[c] += x[i, c]
-    for c in range(y.size):
-        y[c] *= np.float32(1 / x.shape[0])
+        for c in range(sums.size):
+            sums[c] += widen(x[i, c])
+    _scale(np.float32(1 / x.shape[0]), sums)
+    store_row(sums.ctypes.data, sums.size, y.dtype, y.ctypes.data, False, False)
 
 
 @kernel(parallel=True)
@@ -215,16 +222,17 @@ def global_avgpool_forward(x, y):
     """
     check_input("global_avgpool: x", x, 4)
     n, _, _, c = x.shape
-    check_array("global_avgpool: y", y, (n, c))
+    check_tensor("global_avgpool: y", y, (n, c))
     _global_avgpool_forward(x.reshape(n, -1, c), y)
 
 
 @kernel
 def _spread_row(dy, dx):
-    factor = np.float32(1 / dx.shape[0])
+    factor, row = np.float32(1 / dx.shape[0]), np.empty(dy.size, np.float32)
+    for c in range(dy.size):
+        row[c] = widen(dy[c]) * factor
     for i in range(dx.shape[0]):
-        for c in range(dy.size):
-            dx[i, c] = dy[c] * factor
+        _store(row.ctypes.data, dx, i)
 
 
 @kernel(parallel=True)
@@ -240,5 +248,5 @@ def global_avgpool_backward(dy, dx):
     """
     check_input("global_avgpool: dx", dx, 4)
     n, _, _, c = dx.shape
-    check_array("global_avgpool: dy", dy, (n, c))
+    check_tensor("global_avgpool: dy", dy, (n, c))
     _global_avgpool_backward(dy, dx.reshape(n, -1, c))

@@ -4,7 +4,8 @@ import numba
 import numpy as np
 
 from ._jit import kernel
-from ._shapes import check_array, check_input
+from ._shapes import check_array, check_input, check_tensor
+from .element import narrow
 
 
 @kernel
@@ -16,19 +17,22 @@ def _image(logits, label, smoothing, scale, dlogits):
         largest = logits[k] if logits[k] > largest else largest
     own = logits[label] - largest
     # shifted by the largest, so that no exp overflows
+    powers = np.empty(classes, np.float32)
     total, shifted_total = np.float32(0), np.float32(0)
     for k in range(classes):
         shifted = logits[k] - largest
         shifted_total += shifted
-        dlogits[k] = np.exp(shifted)
-        total += dlogits[k]
+        powers[k] = np.exp(shifted)
+        total += powers[k]
     # -sum_k target_k * (shifted_k - log total), target = (1 - smoothing) * onehot + uniform
     uniform = smoothing / np.float32(classes)
     loss = np.log(total) - (np.float32(1) - smoothing) * own - uniform * shifted_total
     factor, offset = scale / total, uniform * scale
     for k in range(classes):
-        dlogits[k] = dlogits[k] * factor - offset
-    dlogits[label] -= (np.float32(1) - smoothing) * scale
+        powers[k] = powers[k] * factor - offset
+    powers[label] -= (np.float32(1) - smoothing) * scale
+    for k in range(classes):
+        dlogits[k] = narrow(dlogits.dtype, powers[k])
     return loss
 
 
@@ -40,6 +44,7 @@ def _softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits):
 
 def _check(logits, labels):
     check_input("softmax: logits", logits, 2)
+    check_array("softmax: logits", logits, logits.shape)  # float32
     images, classes = logits.shape
     check_array("softmax: labels", labels, (images,), np.int64)
     if labels.min() < 0 or labels.max() >= classes:
@@ -57,7 +62,7 @@ def softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits):
     smoothing : 0 <= smoothing < 1; target = (1 - smoothing) * onehot(label) + smoothing / K
     scale : 1 / global_batch, the only place where the gradient is divided; it does not touch the loss
     loss : (N,) float32, overwritten
-    dlogits : (N, K) float32, overwritten; may be logits
+    dlogits : (N, K) of a Number, overwritten; may be logits
 
     Raises: TypeError, ValueError. Twin: reference.softmax_cross_entropy.
     """
@@ -65,7 +70,7 @@ def softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits):
     if not 0 <= smoothing < 1:
         raise ValueError(f"softmax: found smoothing {smoothing}, expected 0 <= smoothing < 1: correct the recipe")
     check_array("softmax: loss", loss, labels.shape)
-    check_array("softmax: dlogits", dlogits, logits.shape)
+    check_tensor("softmax: dlogits", dlogits, logits.shape)
     _softmax_cross_entropy(logits, labels, np.float32(smoothing), np.float32(scale), loss, dlogits)
 
 

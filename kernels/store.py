@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from ._ir import Lanes, literals, number_type, times
 from ._jit import kernel
 from .arch import LINE, LINE_FLOATS, V
-from .microkernel import peek, poke
+from .element import peek, poke
 
 PAST_BYTES = 8 << 20  # from this size on a tensor is stored past the caches
 

@@ -21,12 +21,11 @@ from knltrain.kernels.conv.grid import (
     forward_grid,
     next_input,
     out_addresses,
-    pixel_range,
     row_addresses,
 )
 from knltrain.kernels.conv.winograd import Winograd
 from knltrain.kernels.conv.winograd_weight import WinogradWeight
-from knltrain.kernels.number import FP32, Number, number_of
+from knltrain.kernels.number import BF16, FP16, FP32, number_of
 
 RELATIVE = 5e-6  # of the largest element: float32 sums of up to 4,608 products of standard normals
 
@@ -81,16 +80,34 @@ THREADED = [
 ]
 
 
-def _case(shape):
+# what x, dx, dy and y hold, and how it is multiplied
+KINDS = {
+    "fp32": (FP32, "widen"),
+    "bf16 in pairs": (BF16, "dot2"),
+    "bf16 widened": (BF16, "widen"),
+    "fp16 widened": (FP16, "widen"),
+}
+
+
+def _case(shape, kind="fp32", **options):
     n, h, w, c, k, r, s, stride, pad, groups = shape
-    plan = conv2d_plan((n, h, w, c), (r, s, c // groups, k), stride, pad, groups)
+    number, dot = KINDS[kind]
+    plan = conv2d_plan((n, h, w, c), (r, s, c // groups, k), stride, pad, groups, number, dot=dot, **options)
     rng = np.random.default_rng(sum(shape))
     tensors = [rng.standard_normal(t).astype(np.float32) for t in (plan.x_shape, plan.w_shape, (k,), plan.y_shape)]
     return plan, tensors, (stride, pad, groups)
 
 
-def _close(found, expected):
-    assert np.abs(found - expected).max() <= RELATIVE * np.abs(expected).max()
+def _empty(shape, number=FP32):
+    """An array of NaN."""
+    return number.narrow(np.full(shape, np.nan, np.float32))
+
+
+def _close(found, expected, number=FP32, sums=1):
+    """number: what the found numbers were rounded to, once for each of `sums`."""
+    wide = number.widen(found) if number is not FP32 else found
+    rounded = sums * number.round_off if number is not FP32 else 0
+    assert np.abs(wide - expected).max() <= (RELATIVE + rounded) * np.abs(expected).max()
 
 
 def _scratch(plan):
@@ -100,7 +117,8 @@ def _scratch(plan):
 def _packed(plan, w):
     if plan.unpacked:
         return w, w
-    packed, packed_t = np.full(plan.packed_size, np.nan, np.float32), np.full(plan.packed_t_size, np.nan, np.float32)
+    packed = _empty(plan.packed_size, plan.forward.panels)
+    packed_t = _empty(plan.packed_t_size, plan.backward_input.panels)
     conv2d_pack(plan, w, packed)
     conv2d_pack_transposed(plan, w, packed_t)
     return packed, packed_t
@@ -118,31 +136,50 @@ def _wide(*arrays):
     return [a.astype(np.float64) for a in arrays]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_conv2d__equals_its_twin(shape):
-    plan, (x, w, b, dy), options = _case(shape)
+def test_conv2d__equals_its_twin(shape, kind):
+    plan, (x, w, b, dy), options = _case(shape, kind)
+    number = plan.shape.number
+    x, dy = number.narrow(x), number.narrow(dy)
     packed, packed_t = _packed(plan, w)
-    y, dx, dw = (np.full(s, np.nan, np.float32) for s in (plan.y_shape, plan.x_shape, plan.w_shape))
+    y, dx, dw = _empty(plan.y_shape, number), _empty(plan.x_shape, number), _empty(plan.w_shape)
     conv2d_forward(plan, x, packed, b, y, _scratch(plan))
     conv2d_backward_input(plan, dy, packed_t, dx)
     conv2d_backward_weight(plan, x, dy, dw, _scratch(plan))
-    x64, w64, b64, dy64 = _wide(x, w, b, dy)
-    _close(y, reference.conv2d_forward(x64, w64, b64, *options))
-    expected_dx = reference.conv2d_backward_input(dy64, w64, x.shape, *options)
-    _close(dx, expected_dx)
+    x64, b64, dy64 = _wide(number.widen(x), b, number.widen(dy))
+    w64, w64_t = (  # rounded as they were packed
+        number.widen(number.narrow(w)).astype(np.float64)
+        for number in (plan.forward.panels, plan.backward_input.panels)
+    )
+    _close(y, reference.conv2d_forward(x64, w64, b64, *options), number)
+    expected_dx = reference.conv2d_backward_input(dy64, w64_t, x.shape, *options)
+    _close(dx, expected_dx, number)
     _close(dw, reference.conv2d_backward_weight(x64, dy64, w.shape[:2], *options))
     moments = np.full(plan.moments_shape, np.nan, np.float32)
     conv2d_forward(plan, x, packed, None, y, _scratch(plan), moments)
-    _close(y, reference.conv2d_forward(x64, w64, None, *options))
-    rows = y.reshape(-1, y.shape[-1])[_order(plan)].astype(np.float64)
+    expected_y = reference.conv2d_forward(x64, w64, None, *options)
+    _close(y, expected_y, number)
+    rows = expected_y.reshape(-1, y.shape[-1])[_order(plan)]
     ends = np.cumsum(plan.moments_counts)
     for start, end, found in zip([0, *ends], ends, moments, strict=False):
-        _close(found[0], rows[start:end].mean(0))
+        assert np.abs(found[0] - rows[start:end].mean(0)).max() <= RELATIVE * np.abs(rows).max()
         _close(found[1], rows[start:end].var(0) * (end - start))
     conv2d_forward(plan, x, packed, b, y, _scratch(plan), relu=True)
-    _close(y, np.maximum(reference.conv2d_forward(x64, w64, b64, *options), 0))
+    _close(y, np.maximum(reference.conv2d_forward(x64, w64, b64, *options), 0), number)
     conv2d_backward_input(plan, dy, packed_t, dx, accumulate=True)
-    _close(dx, 2 * expected_dx)
+    _close(dx, 2 * expected_dx, number, sums=2)
+
+
+@pytest.mark.parametrize("kind", list(KINDS)[1:])
+@pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[8], SHAPES[12]], ids=str)
+def test_conv2d__stores_logits_as_float32(shape, kind):
+    plan, (x, w, b, _), options = _case(shape, kind, y_number=FP32)
+    x, y = plan.shape.number.narrow(x), _empty(plan.y_shape)
+    conv2d_forward(plan, x, _packed(plan, w)[0], b, y, _scratch(plan))
+    panels = plan.forward.panels
+    wide = _wide(plan.shape.number.widen(x), panels.widen(panels.narrow(w)), b)
+    _close(y, reference.conv2d_forward(*wide, *options))
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], WINOGRAD[0]], ids=str)
@@ -190,16 +227,19 @@ def test_conv2d__stores_past_the_caches_what_it_stores_otherwise(shape, monkeypa
         np.testing.assert_array_equal(have, want)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", THREADED, ids=str)
-def test_conv2d__same_bits_with_one_and_two_threads(shape):
-    plan, (x, w, b, dy), _ = _case(shape)
+def test_conv2d__same_bits_with_one_and_two_threads(shape, kind):
+    plan, (x, w, b, dy), _ = _case(shape, kind)
+    number = plan.shape.number
+    x, dy = number.narrow(x), number.narrow(dy)
     assert plan.backward_weight.splits > 1
     packed, packed_t = _packed(plan, w)
     before = numba.get_num_threads()
     results = []
     for threads in (1, 2):
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        y, dx, dw = (np.empty(s, np.float32) for s in (plan.y_shape, plan.x_shape, plan.w_shape))
+        y, dx, dw = _empty(plan.y_shape, number), _empty(plan.x_shape, number), _empty(plan.w_shape)
         conv2d_forward(plan, x, packed, b, y, _scratch(plan))
         conv2d_backward_input(plan, dy, packed_t, dx)
         conv2d_backward_weight(plan, x, dy, dw, _scratch(plan))
@@ -207,23 +247,6 @@ def test_conv2d__same_bits_with_one_and_two_threads(shape):
     numba.set_num_threads(before)
     for one, two in zip(*results, strict=True):
         assert np.array_equal(one, two)
-
-
-def test_pixel_range__holds_every_pixel_that_is_read():
-    """Filters, strides and paddings against each other, also padding wider than the filter; three images."""
-    for h, w, r, s, stride, pad in itertools.product((3, 8), (2, 7), (1, 3), (2, 3), (1, 2, 3), (0, 1, 2, 5)):
-        if h + 2 * pad < r or w + 2 * pad < s:
-            continue
-        plan = conv2d_plan((3, h, w, 17), (r, s, 17, 8), stride, pad)
-        geometry, taps = forward_grid(plan.shape)
-        _, rows, columns, _ = plan.y_shape
-        image, i, j = np.unravel_index(np.arange(3 * rows * columns), (3, rows, columns))
-        for first, count in itertools.product(range(0, len(image), 5), (1, 2, 11)):
-            m = slice(first, first + min(count, len(image) - first))
-            y, x = i[m, None] * stride + taps[:, 0], j[m, None] * stride + taps[:, 1]
-            read = ((image[m, None] * h + y) * w + x)[(y >= 0) & (y < h) & (x >= 0) & (x < w)]
-            begin, end = pixel_range(geometry, taps, first, m.stop - first, 3)
-            assert 0 <= begin and end <= 3 * h * w and ((begin <= read) & (read < end)).all()
 
 
 def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once():
@@ -234,7 +257,7 @@ def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once
     for h, w, r, s, stride, pad in itertools.product((3, 8), (2, 7), (1, 3), (2, 3), (1, 2, 3), (0, 1, 2, 5)):
         if h + 2 * pad < r or w + 2 * pad < s:
             continue
-        element = (FP32, Number("short", np.dtype(np.uint16), 2.0**-9))[pad % 2]
+        element = (FP32, BF16)[pad % 2]
         plan = conv2d_plan((2, h, w, 17), (r, s, 17, 24), stride, pad, number=element)
         _, p, q, _ = plan.y_shape
         written = np.zeros((2, h, w), int)
@@ -279,7 +302,7 @@ def test_conv2d_plan__picks_the_method_of_a_shape(shape, methods):
 
 def test_number_of__knows_what_kernels_take():
     assert number_of(np.float32) is FP32 and FP32.bytes == 4 and FP32.round_off == np.finfo(np.float32).epsneg
-    with pytest.raises(TypeError, match="found float64, expected float32"):
+    with pytest.raises(TypeError, match="found float64, expected float32, uint16"):
         number_of(np.float64)
 
 

@@ -14,14 +14,15 @@ from .plan import conv2d_plan
 def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None, relu=False):
     """y = convolution of x with packed weights, plus bias (K,) unless it is None, then max(y, 0) if relu.
 
-    x, y: float32 of the plan's shapes; y is overwritten. packed: by `conv2d_pack`, or w itself where plan.unpacked.
+    x, y: of the plan's shapes and Numbers; y is overwritten. packed: by `conv2d_pack`, or w itself where plan.unpacked.
     workspace: (plan.workspace_size,) float32, undefined after. moments: None, or float32 of plan.moments_shape, to be
-    overwritten: mean and M2 of every channel over each block of pixels, with which a batch norm can begin.
+    overwritten: mean and M2 of every channel over each block of pixels, with which a batch norm can begin: those of the
+    sums as float32, before they are rounded to what y holds.
     Twin: reference.conv2d_forward.
     """
     check_array("conv2d: x", x, plan.x_shape, plan.shape.number.dtype)
-    check_array("conv2d: y", y, plan.y_shape, plan.shape.number.dtype)
-    check_array("conv2d: packed", packed, plan.w_shape if plan.unpacked else (plan.packed_size,))
+    check_array("conv2d: y", y, plan.y_shape, plan.shape.y_number.dtype)
+    _check_packed(plan, plan.forward, packed)
     check_array("conv2d: workspace", workspace, (plan.workspace_size,))
     if bias is not None:
         check_array("conv2d: bias", bias, (plan.w_shape[3],))
@@ -39,7 +40,7 @@ def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False):
     """
     check_array("conv2d: dy", dy, plan.y_shape, plan.shape.number.dtype)
     check_array("conv2d: dx", dx, plan.x_shape, plan.shape.number.dtype)
-    check_array("conv2d: packed_t", packed_t, plan.w_shape if plan.unpacked else (plan.packed_t_size,))
+    _check_packed(plan, plan.backward_input, packed_t)
     plan.backward_input.run(dy, packed_t, dx, NOTHING, NOTHING, accumulate=accumulate)
 
 
@@ -57,14 +58,22 @@ def conv2d_backward_weight(plan, x, dy, dw, workspace):
 
 
 def conv2d_pack(plan, w, packed):
-    """w (R, S, C/groups, K) as forward reads it: packed, (plan.packed_size,). Not needed where plan.unpacked."""
+    """w (R, S, C/groups, K) as forward reads it: packed, (plan.packed_size,) of plan.forward.panels.
+
+    float32, or bf16 where pairs are multiplied: then rounded here. Not needed where plan.unpacked.
+    """
     check_array("conv2d: w", w, plan.w_shape)
-    check_array("conv2d: packed", packed, (plan.packed_size,))
+    check_array("conv2d: packed", packed, (plan.packed_size,), plan.forward.panels.dtype)
     plan.forward.pack(w, packed)
 
 
 def conv2d_pack_transposed(plan, w, packed_t):
-    """w as backward-input reads it: packed_t, (plan.packed_t_size,). Not needed where plan.unpacked."""
+    """w as backward-input reads it: packed_t, (plan.packed_t_size,) of plan.backward_input.panels; as `conv2d_pack`."""
     check_array("conv2d: w", w, plan.w_shape)
-    check_array("conv2d: packed_t", packed_t, (plan.packed_t_size,))
+    check_array("conv2d: packed_t", packed_t, (plan.packed_t_size,), plan.backward_input.panels.dtype)
     plan.backward_input.pack(w, packed_t)
+
+
+def _check_packed(plan, method, packed):
+    shape = plan.w_shape if plan.unpacked else (method.packed_size,)
+    check_array("conv2d: packed weights", packed, shape, method.panels.dtype)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import kernel
-from .shape import TILE, ceil
+from ..number import FP32
+from .shape import TILE, ceil, image
 
 # fields of the geometry vector; pitch: bytes of a pixel
 GRID_I, GRID_J, STEP, IN_H, IN_W, IN_PITCH, OUT_H, OUT_W, OUT_PITCH = range(9)
@@ -39,21 +40,23 @@ def forward_grid(shape):
     r, s, depth, _ = shape.w
     taps = [(i - shape.pad, j - shape.pad, i * s + j) for i in range(r) for j in range(s)]
     channels = depth, shape.k_group, shape.groups
-    return _grid(shape.y[1:3], shape.stride, shape.image(shape.x), shape.image(shape.y), (1, 0, 0), channels, taps)
+    inputs, outputs = image(shape.x, shape.number), image(shape.y, shape.y_number)
+    return _grid(shape.y[1:3], shape.stride, inputs, outputs, (1, 0, 0), channels, taps)
 
 
 def merged_grid(shape):
-    """y from a zero-padded copy of x: the S taps of a filter row are one of depth S * C, neighbours in memory."""
+    """y from a zero-padded float32 copy of x: the S taps of a filter row are one of depth S * C, all neighbours."""
     r, s, c, k = shape.w
     taps = [(i, 0, i) for i in range(r)]
-    inputs, channels = shape.image(shape.padded), (s * c, k, 1)
-    return _grid(shape.y[1:3], shape.stride, inputs, shape.image(shape.y), (1, 0, 0), channels, taps)
+    inputs, outputs, channels = image(shape.padded, FP32), image(shape.y, shape.y_number), (s * c, k, 1)
+    return _grid(shape.y[1:3], shape.stride, inputs, outputs, (1, 0, 0), channels, taps)
 
 
 def backward_grids(shape):
     """dx from dy: one grid for each residue of (h, w) modulo the stride, with the taps that can reach it."""
     (_, h, w, _), (r, s, depth, _), stride, pad = shape.x, shape.w, shape.stride, shape.pad
-    inputs, outputs, channels = shape.image(shape.y), shape.image(shape.x), (shape.k_group, depth, shape.groups)
+    inputs, outputs = image(shape.y, shape.number), image(shape.x, shape.number)
+    channels = shape.k_group, depth, shape.groups
     for a in range(min(stride, h)):
         for b in range(min(stride, w)):
             reach = [
@@ -66,12 +69,12 @@ def backward_grids(shape):
             yield _grid(sides, 1, inputs, outputs, (stride, a, b), channels, reach)
 
 
-def tile_grid(shape, inputs, outputs, pad, side, channels):
-    """Tiles of m x m pixels of `outputs`, each of which reads side x side of `inputs` (shapes of tensors)."""
+def tile_grid(shape, inputs, outputs, number, pad, side, channels):
+    """Tiles of m x m pixels of `outputs`, which hold `number`; each reads side x side of `inputs` (both are shapes)."""
     m = TILE + 1 - shape.w[0]
     sides = ceil(outputs[1], m), ceil(outputs[2], m)
     taps = [(i - pad, j - pad, i * side + j) for i in range(side) for j in range(side)]
-    images = shape.image(inputs), shape.image(outputs)
+    images = image(inputs, shape.number), image(outputs, number)
     return _grid(sides, m, *images, (m, 0, 0), (*channels, shape.groups), taps)
 
 
@@ -125,28 +128,3 @@ def out_addresses(y, geometry, first, count, table):
         i, j = divmod(rest, grid_j)
         h, w = geometry[OUT_I] + i * step, geometry[OUT_J] + j * step
         table[m] = y + ((image * geometry[OUT_H] + h) * geometry[OUT_W] + w) * geometry[OUT_PITCH]
-
-
-@kernel
-def _pixel(geometry, taps, tap, m):
-    """Number of the input pixel that a tap of output pixel m reads, counted over all images.
-
-    Outside an image it is that of the next pixel inside, or behind the last: so no pixel that a later output reads
-    comes before that of tap 0, and none that an earlier one reads behind that of the last tap, however wide the
-    padding is.
-    """
-    image, rest = divmod(m, geometry[GRID_I] * geometry[GRID_J])
-    i, j = divmod(rest, geometry[GRID_J])
-    height, width = geometry[IN_H], geometry[IN_W]
-    h, w = i * geometry[STEP] + taps[tap, 0], j * geometry[STEP] + taps[tap, 1]
-    if h < 0 or h >= height:
-        return (image + (h >= height)) * height * width
-    return (image * height + h) * width + min(max(w, 0), width)
-
-
-@kernel
-def pixel_range(geometry, taps, first, count, images):
-    """Input pixels [begin, end) that output pixels [first, first + count) read."""
-    begin = _pixel(geometry, taps, 0, first)
-    end = _pixel(geometry, taps, taps.shape[0] - 1, first + count - 1) + 1
-    return max(begin, 0), min(end, images * geometry[IN_H] * geometry[IN_W])

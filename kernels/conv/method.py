@@ -9,6 +9,7 @@ import numpy as np
 
 from .._jit import kernel
 from ..arch import BLOCK
+from ..number import FP32
 from ..store import goes_past
 from .grid import WIDTH
 from .panels import pack
@@ -24,10 +25,12 @@ class Method:
     """What all have in common."""
 
     workspace_size = 0  # floats of scratch
+    panels = FP32  # what panels hold; BF16: pairs
+    staged = False  # whether rows of the input are copied near before they are multiplied
 
     def __init__(self, shape):
         self.shape = shape
-        self.zeros = np.zeros(max(shape.x[3], shape.y[3]), shape.number.dtype)
+        self.zeros = np.zeros(max(shape.x[3], shape.y[3]), np.float32)  # and so of every Number
 
     @classmethod
     def suits(cls, shape) -> bool:
@@ -54,7 +57,7 @@ class Blocks(Method):
         self.transposed = transposed
         depth, width = (shape.k_group, shape.w[2]) if transposed else (shape.w[2], shape.k_group)
         self.all_taps = self.points()  # that the packed weights have
-        self.packed_size = shape.groups * ceil(width, BLOCK) * self.all_taps * depth * BLOCK  # floats
+        self.packed_size = shape.groups * ceil(width, BLOCK) * self.all_taps * depth * BLOCK  # numbers of `panels`
 
     def points(self) -> int:
         return self.shape.w[0] * self.shape.w[1]
@@ -75,7 +78,7 @@ class Blocks(Method):
             ranges = min(blocks, max(ceil(self.tasks(), along), ceil(width, MOST_WIDTH)))
             job = Job(
                 x.reshape(-1), self.zeros, weights.reshape(-1), bias, y.reshape(-1), moments, *grid, self.all_taps,
-                self.form, x.shape[0], ranges, accumulate, relu, goes_past(y, width),
+                self.form, x.shape[0], ranges, accumulate, relu, goes_past(y, width), self.staged,
             )  # fmt: skip
             self.nest(along * ranges, job)
 
@@ -100,7 +103,7 @@ class Gradient(Method):
         partial = workspace[self.workspace_size - self.partial_size : self.workspace_size]
         job = GradientJob(
             x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.grid, *self.dy_grid, x.shape[0],
-            self.splits,
+            self.splits, np.empty(0, self.panels.dtype),
         )  # fmt: skip
         self.nest(self.splits * self.parts, job)
         if self.splits > 1:

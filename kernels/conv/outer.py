@@ -1,8 +1,8 @@
 """Backward-weight as sums of outer products, x by dy, of pixels that are copied near first.
 
 A task owns a range of output channels and a share of the pixels. It walks its pixels in chunks: a chunk of dy is copied
-to panels of BLOCK channels, and the pixels of x that the chunk reads to columns of SPAN channels, a cache line each.
-Both then stay in L2 while every tap passes by, wherever they lay in memory before.
+to panels of BLOCK channels, and then, tap by tap, the pixels of x that the tap reads to columns of SPAN channels, a
+cache line each. Both are widened on the way; or two pixels become one row of pairs of bf16.
 """
 
 from typing import NamedTuple
@@ -12,11 +12,13 @@ import numpy as np
 
 from .._jit import kernel
 from ..arch import BLOCK, LINE, LINE_FLOATS, MC, NV, V
-from ..microkernel import copy_block, peek, size_of, tile_outer
+from ..element import peek, size_of
+from ..microkernel import pack_block, tile_outer
+from ..number import BF16, FP32
 from . import grid
-from .grid import DEPTH, GRID_I, GRID_J, GROUPS, IN_PITCH, STEP, WIDTH, next_input, pixel_range, row_addresses
+from .grid import DEPTH, GRID_I, GRID_J, GROUPS, IN_PITCH, STEP, WIDTH, next_input, row_addresses
 from .method import Gradient
-from .panels import ROW, copy_row, pack_rows
+from .panels import ROW, copy_row, in_unit, pack_part, pack_rows
 from .rows import MergedRows, padded, padded_size
 from .shape import ceil
 from .task import F32_BYTES, share
@@ -44,10 +46,10 @@ class _Part(NamedTuple):
 class _Room(NamedTuple):
     """A task's own arrays."""
 
-    columns: np.ndarray  # (lines, pixels, LINE_FLOATS) of x; the last pixel is the one outside
-    sources: np.ndarray  # of the pixels that are packed, addresses
-    rows: np.ndarray  # (taps, CHUNK) addresses of columns
-    panel: np.ndarray  # (RANGE, CHUNK, BLOCK) of dy
+    columns: np.ndarray  # (lines, pixels, LINE_FLOATS) of x, in units
+    places: np.ndarray  # (CHUNK,) addresses of its pixels
+    rows: np.ndarray  # (taps, CHUNK) addresses of the pixels of x that a chunk reads
+    panel: np.ndarray  # (RANGE, CHUNK, BLOCK) of dy, in units
     edge: np.ndarray  # (CHUNK, MC): pixels of a depth that fills no tile, or empty
     beside: np.ndarray  # (blocks, taps, depth, BLOCK): sums of the last blocks, those that stick out of dw
     nowhere: np.ndarray
@@ -70,22 +72,14 @@ def _place(task, job):
 @kernel
 def _room(job, part):
     depth, width, n_taps = job.geometry[DEPTH], job.geometry[WIDTH], job.taps.shape[0]
-    size = CHUNK
-    if n_taps > 1 and not part.merged:
-        for first in range(part.first, part.last, CHUNK):
-            count = min(CHUNK, part.last - first)
-            begin, end = pixel_range(job.geometry, job.taps, first, count, job.images)
-            size = max(size, end - begin)
-    # one more for the pixel outside; odd, so that the lines of a pixel lie in different sets of L1
-    size = (size + 1) | 1
-    lines = -(-depth // SPAN)
-    columns = np.empty((0 if part.merged else -(-lines // -(-lines // STRIP)), size, LINE_FLOATS), np.float32)
-    columns[:, size - 1] = 0.0
+    lines = 0 if part.merged else -(-depth // SPAN)
+    # pixels: an odd number, so that the lines of one lie in different sets of L1
+    columns = np.empty((-(-lines // max(1, -(-lines // STRIP))), CHUNK | 1, LINE_FLOATS), np.float32)
     # all blocks are summed beside dw where the depth does not fill a tile, else the last one, if it sticks out
     beside = part.hi - part.lo if depth < MC else (1 if part.hi * BLOCK > width else 0)
     return _Room(
         columns,
-        np.empty(size, np.int64),
+        np.int64(columns.ctypes.data) + np.arange(CHUNK) * LINE,
         np.empty((n_taps, CHUNK), np.int64),
         np.empty((RANGE, CHUNK, BLOCK), np.float32),
         np.empty((CHUNK if part.merged and depth < MC else 0, MC), np.float32),
@@ -98,47 +92,27 @@ def _room(job, part):
 
 
 @kernel
-def _gather(job, part, room, first, count):
-    """Addresses of the columns for a chunk, and of the pixels to pack into them, whose number it returns."""
-    geometry, taps, x, zeros = job.geometry, job.taps, job.x.ctypes.data, job.zeros.ctypes.data
-    shift, columns = part.group * geometry[DEPTH] * job.x.itemsize, room.columns.ctypes.data
-    if part.merged or taps.shape[0] == 1:
-        row_addresses(x, zeros, geometry, taps, first, count, room.rows)
-        if not part.merged:
-            for m in range(count):
-                room.sources[m] = room.rows[0, m] + shift
-                room.rows[0, m] = columns + m * LINE
-        return count
-    begin, end = pixel_range(geometry, taps, first, count, job.images)
-    for p in range(end - begin):
-        room.sources[p] = x + (begin + p) * geometry[IN_PITCH] + shift
-    packed = geometry.copy()
-    packed[IN_PITCH] = LINE
-    outside = columns + (room.columns.shape[1] - 1) * LINE
-    row_addresses(columns - begin * LINE, outside, packed, taps, first, count, room.rows)
-    return end - begin
-
-
-@kernel
 def _line_start(line, depth):
     """The first channel of packed line number `line`: the last one reaches back, so that it is full."""
     return min(line * SPAN, max(depth - LINE_FLOATS, 0))
 
 
 @kernel
-def _pack_columns(kind, sources, count, depth, first, columns):
-    """columns[s, p] = line number first + s of the pixel at address sources[p]."""
+def _pack_columns(job, part, room, sources, count, first):
+    """columns[s, p] = line number first + s of the pixel at address sources[p], or of two pixels, as pairs."""
+    kind, to, per_unit, depth = job.x.dtype, job.panels.dtype, in_unit(job.panels.dtype), job.geometry[DEPTH]
+    columns = room.columns
     lines = min(columns.shape[0], -(-depth // SPAN) - first)
-    for p in range(count):
+    for p in range(-(-count // per_unit)):
+        one, other = sources[p * per_unit], sources[p * per_unit + per_unit - 1]
         for s in range(lines):
-            source = sources[p] + _line_start(first + s, depth) * size_of(kind)
+            shift = (part.group * depth + _line_start(first + s, depth)) * size_of(kind)
             target = columns.ctypes.data + (s * columns.shape[1] + p) * LINE
             if depth >= LINE_FLOATS:
-                copy_block(LINE_VECTORS, V, kind, source, target)
+                pack_block(LINE_VECTORS, V, kind, to, one + shift, other + shift, target)
             else:
-                copy_row(kind, source, target, depth)
-                for j in range(depth, LINE_FLOATS):
-                    columns[s, p, j] = 0.0
+                for place in range(per_unit):
+                    pack_part(kind, to, sources[p * per_unit + place] + shift, depth, target, LINE_FLOATS, place)
 
 
 @kernel
@@ -149,7 +123,7 @@ def _pack_gradients(job, part, first, count, panel):
     source = job.dy.ctypes.data + first * pitch + part.group * width * item
     for block in range(part.lo, part.hi):
         valid, there = min(BLOCK, width - block * BLOCK), panel.ctypes.data + (block - part.lo) * CHUNK * ROW
-        pack_rows(job.dy.dtype, source + block * BLOCK * item, pitch, count, valid, there, 0)
+        pack_rows(job.dy.dtype, job.panels.dtype, source + block * BLOCK * item, pitch, count, valid, there, 0)
 
 
 @kernel
@@ -190,33 +164,45 @@ def _next_chunk(job, part, first, count):
 
 
 @kernel
-def _multiply(job, part, room, first, count, packed):
-    """Add a chunk's outer products to the sums; `packed` pixels of x go to columns, a strip of channels at a time."""
-    depth, (at_once, size, _) = job.geometry[DEPTH], room.columns.shape
+def _tap_rows(job, part, room, t, count, line):
+    """Address of the addresses of rows of x for a tap: where they lie, or copied to columns from a line on."""
+    if not part.merged:
+        _pack_columns(job, part, room, room.rows[t], count, line)
+        return room.places.ctypes.data
+    if room.edge.size > 0:
+        _pack_edge(job.x.dtype, room.rows[t], count, job.geometry[DEPTH], room.edge)
+    return room.rows.ctypes.data + t * CHUNK * 8
+
+
+@kernel
+def _multiply(job, part, room, first, count):
+    """Add a chunk's outer products to the sums: a strip of channels at a time, every tap, tile by tile."""
+    depth, (at_once, size, _), rows = job.geometry[DEPTH], room.columns.shape, room.rows
+    row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, job.geometry, job.taps, first, count, rows)
+    if count < CHUNK:
+        rows[:, count] = job.zeros.ctypes.data  # the second of a pair
+    units, strip = -(-count // in_unit(job.panels.dtype)), depth if part.merged else at_once * SPAN
     fresh, panel, nowhere = np.int64(first == part.first), room.panel.ctypes.data, room.nowhere.ctypes.data
     ahead, ahead_end, dy_ahead, dy_end = _next_chunk(job, part, first, count)
-    for c0 in range(0, depth, MC):
-        skip = max(0, c0 + MC - depth) if depth >= MC else 0  # the last tile reaches back over its neighbour's rows
-        a_offset = (c0 - skip) * job.x.itemsize
-        if not part.merged:
-            line, strip_line = c0 // SPAN, c0 // SPAN % at_once
-            if strip_line == 0 and c0 % SPAN == 0:
-                _pack_columns(job.x.dtype, room.sources, packed, depth, line, room.columns)
-            a_offset = strip_line * size * LINE + (c0 - skip - _line_start(line, depth)) * F32_BYTES
+    for begin in range(0, depth, strip):
         for t in range(job.taps.shape[0]):
-            if room.edge.size > 0:
-                _pack_edge(job.x.dtype, room.rows[t], count, depth, room.edge)
-            a_rows = room.rows.ctypes.data + t * CHUNK * 8
-            for block in range(part.lo, part.hi):
-                target, pitch = _target(job, part, room, t, c0 - skip, block)
-                if ahead >= ahead_end:
-                    ahead, ahead_end, dy_ahead = dy_ahead, dy_end, dy_end
-                stride = LINE if ahead < ahead_end else 0
-                tile_outer(
-                    MC, NV, V, a_rows, count, a_offset, panel + (block - part.lo) * CHUNK * ROW, target, pitch, skip,
-                    nowhere, fresh, ahead, stride,
-                )  # fmt: skip
-                ahead += stride * count
+            a_rows = _tap_rows(job, part, room, t, count, begin // SPAN)
+            for c0 in range(begin, min(begin + strip, depth), MC):
+                skip = max(0, c0 + MC - depth) if depth >= MC else 0  # the last tile reaches back over its neighbour
+                a_offset = (c0 - skip) * F32_BYTES
+                if not part.merged:
+                    line = c0 // SPAN
+                    a_offset += (line - begin // SPAN) * size * LINE - _line_start(line, depth) * F32_BYTES
+                for block in range(part.lo, part.hi):
+                    target, pitch = _target(job, part, room, t, c0 - skip, block)
+                    if ahead >= ahead_end:
+                        ahead, ahead_end, dy_ahead = dy_ahead, dy_end, dy_end
+                    stride = LINE if ahead < ahead_end else 0
+                    tile_outer(
+                        MC, NV, V, job.panels.dtype, a_rows, units, a_offset,
+                        panel + (block - part.lo) * CHUNK * ROW, target, pitch, skip, nowhere, fresh, ahead, stride,
+                    )  # fmt: skip
+                    ahead += stride * units
 
 
 @kernel
@@ -239,9 +225,8 @@ def _weight_task(task, job):
     room = _room(job, part)
     for first in range(part.first, part.last, CHUNK):
         count = min(CHUNK, part.last - first)
-        packed = _gather(job, part, room, first, count)
         _pack_gradients(job, part, first, count, room.panel)
-        _multiply(job, part, room, first, count, packed)
+        _multiply(job, part, room, first, count)
     _store_beside(job, part, room)
 
 
@@ -259,6 +244,7 @@ class Outer(Gradient):
     def __init__(self, shape):
         super().__init__(shape)
         self.grid = self.dy_grid = grid.forward_grid(shape)
+        self.panels = BF16 if shape.pairs else FP32
 
     def cut(self):
         n, p, q, _ = self.shape.y
@@ -270,7 +256,7 @@ class MergedOuter(Outer):
 
     def __init__(self, shape):
         super().__init__(shape)
-        self.grid = grid.merged_grid(shape)
+        self.grid, self.panels = grid.merged_grid(shape), FP32
         self.workspace_size += padded_size(shape)
 
     @classmethod

@@ -1,6 +1,7 @@
-"""Weights in panels, as the micro-kernel reads them: (depth, BLOCK) float32 each, zeros beyond the channels.
+"""Weights in panels, as the micro-kernel reads them: (depth, BLOCK) float32 each, or (depth / 2, BLOCK) pairs of bf16.
 
-Addresses and pitches are in bytes; `kind` is the dtype of what is read.
+Zeros stand beyond the channels. Addresses and pitches are in bytes; `kind` is the dtype of what is read, `to` that of
+the panels: BF16's stands for pairs.
 """
 
 import numba
@@ -8,7 +9,8 @@ import numpy as np
 
 from .._jit import kernel
 from ..arch import BLOCK, NV, V
-from ..microkernel import copy_block, peek, poke, size_of, transpose_square
+from ..element import peek, poke, size_of
+from ..microkernel import pack_block, transpose_square
 from .shape import ceil
 from .task import F32_BYTES
 
@@ -17,51 +19,77 @@ SIDE_BY_SIDE = 4  # panels that are packed together: whole pages of w are read i
 
 
 @kernel
+def in_unit(to):
+    """How many numbers of dtype `to` there are in the four bytes that are multiplied at once."""
+    return F32_BYTES // size_of(to)
+
+
+@kernel
 def copy_row(kind, source, target, count):
     """target[j] = source[j]: float32 from numbers of dtype `kind`."""
-    for j in range(count):
+    whole = count // V * V
+    for j in range(0, whole, V):
+        here = source + j * size_of(kind)
+        pack_block(1, V, kind, np.float32, here, here, target + j * F32_BYTES)
+    for j in range(whole, count):
         poke(np.float32, target, j, peek(kind, source, j))
 
 
 @kernel
-def pack_rows(kind, source, pitch, depth, valid, panels, apart):
-    """panels[j // BLOCK][c, j % BLOCK] = source[c, j] for j < valid, panels `apart` from each other."""
-    for c in range(depth):
-        for j in range(0, valid, BLOCK):
-            here, there = source + c * pitch + j * size_of(kind), panels + j // BLOCK * apart + c * ROW
-            if j + BLOCK <= valid:
-                copy_block(NV, V, kind, here, there)
-            else:
-                copy_row(kind, here, there, valid - j)
-                for i in range(valid - j, BLOCK):
-                    poke(np.float32, there, i, 0.0)
+def pack_part(kind, to, source, valid, target, count, place):
+    """Number `place` of each of `count` units at `target` = source[j], zero from `valid` on: one by one."""
+    for j in range(count):
+        poke(to, target, j * in_unit(to) + place, peek(kind, source, j) if j < valid else 0.0)
 
 
 @kernel
-def pack_columns(kind, source, pitch, depth, valid, panel):
-    """panel[c, j] = source[j, c] for j < valid: in squares of V x V, and one by one what they leave."""
+def pack_rows(kind, to, source, pitch, depth, valid, panels, apart):
+    """panels[j // BLOCK][c, j % BLOCK] = source[c, j] for j < valid, panels `apart` from each other.
+
+    As pairs: [c // 2, j % BLOCK] = (source[c, j], source[c + 1, j]), a zero behind an odd depth.
+    """
+    per_unit = in_unit(to)
+    for c in range(0, depth, per_unit):
+        for j in range(0, valid, BLOCK):
+            here, there = source + c * pitch + j * size_of(kind), panels + j // BLOCK * apart + c // per_unit * ROW
+            if j + BLOCK <= valid and c + per_unit <= depth:
+                pack_block(NV, V, kind, to, here, here + (per_unit - 1) * pitch, there)
+            else:
+                for place in range(per_unit):
+                    inside = valid - j if c + place < depth else 0
+                    pack_part(kind, to, here + place * pitch, inside, there, BLOCK, place)
+
+
+@kernel
+def pack_columns(kind, to, source, pitch, depth, valid, panel):
+    """panel[c, j] = source[j, c] for j < valid: in squares of V x V, and one by one what they leave.
+
+    As pairs: panel[c // 2, j] = (source[j, c], source[j, c + 1]); the depth is even.
+    """
+    per_unit = in_unit(to)
     squares, whole = valid // V * V, depth // V * V
     for j in range(0, squares, V):
         for c in range(0, whole, V):
-            here, there = source + j * pitch + c * size_of(kind), panel + c * ROW + j * F32_BYTES
-            transpose_square(V, kind, here, pitch, there, ROW)
+            here, there = source + j * pitch + c * size_of(kind), panel + c // per_unit * ROW + j * F32_BYTES
+            transpose_square(V, kind, to, here, pitch, there, ROW)
     for j in range(BLOCK):
         for c in range(whole if j < squares else 0, depth):
-            poke(np.float32, panel, c * BLOCK + j, peek(kind, source + j * pitch, c) if j < valid else 0.0)
+            value = peek(kind, source + j * pitch, c) if j < valid else 0.0
+            poke(to, panel, (c // per_unit * BLOCK + j) * per_unit + c % per_unit, value)
 
 
 @kernel
 def _pack_task(task, w, k_group, out):
     # w (taps, depth, K) -> out (groups, blocks of k, taps, depth, BLOCK): SIDE_BY_SIDE blocks of a group
     taps, depth, width = w.shape
-    blocks = -(-k_group // BLOCK)
+    blocks, bytes_a_tap = -(-k_group // BLOCK), depth * BLOCK * out.itemsize
     group, part = divmod(task, -(-blocks // SIDE_BY_SIDE))
     first = part * SIDE_BY_SIDE * BLOCK
-    apart, valid = taps * depth * ROW, min(SIDE_BY_SIDE * BLOCK, k_group - first)
+    apart, valid = taps * bytes_a_tap, min(SIDE_BY_SIDE * BLOCK, k_group - first)
     for t in range(taps):
-        panels = out.ctypes.data + (group * blocks + part * SIDE_BY_SIDE) * apart + t * depth * ROW
+        panels = out.ctypes.data + (group * blocks + part * SIDE_BY_SIDE) * apart + t * bytes_a_tap
         source = w.ctypes.data + (t * depth * width + group * k_group + first) * w.itemsize
-        pack_rows(w.dtype, source, width * w.itemsize, depth, valid, panels, apart)
+        pack_rows(w.dtype, out.dtype, source, width * w.itemsize, depth, valid, panels, apart)
 
 
 @kernel
@@ -71,9 +99,9 @@ def _pack_transposed_task(task, w, k_group, out):
     group, block = divmod(task, -(-depth // BLOCK))
     first = block * BLOCK
     for t in range(taps):
-        panel = out.ctypes.data + (task * taps + t) * k_group * ROW
+        panel = out.ctypes.data + (task * taps + t) * k_group * BLOCK * out.itemsize
         source = w.ctypes.data + ((t * depth + first) * width + group * k_group) * w.itemsize
-        pack_columns(w.dtype, source, width * w.itemsize, k_group, min(BLOCK, depth - first), panel)
+        pack_columns(w.dtype, out.dtype, source, width * w.itemsize, k_group, min(BLOCK, depth - first), panel)
 
 
 @kernel(parallel=True)
@@ -88,7 +116,7 @@ def _pack(tasks, w, k_group, transposed, out):
 def pack(shape, w, transposed, out):
     """w (R, S, C/groups, K) to `out`, flat, for each group [block of k][R*S][C/groups][BLOCK].
 
-    transposed: [block of c][R*S][K/groups][BLOCK].
+    transposed: [block of c][R*S][K/groups][BLOCK]. As pairs: [.. / 2][BLOCK][2].
     """
     r, s, depth, k = shape.w
     tasks = shape.groups * (ceil(depth, BLOCK) if transposed else ceil(shape.k_group, SIDE_BY_SIDE * BLOCK))

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..arch import DOT
 from ..number import FP32
 from .method import Blocks, Gradient
 from .outer import MergedOuter, Outer
@@ -47,12 +48,12 @@ class Conv2dPlan:
 
     @property
     def packed_size(self) -> int:
-        """Floats of the weights packed for forward."""
+        """Numbers of the weights packed for forward, of `forward.panels`."""
         return self.forward.packed_size
 
     @property
     def packed_t_size(self) -> int:
-        """Floats of the weights packed for backward-input."""
+        """Numbers of the weights packed for backward-input, of `backward_input.panels`."""
         return self.backward_input.packed_size
 
     @property
@@ -80,14 +81,17 @@ class Conv2dPlan:
         return (self.moments_counts.size, 2, self.w_shape[3])
 
 
-def conv2d_plan(x_shape, w_shape, stride=1, pad=0, groups=1, number=FP32, without=()) -> Conv2dPlan:
+def conv2d_plan(
+    x_shape, w_shape, stride=1, pad=0, groups=1, number=FP32, y_number=None, dot=DOT, without=()
+) -> Conv2dPlan:
     """Plan y[n,p,q,k] = sum over r,s,c of x[n, p*stride+r-pad, q*stride+s-pad, g*C/groups+c] * w[r,s,c,k].
 
     x_shape (N, H, W, C), w_shape (R, S, C/groups, K); channel k belongs to group g = k // (K/groups).
-    number: what x and y hold; without: methods that are not to be taken.
+    number: what x, dx and dy hold; y_number: what y holds, the same where it is None; dot: how numbers of 16 bits are
+    multiplied, of arch.DOTS; without: methods that are not to be taken.
     Raises ValueError when the shapes do not fit together.
     """
-    shape = make_shape(x_shape, w_shape, stride, pad, groups, number)
+    shape = make_shape(x_shape, w_shape, stride, pad, groups, number, y_number, dot)
 
     def pick(candidates):
         return next(method for method in candidates if method not in without and method.suits(shape))

@@ -1,8 +1,10 @@
 """Forward and backward-input by addresses of rows: a direct sum over taps, and no im2col matrix is ever formed.
 
 A task owns PIXELS pixels of the grid; it writes the addresses of its input rows, tap by tap, into a table, and the
-micro-kernel walks that table (Dukhan 2019). Backward-input at stride s has s * s grids: no multiplication by a zero
-that was put there.
+micro-kernel walks that table (Dukhan 2019). Or the rows are staged: copied near, a part of their depth at a time, and
+the table shows there. So 16-bit numbers are widened where the product is of float32, and rows that are a page or more
+apart, which all fall into the same few sets of a first-level cache, are laid side by side. Backward-input at stride s
+has s * s grids: no multiplication by a zero that was put there.
 
 - Rows: the weights are packed once a step; every block of pixels reads them again.
 - MergedRows: few input channels (an RGB stem). The S taps of a filter row are one of depth S * C on a padded copy.
@@ -10,22 +12,27 @@ that was put there.
   and no second copy of the weights exists.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
 from .._jit import kernel
-from ..arch import BLOCK, LINE, MR, NV, V
+from ..arch import BLOCK, LINE, LINE_FLOATS, MR, NV, V
+from ..element import widen
 from ..microkernel import tile_rows
+from ..number import BF16, FP32
 from . import grid
 from .grid import DEPTH, GROUPS, IN_PITCH, STEP, WIDTH, next_input, out_addresses, row_addresses
 from .method import COLUMNS, NO_MOMENTS, PACKED, ROWS, Blocks
-from .panels import ROW, SIDE_BY_SIDE, pack_columns, pack_rows
+from .panels import ROW, SIDE_BY_SIDE, copy_row, in_unit, pack_columns, pack_rows
 from .shape import TASKS
 from .task import F32_BYTES, aligned, block_count, finish, place
 
 PIXELS = 126  # pixels of a block: a multiple of 6 and 14, its input stays in L2
 PANEL_BYTES = 49152  # weights of one inner nest: stay in L1, or next to it where that is smaller
 MERGE_BELOW = 17  # input channels under which the taps of a filter row are merged
+STAGE_PITCH = 4096  # bytes of a pixel from which on rows are staged
 AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time: fits into L2 beside this one's
 
 
@@ -58,10 +65,11 @@ def _panel(job, part, block, c0, count, own):
     b, rest = own.ctypes.data + side * apart, min(width - k0, (part.hi - block) * BLOCK)
     if job.form == COLUMNS:
         source = job.weights.ctypes.data + (k0 * depth + c0) * item
-        pack_columns(job.weights.dtype, source, depth * item, count, min(BLOCK, rest), b)
+        pack_columns(job.weights.dtype, np.float32, source, depth * item, count, min(BLOCK, rest), b)
     elif side == 0:
         source = job.weights.ctypes.data + (c0 * width + k0) * item
-        pack_rows(job.weights.dtype, source, width * item, count, min(SIDE_BY_SIDE * BLOCK, rest), b, apart)
+        valid = min(SIDE_BY_SIDE * BLOCK, rest)
+        pack_rows(job.weights.dtype, np.float32, source, width * item, count, valid, b, apart)
     return b
 
 
@@ -86,24 +94,60 @@ def _taps_in_a_row(taps, t0, most):
     return t1
 
 
+class _Near(NamedTuple):
+    """Room for the rows that are staged at once, and their addresses."""
+
+    room: np.ndarray
+    table: np.ndarray  # (taps, padded)
+
+
+@kernel
+def _near(job, part, n_taps, units, padded):
+    lines = -(-units * F32_BYTES // LINE) | 1  # odd, so that rows lie in different sets of L1
+    if not job.staged:
+        n_taps = 0
+    room, table = aligned(n_taps * part.count * lines * LINE_FLOATS), np.empty((n_taps, padded), np.int64)
+    for t in range(n_taps):
+        for m in range(padded):
+            table[t, m] = room.ctypes.data + (t * part.count + min(m, part.count - 1)) * lines * LINE
+    return _Near(room, table)
+
+
+@kernel
+def _stage(job, part, rows, t0, t1, shift, units, table):
+    """Copy `units` units of the rows of taps t0 to t1, from `shift` bytes on, to the addresses of a table."""
+    for t in range(t0, t1):
+        for m in range(part.count):
+            if job.weights.itemsize == F32_BYTES:
+                copy_row(job.x.dtype, rows[t, m] + shift, table[t - t0, m], units)
+            else:  # pairs as they are
+                copy_row(np.float32, rows[t, m] + shift, table[t - t0, m], units)
+
+
 @kernel
 def _multiply(group, job, part, rows, c, ahead, end):
     """C = bias + sum over taps and depth of one group; ahead, end: as `_next_block`; returns how far that went.
 
-    One inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth.
+    One inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth, in units.
     """
-    depth, width, taps = job.geometry[DEPTH], job.geometry[WIDTH], job.taps
-    padded, row_bytes, item = rows.shape[1], (part.hi - part.lo) * ROW, job.x.itemsize
+    width, taps, per_unit = job.geometry[WIDTH], job.taps, in_unit(job.weights.dtype)
+    depth = job.geometry[DEPTH] // per_unit
+    padded, row_bytes = rows.shape[1], (part.hi - part.lo) * ROW
     blocks, limit = -(-width // BLOCK), PANEL_BYTES // ROW
-    depth_at_once = depth if depth <= limit else -(-depth // -(-depth // limit))
+    depth_at_once, taps_at_once = depth if depth <= limit else -(-depth // -(-depth // limit)), max(1, limit // depth)
     room = 0 if job.form == PACKED else depth_at_once * BLOCK
     own = aligned(SIDE_BY_SIDE * room).reshape(SIDE_BY_SIDE, room)
     start, c_rows = np.zeros(BLOCK, np.float32), np.arange(padded) * row_bytes
+    near = _near(job, part, min(taps_at_once, taps.shape[0]), depth_at_once, padded)
     t0 = 0
     while t0 < taps.shape[0]:
-        t1 = _taps_in_a_row(taps, t0, max(1, limit // depth))
+        t1 = _taps_in_a_row(taps, t0, taps_at_once)
         for c0 in range(0, depth, depth_at_once):
-            c_count, a_offset = min(depth_at_once, depth - c0), (group * depth + c0) * item
+            c_count = min(depth_at_once, depth - c0)
+            a_rows, a_offset = rows.ctypes.data + t0 * padded * 8, (group * depth + c0) * per_unit * job.x.itemsize
+            if job.staged:
+                _stage(job, part, rows, t0, t1, a_offset, c_count, near.table)
+                a_rows, a_offset = near.table.ctypes.data, 0
             for block in range(part.lo, part.hi):
                 begin = 0
                 if t0 == 0 and c0 == 0:
@@ -118,7 +162,7 @@ def _multiply(group, job, part, rows, c, ahead, end):
                 for m in range(0, padded, MR):
                     stride = LINE if ahead < end else 0
                     tile_rows(
-                        MR, NV, V, rows.ctypes.data + (t0 * padded + m) * 8, padded * 8, t1 - t0, c_count, a_offset,
+                        MR, NV, V, job.weights.dtype, a_rows + m * 8, padded * 8, t1 - t0, c_count, a_offset,
                         b, depth * ROW, c_rows.ctypes.data + m * 8, here, begin, ahead, stride,
                     )  # fmt: skip
                     ahead += stride * c_count * (t1 - t0)
@@ -156,6 +200,10 @@ class Rows(Blocks):
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
         self.grids = list(grid.backward_grids(shape)) if transposed else [grid.forward_grid(shape)]
+        self.panels = BF16 if shape.pairs else FP32
+        one_tap, channels = shape.w[0] == shape.w[1] == 1, shape.y[3] if transposed else shape.x[3]
+        widens = shape.number is not self.panels
+        self.staged = widens or (one_tap and channels * shape.number.bytes >= STAGE_PITCH)
 
     def tasks(self):
         return TASKS
@@ -176,7 +224,7 @@ class Unpacked(Rows):
     @classmethod
     def suits(cls, shape):
         _, h, w, c = shape.x
-        return h == w == shape.w[0] == shape.w[1] == shape.groups == 1 and c >= MERGE_BELOW
+        return not shape.pairs and h == w == shape.w[0] == shape.w[1] == shape.groups == 1 and c >= MERGE_BELOW
 
     def tasks(self):
         return 4 * numba.get_num_threads()
@@ -188,6 +236,7 @@ class MergedRows(Rows):
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
         self.grids, self.all_taps, self.workspace_size = [grid.merged_grid(shape)], shape.w[0], padded_size(shape)
+        self.panels, self.staged = FP32, False
 
     @classmethod
     def suits(cls, shape):
@@ -207,8 +256,8 @@ def padded_size(shape):
 
 
 def padded(shape, x, workspace):
-    """The zero-padded copy of x at the head of the workspace; x itself where nothing is to be padded."""
-    if shape.pad == 0:
+    """The zero-padded float32 copy of x at the head of the workspace; x itself where it is that already."""
+    if shape.pad == 0 and shape.number is FP32:
         return x
     n, h, w, c = shape.padded
     copy = workspace[: n * h * w * c].reshape(shape.padded)
@@ -223,7 +272,8 @@ def _pad_image(x, pad, pad_floats, out):
     for h in range(x.shape[0]):
         row = out[h + pad]
         row[:pad_floats] = 0.0
-        row[pad_floats : pad_floats + x.shape[1]] = x[h]
+        for j in range(x.shape[1]):
+            row[pad_floats + j] = widen(x[h, j])
         row[pad_floats + x.shape[1] :] = 0.0
     out[x.shape[0] + pad :] = 0.0
 

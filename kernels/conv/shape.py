@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from .._shapes import output_size
-from ..number import FP32, Number
+from ..arch import DOT, DOTS
+from ..number import BF16, FP32, Number
 
 TASKS = 64  # tasks to aim at when a dimension is split; a constant, so that no result depends on the machine
 TILE = 6  # input pixels on a side of a Winograd tile: it has 7 - R output pixels on a side
@@ -15,7 +16,10 @@ def ceil(a, b):
 
 @dataclass(frozen=True)
 class Shape:
-    """x (N, H, W, C), w (R, S, C/groups, K), y (N, P, Q, K); x and y hold `number`, w float32."""
+    """x (N, H, W, C), w (R, S, C/groups, K), y (N, P, Q, K).
+
+    x, dx and dy hold `number`, y holds `y_number`, w float32. dot: how 16-bit numbers are multiplied, of arch.DOTS.
+    """
 
     x: tuple
     w: tuple
@@ -24,6 +28,13 @@ class Shape:
     pad: int
     groups: int
     number: Number
+    y_number: Number
+    dot: str
+
+    @property
+    def pairs(self) -> bool:
+        """Whether pairs of bf16 are multiplied: by taps' depths that are even, forward and backward."""
+        return self.number is BF16 and self.dot == "dot2" and self.w[2] % 2 == 0 and self.k_group % 2 == 0
 
     @property
     def k_group(self) -> int:
@@ -43,12 +54,13 @@ class Shape:
         n, p, q, _ = self.y
         return n * p * q * k * r * s * c
 
-    def image(self, tensor):
-        """Height, width and bytes of a pixel of a tensor of activations."""
-        return tensor[1], tensor[2], tensor[3] * self.number.bytes
+
+def image(tensor, number):
+    """Height, width and bytes of a pixel of a tensor (N, H, W, C) of `number`."""
+    return tensor[1], tensor[2], tensor[3] * number.bytes
 
 
-def make_shape(x_shape, w_shape, stride=1, pad=0, groups=1, number=FP32) -> Shape:
+def make_shape(x_shape, w_shape, stride=1, pad=0, groups=1, number=FP32, y_number=None, dot=DOT) -> Shape:
     """The shape of a convolution; ValueError when x and w do not fit together."""
     _, h, w, c = x_shape
     r, s, depth, k = w_shape
@@ -57,5 +69,7 @@ def make_shape(x_shape, w_shape, stride=1, pad=0, groups=1, number=FP32) -> Shap
             f"conv2d: x has {c} channels and w is {tuple(w_shape)} with {groups} groups; "
             f"expected w[2] * groups == {c} and w[3] divisible by groups"
         )
+    if dot not in DOTS:
+        raise ValueError(f"conv2d: found dot {dot!r}, expected one of {', '.join(DOTS)}")
     y_shape = (x_shape[0], output_size(h, r, stride, pad), output_size(w, s, stride, pad), k)
-    return Shape(tuple(x_shape), tuple(w_shape), y_shape, stride, pad, groups, number)
+    return Shape(tuple(x_shape), tuple(w_shape), y_shape, stride, pad, groups, number, y_number or number, dot)

@@ -38,6 +38,7 @@ class Job(NamedTuple):
     accumulate: bool
     relu: bool
     past: bool  # the caches
+    staged: bool  # rows of x are copied near, widened where they are 16-bit and weights are not
 
 
 class GradientJob(NamedTuple):
@@ -54,6 +55,7 @@ class GradientJob(NamedTuple):
     dy_taps: np.ndarray
     images: int
     splits: int  # shares into which the pixels are cut
+    panels: np.ndarray  # empty; its dtype is that of the panels of x and dy
 
 
 class Part(NamedTuple):

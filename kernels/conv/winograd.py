@@ -90,8 +90,8 @@ def _multiply(panel, depth, count, v, p):
         p_plane = p.ctypes.data + point * p.shape[1] * F32_BYTES
         for row in range(0, padded, MR):
             tile_rows(
-                MR, NV, V, v_rows.ctypes.data + 8 * row, 0, 1, depth, v_plane, panel + point * depth * ROW, 0,
-                p_rows.ctypes.data + 8 * row, p_plane, start.ctypes.data, 0, 0,
+                MR, NV, V, np.float32, v_rows.ctypes.data + 8 * row, 0, 1, depth, v_plane,
+                panel + point * depth * ROW, 0, p_rows.ctypes.data + 8 * row, p_plane, start.ctypes.data, 0, 0,
             )  # fmt: skip
 
 
@@ -164,10 +164,10 @@ def _filter_task(task, w, groups, transposed, out):
         panel = panels[t].ctypes.data
         if transposed:
             source = w.ctypes.data + ((t * depth + channel) * width + group * k_group + first) * w.itemsize
-            pack_columns(w.dtype, source, pitch, count, valid, panel)
+            pack_columns(w.dtype, np.float32, source, pitch, count, valid, panel)
         else:
             source = w.ctypes.data + ((t * depth + first) * width + group * k_group + channel) * w.itemsize
-            pack_rows(w.dtype, source, pitch, count, valid, panel, 0)
+            pack_rows(w.dtype, np.float32, source, pitch, count, valid, panel, 0)
         sources[taps - 1 - t if transposed else t] = t * FILTER_ROWS * ROW
     m = 4 if taps == 9 else 2
     for row in range(count):
@@ -211,9 +211,9 @@ class Winograd(Blocks):
         super().__init__(shape, transposed)
         depth, pad = shape.w[2], shape.pad
         if transposed:
-            grid = tile_grid(shape, shape.y, shape.x, shape.w[0] - 1 - pad, TILE, (shape.k_group, depth))
+            grid = tile_grid(shape, shape.y, shape.x, shape.number, shape.w[0] - 1 - pad, TILE, (shape.k_group, depth))
         else:
-            grid = tile_grid(shape, shape.x, shape.y, pad, TILE, (depth, shape.k_group))
+            grid = tile_grid(shape, shape.x, shape.y, shape.y_number, pad, TILE, (depth, shape.k_group))
         self.grids = [grid]
 
     @classmethod

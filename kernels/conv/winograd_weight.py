@@ -99,8 +99,8 @@ def _multiply(channels, count, most, v, g, sums, fresh):
             for c in range(0, channels, MC):
                 skip = max(0, c + MC - channels)  # the last tile reaches back over its neighbour's rows
                 tile_outer(
-                    MC, NV, V, v_rows.ctypes.data, count, v_plane + (c - skip) * F32_BYTES, b, out + (c - skip) * ROW,
-                    ROW, skip, nowhere.ctypes.data, fresh, 0, 0,
+                    MC, NV, V, np.float32, v_rows.ctypes.data, count, v_plane + (c - skip) * F32_BYTES, b,
+                    out + (c - skip) * ROW, ROW, skip, nowhere.ctypes.data, fresh, 0, 0,
                 )  # fmt: skip
 
 
@@ -152,8 +152,8 @@ class WinogradWeight(Gradient):
     def __init__(self, shape):
         super().__init__(shape)
         m, channels = TILE + 1 - shape.w[0], (shape.w[2], shape.k_group)
-        self.grid = tile_grid(shape, shape.x, shape.y, shape.pad, TILE, channels)
-        self.dy_grid = tile_grid(shape, shape.y, shape.y, 0, m, channels)
+        self.grid = tile_grid(shape, shape.x, shape.y, shape.number, shape.pad, TILE, channels)
+        self.dy_grid = tile_grid(shape, shape.y, shape.y, shape.number, 0, m, channels)
 
     @classmethod
     def suits(cls, shape):

@@ -5,6 +5,8 @@ the tensor y. `backward(program, dy)`, called in reverse order, appends to `prog
 of x. What may be left out, fused, or done in place is decided later, by whoever reads the lists.
 """
 
+import numpy as np
+
 from knltrain.kernels import add_forward
 
 from .program import MEMORY, Op, Program, Tensor
@@ -24,13 +26,26 @@ class Layer:
         """Declare the gradients of x, which is returned, and of the parameters."""
         raise TypeError(f"layer {self.name!r} has no backward; expected a layer that declares its ops")
 
+    @property
+    def last(self) -> "Layer":
+        """The layer, of those in this one, whose output is the output."""
+        return self
+
     def tensor(self, what: str, shape, **options) -> Tensor:
         """A new tensor of this layer."""
         return Tensor(f"{self.name}.{what}", shape, **options)
 
-    def scratch(self, what: str, floats: int) -> Tensor:
+    def output(self, program: Program, shape) -> Tensor:
+        """The tensor y: of the program's Number, or float32 where it is the logits."""
+        return self.tensor("y", shape, dtype=np.float32 if program.last is self else program.number.dtype)
+
+    def gradient(self, program: Program, what: str, shape) -> Tensor:
+        """The gradient of an activation."""
+        return self.tensor(what, shape, dtype=program.number.dtype)
+
+    def scratch(self, what: str, count: int, dtype=np.float32) -> Tensor:
         """Memory that an op uses beside its inputs and outputs."""
-        return self.tensor(what, (floats,), scratch=True)
+        return self.tensor(what, (count,), dtype=dtype, scratch=True)
 
 
 class Sequential(Layer):
@@ -39,6 +54,10 @@ class Sequential(Layer):
     def __init__(self, name: str, *layers: Layer):
         super().__init__(name)
         self.layers = layers
+
+    @property
+    def last(self):
+        return self.layers[-1].last if self.layers else self
 
     def forward(self, program, x):
         for layer in self.layers:
@@ -61,6 +80,10 @@ class Residual(Layer):
         super().__init__(name)
         self.main, self.join, self.shortcut = main, join, shortcut
 
+    @property
+    def last(self):
+        return self.join.last
+
     def forward(self, program, x):
         shortcut = self.shortcut.forward(program, x) if self.shortcut else x
         return self.join.forward(program, self.main.forward(program, x), residual=shortcut)
@@ -70,7 +93,7 @@ class Residual(Layer):
         if self.shortcut:
             d_shortcut = self.shortcut.backward(program, d_shortcut)
         d_main = self.main.backward(program, d_main)
-        dx = self.tensor("dx", d_main.shape)
+        dx = self.gradient(program, "dx", d_main.shape)
         reads, overwrites = {"a": d_shortcut, "b": d_main}, {"y": ("a", "b")}
         program.backward.append(Op(self, MEMORY, add_forward, reads, {"y": dx}, overwrites=overwrites))
         return dx

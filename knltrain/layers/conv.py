@@ -3,6 +3,7 @@
 import math
 
 from knltrain.kernels import (
+    FP32,
     bias_gradient,
     bias_gradient_workspace,
     conv2d_backward_input,
@@ -38,13 +39,14 @@ class Conv2d(Layer):
                 "expected both divisible by the groups: change the width"
             )
         shape = (self.size, self.size, c // self.groups, self.channels)
-        self.plan = plan = conv2d_plan(x.shape, shape, self.stride, self.pad, self.groups)
+        numbers = program.number, FP32 if program.last is self else program.number
+        self.plan = plan = conv2d_plan(x.shape, shape, self.stride, self.pad, self.groups, *numbers)
         self.x, self.w, self.b = x, program.add(Parameter(f"{self.name}.w", shape, self.init(shape))), None
         if self.bias_value is not None:
             value = initialisers.constant((self.channels,), self.bias_value)
             self.b = program.add(Parameter(f"{self.name}.b", (self.channels,), value, decay=False, adapt=False))
-        packed = self._panels(program.forward, conv2d_pack, "packed", plan.packed_size)
-        y = self.tensor("y", plan.y_shape)
+        packed = self._panels(program.forward, conv2d_pack, "packed", plan.forward)
+        y = self.output(program, plan.y_shape)
         bias = self.b and Field(self.b, "w")
         others = {"plan": plan, "bias": bias, "workspace": self.scratch("workspace", plan.workspace_size)}
         uses = (self.w, self.b) if self.b else (self.w,)
@@ -60,8 +62,9 @@ class Conv2d(Layer):
             scratch = self.scratch("workspace", bias_gradient_workspace(pixels, self.channels))
             reads, others = {"dy": dy.view(pixels, self.channels)}, {"workspace": scratch}
             program.backward.append(Op(self, MEMORY, bias_gradient, reads, {"db": Field(self.b, "dw")}, others))
-        packed = self._panels(program.backward, conv2d_pack_transposed, "packed_t", plan.packed_t_size)
-        reads, dx, others = {"dy": dy, "packed_t": packed}, self.tensor("dx", self.x.shape), {"plan": plan}
+        packed = self._panels(program.backward, conv2d_pack_transposed, "packed_t", plan.backward_input)
+        dx = self.gradient(program, "dx", self.x.shape)
+        reads, others = {"dy": dy, "packed_t": packed}, {"plan": plan}
         self._direction(program.backward, BACKWARD_INPUT, conv2d_backward_input, reads, {"dx": dx}, others, (self.w,))
         return dx
 
@@ -69,12 +72,12 @@ class Conv2d(Layer):
         flops, made = 2 * self.plan.multiply_adds, 2 * self.plan.arithmetic(kind)
         ops.append(Op(self, kind, kernel, reads, writes, others, flops=flops, arithmetic=made, uses=uses))
 
-    def _panels(self, ops, pack, name, floats):
+    def _panels(self, ops, pack, name, method):
         """The weights as the kernel reads them: packed just before, so that they lie in a cache, or as they are."""
         w = Field(self.w, "w")
         if self.plan.unpacked:
             return w
-        panels = self.scratch(name, floats)
+        panels = self.scratch(name, method.packed_size, method.panels.dtype)
         ops.append(Op(self, PACKING, pack, {"w": w}, {name: panels}, {"plan": self.plan}))
         return panels
 

@@ -29,7 +29,7 @@ class SoftmaxCrossEntropy:
     def forward(self, program: Program, logits: Tensor) -> Tensor:
         """Declare the losses, the ranks, and the gradient of the logits, which is returned."""
         rows = logits.view(logits.shape[0], logits.shape[-1])
-        dlogits = Tensor("loss.dlogits", logits.shape)
+        dlogits = Tensor("loss.dlogits", logits.shape, dtype=program.number.dtype)
         others = {"labels": self.labels, "loss": self.losses, "smoothing": self.smoothing, "scale": self.scale}
         writes = {"dlogits": dlogits.view(*rows.shape)}
         program.forward.append(Op(self, MEMORY, softmax_cross_entropy, {"logits": rows}, writes, others))

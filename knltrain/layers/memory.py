@@ -102,7 +102,8 @@ def _overwritten(op: Op, root: Tensor, index: int, found) -> Storage | None:
             return found[op.onto.root]
         for source in op.overwrites.get(name, ()):
             old = found.get(op.reads[source].root)
-            if old and old.last == index and old.size == Storage([root], 0, 0).size:
+            same = old and old.tensors[0].dtype == root.dtype and old.size == Storage([root], 0, 0).size
+            if same and old.last == index:
                 return old
     return None
 

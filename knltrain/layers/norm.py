@@ -36,7 +36,7 @@ class BatchNorm(Layer):
             self.learned = self._learned(program, "gamma", self.gamma_value), self._learned(program, "beta", 0.0)
         self.mean = program.add(Statistic(f"{self.name}.mean", (channels,), 0.0, self.running))
         self.var = program.add(Statistic(f"{self.name}.var", (channels,), 1.0, self.running))
-        y = self.tensor("y", x.shape)
+        y = self.output(program, x.shape)
         self.x, self.residual, self.y = x.view(*self.rows), residual and residual.view(*self.rows), y.view(*self.rows)
         reads = {"x": self.x} | ({"residual": self.residual} if residual else {})
         others = {"eps": self.eps, "relu": self.relu} | self._vectors("batch" if program.train else "running")
@@ -50,7 +50,7 @@ class BatchNorm(Layer):
     def backward(self, program, dy):
         """dx, or (dx, gradient of the residual) where there is one: the gradient behind the ReLU."""
         shape, dy = dy.shape, dy.view(*self.rows)
-        dx = self.tensor("dx", shape)
+        dx = self.gradient(program, "dx", shape)
         reads, writes = {"x": self.x, "dy": dy}, {"dx": dx.view(*self.rows)}
         others = {"eps": self.eps, "relu": self.relu} | self._vectors("batch")
         others["workspace"] = self.scratch("workspace", batchnorm_workspace(*self.rows))
@@ -59,7 +59,7 @@ class BatchNorm(Layer):
         op.passes = ((("x", "dy"), ()), (("x", "dy"), ("dx",)))
         op.overwrites, dresidual = {"dx": ("dy",)}, None
         if self.residual:  # y: for the mask of the ReLU, which otherwise follows from x
-            dresidual = self.tensor("dresidual", shape)
+            dresidual = self.gradient(program, "dresidual", shape)
             reads["y"], writes["dresidual"] = self.y, dresidual.view(*self.rows)
             op.passes = ((("x", "y", "dy"), ("dresidual",)), (("x", "dresidual"), ("dx",)))
             op.overwrites = {"dx": ("x",), "dresidual": ("dy",)}
@@ -89,12 +89,12 @@ class LocalResponseNorm(Layer):
         self.k = k
 
     def forward(self, program, x):
-        self.tensors = {"x": x, "y": self.tensor("y", x.shape), "scale": self.tensor("scale", x.shape)}
+        self.tensors = {"x": x, "y": self.output(program, x.shape), "scale": self.tensor("scale", x.shape)}
         writes = {name: self.tensors[name] for name in ("y", "scale")}
         program.forward.append(Op(self, MEMORY, lrn_forward, {"x": x}, writes, {**self.constants, "k": self.k}))
         return self.tensors["y"]
 
     def backward(self, program, dy):
-        dx = self.tensor("dx", dy.shape)
+        dx = self.gradient(program, "dx", dy.shape)
         program.backward.append(Op(self, MEMORY, lrn_backward, {**self.tensors, "dy": dy}, {"dx": dx}, self.constants))
         return dx

@@ -13,12 +13,12 @@ class ReLU(Layer):
     """y = max(x, 0)."""
 
     def forward(self, program, x):
-        self.y = self.tensor("y", x.shape)
+        self.y = self.output(program, x.shape)
         program.forward.append(Op(self, MEMORY, relu_forward, {"x": x}, {"y": self.y}, overwrites={"y": ("x",)}))
         return self.y
 
     def backward(self, program, dy):
-        dx = self.tensor("dx", dy.shape)
+        dx = self.gradient(program, "dx", dy.shape)
         reads, overwrites = {"y": self.y, "dy": dy}, {"dx": ("dy",)}
         program.backward.append(Op(self, MEMORY, relu_backward, reads, {"dx": dx}, overwrites=overwrites))
         return dx
@@ -34,13 +34,15 @@ class Dropout(Layer):
         self.rate, self.purpose = rate, np.uint64(name_key(name))
 
     def forward(self, program, x):
-        return self._masked(program, program.forward, dropout_forward, "x", x, "y") if program.train else x
+        if not program.train:
+            return x
+        return self._masked(program, program.forward, dropout_forward, "x", x, "y", self.output(program, x.shape))
 
     def backward(self, program, dy):
-        return self._masked(program, program.backward, dropout_backward, "dy", dy, "dx")
+        dx = self.gradient(program, "dx", dy.shape)
+        return self._masked(program, program.backward, dropout_backward, "dy", dy, "dx", dx)
 
-    def _masked(self, program, ops, kernel, source, value, target):
-        out = self.tensor(target, value.shape)
+    def _masked(self, program, ops, kernel, source, value, target, out):
         others = {"rate": self.rate, "keys": program.keys, "purpose": self.purpose}
         ops.append(Op(self, MEMORY, kernel, {source: value}, {target: out}, others, overwrites={target: (source,)}))
         return out

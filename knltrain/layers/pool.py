@@ -21,15 +21,15 @@ class _Pool(Layer):
         super().__init__(name)
         self.window = {"size": size, "stride": stride, "pad": pad}
 
-    def output(self, x):
-        """y, and what of the window the kernels take as arguments."""
+    def pooled(self, program, x):
+        """y."""
         n, h, w, c = x.shape
         self.x_shape = x.shape
-        return self.tensor("y", (n, *(output_size(length, *self.window.values()) for length in (h, w)), c))
+        return self.output(program, (n, *(output_size(length, *self.window.values()) for length in (h, w)), c))
 
     def backward(self, program, dy):
-        dx = self.tensor("dx", self.x_shape)
-        kernel, more = self.gradient()
+        dx = self.gradient(program, "dx", self.x_shape)
+        kernel, more = self.backward_kernel()
         program.backward.append(Op(self, MEMORY, kernel, {"dy": dy, **more}, {"dx": dx}, self.window))
         return dx
 
@@ -38,13 +38,13 @@ class MaxPool(_Pool):
     """Maximum over size x size windows; forward remembers which element won."""
 
     def forward(self, program, x):
-        y = self.output(x)
+        y = self.pooled(program, x)
         self.argmax = self.tensor("argmax", y.shape, dtype=np.uint8)
         writes = {"y": y, "argmax": self.argmax}
         program.forward.append(Op(self, MEMORY, maxpool_forward, {"x": x}, writes, self.window))
         return y
 
-    def gradient(self):
+    def backward_kernel(self):
         return maxpool_backward, {"argmax": self.argmax}
 
 
@@ -52,11 +52,11 @@ class AvgPool(_Pool):
     """Mean over size x size windows, padding counted as zeros."""
 
     def forward(self, program, x):
-        y = self.output(x)
+        y = self.pooled(program, x)
         program.forward.append(Op(self, MEMORY, avgpool_forward, {"x": x}, {"y": y}, self.window))
         return y
 
-    def gradient(self):
+    def backward_kernel(self):
         return avgpool_backward, {}
 
 
@@ -65,12 +65,12 @@ class GlobalAvgPool(Layer):
 
     def forward(self, program, x):
         self.x_shape = n, _, _, c = x.shape
-        y = self.tensor("y", (n, 1, 1, c))
+        y = self.output(program, (n, 1, 1, c))
         program.forward.append(Op(self, MEMORY, global_avgpool_forward, {"x": x}, {"y": y.view(n, c)}))
         return y
 
     def backward(self, program, dy):
         n, _, _, c = self.x_shape
-        dx = self.tensor("dx", self.x_shape)
+        dx = self.gradient(program, "dx", self.x_shape)
         program.backward.append(Op(self, MEMORY, global_avgpool_backward, {"dy": dy.view(n, c)}, {"dx": dx}))
         return dx

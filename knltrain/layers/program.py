@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from knltrain.kernels import number_of
+
 from ..arena import Parameter, Parameters
 
 FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, MEMORY, PACKING, UPDATE = KINDS = (
@@ -161,11 +163,13 @@ class Program:
     """The ops of a pass over one slot of `images`. train: with gradients, batch statistics and dropout.
 
     parameters: where layers register what is learned; a second program of the same model finds it there. keys: one per
-    image, for what is random. results: tensors that the caller reads when the program has run.
+    image, for what is random. results: tensors that the caller reads when the program has run. number: what activations
+    and their gradients hold, as the images do; but the output of layer `last`, the logits, is float32.
     """
 
-    def __init__(self, images: Tensor, parameters: Parameters, train: bool, keys: np.ndarray):
-        self.images, self.parameters, self.train, self.keys = images, parameters, train, keys
+    def __init__(self, images: Tensor, parameters: Parameters, train: bool, keys: np.ndarray, last=None):
+        self.images, self.parameters, self.train, self.keys, self.last = images, parameters, train, keys, last
+        self.number = number_of(images.dtype)
         self.forward: list[Op] = []
         self.backward: list[Op] = []
         self.results: list[Tensor] = []

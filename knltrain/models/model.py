@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 
+from knltrain.kernels import convert, number_named
+
 from ..arena import Parameters
 from ..layers import ALIGN, Memory, Observer, Program, Sequential, SoftmaxCrossEntropy, Tensor, execute, fuse
 
@@ -13,7 +15,8 @@ class Model:
 
     `parameters`: blocks and names. `training`, `inference`: the programs; train=False leaves out the first, which saves
     most of the memory. `loss`: of the last slot, with its gradient divided by `global_batch` (default: slot_batch).
-    `observer`: is told of every op that runs. gradient_block: see `Parameters.allocate`.
+    `observer`: is told of every op that runs. gradient_block: see `Parameters.allocate`. precision: "fp32", "bf16" or
+    "fp16": what activations and their gradients hold; parameters, their gradients, statistics and logits are float32.
 
     Before anything is allocated the whole need, with the copies of the gradient block that the caller will add to it,
     is compared with this rank's share of the node's free memory. Raises ValueError where it is too little.
@@ -21,13 +24,14 @@ class Model:
 
     def __init__(
         self, layers: Sequential, input_shape, slot_batch: int, global_batch=None, smoothing=0.0, seed=0, train=True,
-        ranks_on_node=1, gradient_copies=0, gradient_block=None,
+        ranks_on_node=1, gradient_copies=0, gradient_block=None, precision="fp32",
     ):  # fmt: skip
         self.slot_batch, self.parameters = slot_batch, Parameters()
         self.keys = np.zeros(slot_batch, np.uint64)
         self.observer: Observer | None = None
-        images = Tensor("images", (slot_batch, *input_shape))
-        images.place = np.zeros(0, np.float32)  # beside the planned memory: the same for both programs
+        self.number = number_named(precision)
+        images = Tensor("images", (slot_batch, *input_shape), self.number.dtype)
+        images.place = np.zeros(0, images.dtype)  # beside the planned memory: the same for both programs
         self.loss = SoftmaxCrossEntropy(slot_batch, global_batch or slot_batch, smoothing)
         self.training = self._program(layers, images, self.loss) if train else None
         self.inference = self._program(layers, images, None)
@@ -37,7 +41,7 @@ class Model:
         self._check_memory(ranks_on_node, gradient_copies)
         self.parameters.allocate(seed, gradient_block)
         images.place, block = (_block(n) for n in (images.nbytes, self.memory_bytes - images.nbytes - 2 * ALIGN))
-        images.place = images.place.view(np.float32)
+        images.place = images.place.view(images.dtype)
         for program, memory in zip(self.programs, memories, strict=True):
             memory.bind(block)
             program.bind()
@@ -45,7 +49,7 @@ class Model:
         self.logits = self.inference.results[0].array.reshape(slot_batch, -1)
 
     def _program(self, layers, images, loss) -> Program:
-        program = Program(images, self.parameters, loss is not None, self.keys)
+        program = Program(images, self.parameters, loss is not None, self.keys, layers.last)
         logits = layers.forward(program, images)
         if loss:
             layers.backward(program, loss.forward(program, logits))
@@ -69,9 +73,10 @@ class Model:
     def feed(self, images: np.ndarray, labels: np.ndarray | None = None, keys: np.ndarray | None = None):
         """Copy in up to slot_batch images (n, H, W, C), labels (n,), and keys (n,) for what is random, one per image.
 
-        The rest of the slot keeps what it held.
+        Images are float32, and rounded here. The rest of the slot keeps what it held.
         """
-        self.images[: len(images)] = images
+        if len(images):
+            convert(np.ascontiguousarray(images, np.float32), self.images[: len(images)])
         for array, values in ((self.loss.labels, labels), (self.keys, keys)):
             if values is not None:
                 array[: len(values)] = values
