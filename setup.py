@@ -30,7 +30,8 @@ setup(
         "mpi": ["mpich"],
         "plots": ["matplotlib"],
         "parquet": ["pyarrow"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "pyarrow"],
+        "live": ["rich"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "pyarrow", "rich"],
     },
     entry_points={"console_scripts": ["knltrain = knltrain.cli:main"]},
 )

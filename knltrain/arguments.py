@@ -48,9 +48,15 @@ def _training(commands):
     fault = {"action": "append", "default": [], "metavar": "FAULT"}
     train.add_argument("--inject", **fault, help="suffer a fault, as in kill:rank=3@step=50 (knltrain/faults.py)")
     progress = {"choices": ("auto", "bar", "lines", "none"), "default": "auto"}
-    train.add_argument("--progress", **progress, help="a redrawn line, plain lines, or none (auto: bar on a terminal)")
+    shown = "a redrawn line, plain lines, or none (auto, on a terminal: a redrawn block)"
+    train.add_argument("--progress", **progress, help=shown)
     train.add_argument("--verbose", action="store_true", help="also where threads run and how gradients travel")
     train.set_defaults(run_command="train")
+
+    watch = commands.add_parser("watch", help="what a run shows, from another shell, while it goes on or after")
+    watch.add_argument("run", type=Path, help="folder of a run")
+    watch.add_argument("--progress", **progress, help=shown)
+    watch.set_defaults(run_command="watch")
 
     trace = commands.add_parser("trace", help="one file for a viewer of what all ranks did; who was late, and why")
     trace.add_argument("run", type=Path, help="folder of a run with run.trace = 'steps FIRST..LAST'")

@@ -105,6 +105,13 @@ def _predict(args):
     predict_files(args.path, args.images, args.top, args.json)
 
 
+def _watch(args):
+    from .screen import Screen
+    from .watch import watch
+
+    watch(args.run, Screen(args.progress, stream=sys.stdout))
+
+
 def _trace(args):
     from .trace.show import show
 
@@ -266,8 +273,8 @@ def _assignment(text: str) -> tuple[str, object]:
 COMMANDS = {
     function.__name__.removeprefix("_"): function
     for function in (
-        _train, _trace, _evaluate, _pack, _recipes, _predict, _sweep, _init, _verify, _show, _shards, _describe, _demo,
-        _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap, _doctor, _drill,
+        _train, _watch, _trace, _evaluate, _pack, _recipes, _predict, _sweep, _init, _verify, _show, _shards, _describe,
+        _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap, _doctor, _drill,
     )
 }  # fmt: skip
 

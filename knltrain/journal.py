@@ -21,7 +21,6 @@ from .whole import write_whole
 LOG, RECIPE, MACHINE, PREDICTIONS = "log.jsonl", "recipe.toml", "machine.json", "predictions.json"
 WINDOW_S = 20.0  # images/s is taken over the steps of so many last seconds, at least one step
 ORDER = {kind: place for place, kind in enumerate(("begin", "step", "startup", "evaluation", "epoch"))}
-MEAN_OF = 50  # steps of the running means on the screen
 FORWARD = 1 / 3  # of a training step's time; until an evaluation was timed
 
 
@@ -42,7 +41,6 @@ class Journal(StepObserver):
         self.trained = 0.0  # seconds in steps; evaluations, checkpoints and waiting for them are pauses
         self.marks = deque()  # (trained, steps done) at the end of recent steps
         self.begun = self.paused = time.perf_counter()
-        self.recent = deque(maxlen=MEAN_OF)  # (loss, accuracy)
         self.best = None  # (top1, epoch)
         self.epoch, self.ended = [], None  # (loss, accuracy) of its steps; its record, until the evaluation is there
         self.epoch_begun, self.epoch_trained = self.begun, 0.0
@@ -84,7 +82,7 @@ class Journal(StepObserver):
         self.trained += self.paused - self.begun
         rate, one = self._rate(), (step.loss, step.accuracy)
         record = {"step": step.number, "epoch": step.epoch, "loss": step.loss, "lr": step.lr}
-        record |= {"images_per_s": rate, "accuracy": step.accuracy, **step.waits}
+        record |= {"images_per_s": rate, "left_s": self._left(rate), "accuracy": step.accuracy, **step.waits}
         if step.loss_scale:
             record |= {"loss_scale": step.loss_scale, "skipped": step.skipped}
         self._write("step", record)
@@ -92,11 +90,8 @@ class Journal(StepObserver):
             left = f"the next has {trainer.scaling.scale:g}" if trainer.scaling.dynamic else "which is fixed"
             found = f"a gradient is out of range at loss scale {step.loss_scale:g}"
             self.note(f"step {step.number} is skipped: {found}, {left}")
-        self.recent.append(one)
         self.epoch.append(one)
-        loss, accuracy = _means(self.recent)
-        shown = {"mean_loss": loss, "mean_accuracy": accuracy, "left_s": self._left(rate)}
-        self.screen.tell({"kind": "step", **record, **shown, "total_steps": self.total_steps})
+        self.screen.tell({"kind": "step", **record, "total_steps": self.total_steps})
         if step.number % self.steps_per_epoch == 0 or step.number == self.total_steps:
             self._end_epoch(step)
 

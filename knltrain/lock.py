@@ -61,11 +61,11 @@ class Lock:
             self._done.set()
             self._thread.join(1)
             self._thread = None
-            if self._read() == self.own:
+            if self.read() == self.own:
                 self.path.unlink(missing_ok=True)
 
     def _take_over(self):
-        owner = self._read()
+        owner = self.read()
         who = f"process {owner.get('process')} on {owner.get('host')}" if owner else "somebody"
         if not self._is_dead(owner, who):
             job = f", job {owner['job']}" if owner and owner.get("job") else ""
@@ -76,7 +76,7 @@ class Lock:
         aside = self.path.with_name(f"{LOCK}.{self.own['host']}.{self.own['process']}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path, aside)
-            found = self._read(aside)
+            found = self.read(aside)
             if found != owner:  # somebody else was faster, and this is his: give it back
                 with contextlib.suppress(OSError):
                     os.link(aside, self.path)
@@ -89,9 +89,13 @@ class Lock:
         owner = owner or {}
         if owner.get("job") and owner["job"] == self.own["job"] and owner.get("restart") != self.own["restart"]:
             return True
-        if owner and (owner.get("host"), owner.get("processes")) == (self.own["host"], self.own["processes"]):
+        if self.is_of_here(owner):
             return _begun(owner.get("process")) != owner.get("begun")
         return self._falls_silent(who)  # on another host; or being written just now, or damaged
+
+    def is_of_here(self, owner: dict) -> bool:
+        """Whether the owner's process can be looked at."""
+        return bool(owner) and all(owner.get(key) == self.own[key] for key in ("host", "processes"))
 
     def _falls_silent(self, who) -> bool:
         """Wait until nobody has touched the file for STALE_S; False as soon as somebody does."""
@@ -108,7 +112,8 @@ class Lock:
                 return False
             time.sleep(LOOK_S)
 
-    def _read(self, path=None):
+    def read(self, path=None):
+        """Who owns the folder, None where that cannot be read."""
         try:
             owner = json.loads((path or self.path).read_text())
             return owner if isinstance(owner, dict) else None
@@ -136,6 +141,17 @@ class Lock:
                 return
             except OSError:
                 continue  # a disk that refuses is said by those who write
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run owns `folder`, as far as one look tells."""
+    lock = Lock(folder, lambda line: None)
+    try:
+        silent = time.time() - lock.path.stat().st_mtime
+    except OSError:
+        return False
+    owner = lock.read() or {}
+    return _begun(owner.get("process")) == owner.get("begun") if lock.is_of_here(owner) else silent < 2 * STALE_S
 
 
 def _begun(process) -> int | None:

@@ -16,17 +16,19 @@ to them.
 import ctypes
 import os
 import socket
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numba
 
-from knltrain.kernels import set_threads
+from knltrain.kernels import fma_peak, set_threads
 
 from .hardware import Topology, format_list, parse_list, read_topology
 from .journal import machine_facts
 
 RESERVE_FROM, RESERVE_TWO_FROM = 8, 64  # cores of a rank
+PEAK_ROUNDS = 20_000  # about 100 us: much more than starting the threads takes
 THREADS = ("KNLTRAIN_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")  # the first that is set counts
 FAST_MEMORY = ("Xeon Phi", "CPU Max")  # processors whose memory without CPUs is the fast one
 _SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}
@@ -126,6 +128,22 @@ def take_share(comm) -> Placement:
     set_threads(threads)
     first = all(host != place[0] for host, _ in places[: comm.rank])
     return replace(placement, threads=threads, ranks_on_node=on_node, first_on_node=first)
+
+
+def best_rate(run, seconds: float) -> float:
+    """Work a second: the best of the calls of `run`, which returns the work it did, that fit into so many seconds."""
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        work = run()
+        best = max(best, work / (time.perf_counter() - begin))
+    return best
+
+
+def arithmetic_peak(seconds: float) -> float:
+    """flop/s of float32 multiply-adds in registers, on all threads of this rank."""
+    fma_peak(1)  # compiles
+    return best_rate(lambda: fma_peak(PEAK_ROUNDS), seconds)
 
 
 def _processor() -> str:

@@ -1,8 +1,8 @@
-"""What a run shows: every record of the log that is for a reader, as text. Nothing else in knltrain words them.
+"""What a run shows: every record of the log that is for a reader, as text.
 
-On a terminal one line is redrawn; elsewhere a plain line appears now and then, and always for the first and the last
-step. Lines for experts (where threads run, how gradients travel, where the start's time went) come with `verbose`.
-docs/log.md is the schema of the records.
+On a terminal a block is redrawn (see `board`), or where rich is not installed one line; elsewhere a plain line appears
+now and then, and always for the first and the last step. Lines for experts (where threads run, how gradients travel,
+where the start's time went) come with `verbose`. docs/log.md is the schema of the records.
 """
 
 import math
@@ -13,76 +13,111 @@ import sys
 import time
 from pathlib import Path
 
+from .board import LEAST_COLUMNS, LEAST_ROWS, Board, available, duration, rate
 from .hardware import format_list
 from .text import printable
 
-REDRAW_S = 0.1
+REDRAW_S, REDRAW_BLOCK_S = 0.1, 0.5  # a block takes a few milliseconds
 LAUNCHERS = ("mpiexec", "mpirun", "hydra", "prte", "orte", "srun")  # in the names of processes
 
 
 class Screen:
     """Draws the records it is told.
 
-    progress: "bar" redraws one line, "lines" adds plain ones, "none" shows neither these nor epochs; "auto" is "bar"
-    where a terminal stands behind `stream` (default: stderr), also behind an MPI launcher. every: seconds between plain
-    lines.
+    progress: "bar" redraws one line, "lines" adds plain ones, "none" shows neither these nor epochs; "auto" redraws a
+    block or "bar" where a terminal stands behind `stream` (default: stderr), also behind an MPI launcher. every:
+    seconds between plain lines.
     """
 
     def __init__(self, progress: str = "auto", verbose: bool = False, stream=None):
         self.stream, self.verbose, self.every = sys.stderr if stream is None else stream, verbose, 5.0
         self.terminal = _terminal(self.stream) if progress in ("auto", "bar") else None  # a file number
         self.redrawn, self.silent = progress == "bar" or self.terminal is not None, progress == "none"
-        self.shown = -math.inf  # when the progress line was last written
-        self.line = ""  # what stands on the terminal's last line
+        block = progress == "auto" and self.redrawn and os.environ.get("TERM") != "dumb" and available()
+        self.board, self.block = Board(), block
+        self.shown = -math.inf  # when the progress was last written
+        self.total = 0  # steps
+        self.drawn: list[str] = []  # what stands on the terminal's last lines
 
     def tell(self, record: dict):
         """Show a record of the log, where its kind has words."""
+        self.learn(record)
         kind = record["kind"]
         if kind == "step":
-            self._step(record)
+            now, every = time.perf_counter(), self._pause()
+            if not self.silent and (now - self.shown >= every or record["step"] >= record["total_steps"]):
+                self.show()
         elif kind in ("epoch", "evaluation"):
             if not self.silent:
                 self.say(_epoch(record) if kind == "epoch" else _evaluation(record))
         elif kind in WORDS:
-            if kind == "end" and self.line:  # nothing is going on any more
-                self.stream.write("\r\x1b[K")
-                self.line = ""
+            if kind == "end":
+                self._leave()
             for line in WORDS[kind](record, self.verbose):
                 self.say(line)
 
+    def learn(self, record: dict):
+        """Remember what a record says of the run, without showing it."""
+        self.board.tell(record)
+        if record["kind"] == "step":
+            self.total = record["total_steps"]
+
+    def show(self):
+        """Draw how far the run is."""
+        self.shown = time.perf_counter()
+        columns, rows = self._size()
+        if self.block and columns >= LEAST_COLUMNS and rows >= LEAST_ROWS:
+            self._draw(self.board.lines(columns - 1))
+        elif self.board.step and self.redrawn:
+            self._draw([_progress(self.board, self.total)[: columns - 1]])
+        elif self.board.step:
+            self.say(_progress(self.board, self.total))
+
     def say(self, line: str):
-        """A line that stays; the redrawn line moves below it."""
+        """A line that stays; what is redrawn moves below it."""
         line = printable(line)
-        if self.line:
-            self.stream.write(f"\r{line}\x1b[K\n{self.line}")
+        if self.drawn:
+            self._draw(self.drawn, f"{line}\x1b[K\n")
         else:
             self.stream.write(line + "\n")
-        self.stream.flush()
+            self.stream.flush()
 
     def close(self):
-        """End the redrawn line; harmless when repeated."""
-        if self.line:
+        """End what is redrawn; harmless when repeated."""
+        if self.drawn:
             self.stream.write("\n")
-            self.line = ""
+            self.drawn = []
         self.stream.flush()
 
-    def _step(self, record):
-        now, every = time.perf_counter(), REDRAW_S if self.redrawn else self.every
-        if self.silent or (now - self.shown < every and record["step"] < record["total_steps"]):
-            return
-        self.shown, line = now, _progress(record)
-        if self.redrawn:
-            self.line = line[: self._columns() - 1]
-            self.stream.write(f"\r{self.line}\x1b[K")
-        else:
-            self.stream.write(line + "\n")
+    def _draw(self, lines, above=""):
+        """Put `lines` in the place of what is drawn, and the line `above` before them."""
+        up, several = len(self.drawn) - 1, max(len(self.drawn), len(lines)) > 1
+        back = f"\r\x1b[{up}A" if up > 0 else "\r"
+        self.stream.write(back + above + "\x1b[K\n".join(lines) + ("\x1b[J" if several else "\x1b[K"))
         self.stream.flush()
+        self.drawn = lines
 
-    def _columns(self) -> int:
+    def _leave(self):
+        """The run has ended: a block stays as it is, a line goes."""
+        if len(self.drawn) > 1:
+            self.show()
+            self.close()
+        elif self.drawn:
+            self.stream.write("\r\x1b[K")
+            self.drawn = []
+
+    def _pause(self) -> float:
+        """Seconds between two looks at the progress."""
+        return self.every if not self.redrawn else REDRAW_BLOCK_S if self.block else REDRAW_S
+
+    def _size(self) -> tuple[int, int]:
+        """Columns and rows of the terminal."""
         try:
-            return int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size(self.terminal).columns or 80
+            found = os.get_terminal_size(self.terminal)
         except (OSError, TypeError, ValueError):
-            return shutil.get_terminal_size().columns
+            found = shutil.get_terminal_size()
+        columns = os.environ.get("COLUMNS", "")
+        return int(columns) if columns.isdecimal() and int(columns) else found.columns or 80, found.lines or 24
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
@@ -152,11 +187,12 @@ def _end(r, verbose):
 WORDS = {"begin": _begin, "startup": _startup, "end": _end, "note": lambda r, verbose: [r["text"]]}
 
 
-def _progress(r) -> str:
-    parts = [f"step {r['step']}/{r['total_steps']}", f"epoch {r['epoch']:.2f}", f"loss {r['mean_loss']:.4f}"]
-    parts += [f"top-1 {r['mean_accuracy']:.1%}", f"lr {r['lr']:.4g}"]
-    if r["images_per_s"]:
-        parts += [_rate(r["images_per_s"]), f"{_duration(r['left_s'])} left"]
+def _progress(board, total) -> str:
+    r = board.step
+    parts = [f"step {r['step']:.0f}/{total}", f"epoch {r['epoch']:.2f}", f"loss {board.losses.recent:.4f}"]
+    parts += [f"top-1 {board.accuracy:.1%}", f"lr {r['lr']:.4g}"]
+    if r["images_per_s"] > 0 and r["left_s"] >= 0:
+        parts += [rate(r["images_per_s"]), f"{duration(r['left_s'])} left"]
     return "  ".join(parts)
 
 
@@ -166,23 +202,13 @@ def _epoch(r) -> str:
         parts.append(f"val top-1 {r['top1']:.2%} top-5 {r['top5']:.2%}")
         best, epoch = r["best_top1"], r["best_epoch"]
         parts.append("best so far" if epoch == r["epoch"] else f"best {best:.2%} (epoch {epoch:g})")
-    parts += [_rate(r["images_per_s"])] if r["images_per_s"] else []
-    return "  ".join([*parts, _duration(r["seconds"])])
+    parts += [rate(r["images_per_s"])] if r["images_per_s"] else []
+    return "  ".join([*parts, duration(r["seconds"])])
 
 
 def _evaluation(r) -> str:
     shares = f"top-1 {r['top1']:.2%}, top-5 {r['top5']:.2%}"
     return f"evaluation after epoch {r['epoch']:.2f}: {shares} of {r['images']} images"
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:.4g} images/s" if rate < 1000 else f"{rate:.0f} images/s"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 # ---- the terminal ------------------------------------------------------------------------------------------------

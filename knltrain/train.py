@@ -17,7 +17,7 @@ from .gauge import Gauge
 from .journal import PREDICTIONS, Journal, machine_facts
 from .leaks import sweep
 from .lifecycle import Lifecycle
-from .machine import take_share
+from .machine import arithmetic_peak, take_share
 from .models.state import state
 from .observe import StepObserver
 from .optim import learning_rate
@@ -25,6 +25,8 @@ from .restart import Restart
 from .screen import Screen
 from .trace import Tracer
 from .trainer import Trainer
+
+PEAK_S = 0.02  # that the machine's peak is looked at
 
 
 def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[StepObserver], screen: Screen) -> int:
@@ -144,6 +146,7 @@ def _machine(trainer, comm, placement, watch) -> dict:
     """What the run runs on, as this rank sees it."""
     facts = {"ranks": comm.size, "threads_per_rank": placement.threads, "mpi": comm.library, "kernels": ARCH.name}
     facts |= {"openmp": THREADING_LAYER, "placement": dataclasses.asdict(placement)}
+    facts["peak_flops"] = comm.size * arithmetic_peak(PEAK_S)
     return machine_facts(**facts, exchange=trainer.reducer.facts() if comm.size > 1 else {}, processes=watch.places)
 
 
@@ -154,4 +157,5 @@ def _begin(recipe, derived, data, trainer, watch) -> dict:
     facts |= {"model": recipe.model.name, "parameters": model.parameters.count, "memory_bytes": model.memory_bytes}
     facts |= {"images": len(data), "classes": len(data.class_names), "global_batch": batch.global_batch}
     hosts = {place.partition(" ")[0] for place in watch.places}
+    facts["flops"] = sum(op.flops for op in model.training.ops) // batch.slot_batch
     return facts | {"slots": derived.slots, "slot_batch": batch.slot_batch, "nodes": len(hosts)}

@@ -18,7 +18,7 @@ from .data.shards import checksum
 from .data.synthetic import Synthetic
 from .evaluate import evaluate
 from .experiment import center_crop
-from .machine import take_share
+from .machine import arithmetic_peak, take_share
 from .trainer import Trainer
 
 IMAGES = 8  # of a slot, at most: few, yet more than one share of the pixels in backward-weight
@@ -42,6 +42,7 @@ def warmup(recipe: Recipe) -> str:
         trainer.rate = lambda step: 0.0
         trainer.step()
     compile_ahead()
+    arithmetic_peak(0.0)
     crop = center_crop(recipe, data)
     evaluate(trainer.model, data, crop, comm)
     small = np.zeros((recipe.data.crop // 2 + 1, recipe.data.crop, 3), np.uint8)  # a picture that must be resampled

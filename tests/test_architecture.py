@@ -47,7 +47,9 @@ MAY_IMPORT = {
     "knltrain.trace": {"knltrain.observe", "knltrain.layers", "knltrain.text", "knltrain.whole", "numpy"},
     "knltrain.hardware": set(),
     "knltrain.machine": {"knltrain.kernels", "knltrain.journal", "knltrain.hardware", "numba"},
-    "knltrain.screen": {"knltrain.hardware", "knltrain.text"},
+    "knltrain.board": {"knltrain.text", "rich"},
+    "knltrain.screen": {"knltrain.board", "knltrain.hardware", "knltrain.text"},
+    "knltrain.watch": {"knltrain.journal", "knltrain.lifecycle", "knltrain.lock", "knltrain.screen", "knltrain.text"},
     "knltrain.journal": {"knltrain.observe", "knltrain.screen", "knltrain", "knltrain.whole"},
     "knltrain.pictures": {"numpy", "PIL"},
     "knltrain.plots": {"knltrain.text", "numpy", "matplotlib"},
@@ -71,7 +73,7 @@ ONLY_IN = {
         for name in ("train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "starter", "warmup", "show")
     },
 }
-LAZY = {"PIL", "simplejpeg", "matplotlib", "pyarrow"}  # extras: the project must import without them
+LAZY = {"PIL", "simplejpeg", "matplotlib", "pyarrow", "rich"}  # extras: the project must import without them
 
 
 def imports(path):

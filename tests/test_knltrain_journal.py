@@ -231,6 +231,7 @@ def test_log__holds_plain_finite_json(tmp_path, clock):
         "loss": None,
         "lr": 0.1,
         "images_per_s": None,
+        "left_s": None,
         "accuracy": 0.5,
         "trust": {"conv1.w": 0.5, "b": None},
         "count": 3,

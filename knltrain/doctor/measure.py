@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from knltrain.kernels import STREAM_UNIT, aligned_zeros, fma_peak, stream
+from knltrain.kernels import STREAM_UNIT, aligned_zeros, stream
 
 from ..data import DataSet
+from ..machine import arithmetic_peak, best_rate
 from .facts import locking
 
 SECONDS = 0.3  # of each measurement
@@ -17,13 +18,12 @@ SAMPLE_ROWS = 64
 
 def measure_node(comm) -> dict:
     """fma (flop/s), stream (bytes/s read) of this rank while all ranks measure, as they will train."""
-    rounds = 1000
-    fma_peak(rounds)  # compiles
     memory = aligned_zeros(STREAM_BYTES // 4 // STREAM_UNIT * STREAM_UNIT)
     memory[:] = 1
     stream("read", memory, memory)
     comm.barrier()
-    return {"fma": _rate(lambda: fma_peak(rounds)), "stream": _rate(lambda: stream("read", memory, memory))}
+    fma = arithmetic_peak(SECONDS)
+    return {"fma": fma, "stream": best_rate(lambda: stream("read", memory, memory), SECONDS)}
 
 
 def measure_network(comm) -> dict:
@@ -56,13 +56,3 @@ def examine_data(folder: Path, comm) -> dict:
     size = sum(path.stat().st_size for path in files)
     shards = f"{len(dataset)} images in {len(files)} shards, {size / 1e9:.2f} GB, sample of checksums right"
     return {"shards": shards, "read": nbytes / seconds, "locking": locking(folder)}
-
-
-def _rate(run) -> float:
-    """The best of the repetitions that fit into SECONDS: work per second."""
-    best, end = 0.0, time.perf_counter() + SECONDS
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
-        work = run()
-        best = max(best, work / (time.perf_counter() - begin))
-    return best
