@@ -31,7 +31,9 @@ setup(
         "plots": ["matplotlib"],
         "parquet": ["pyarrow"],
         "live": ["rich"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "pyarrow", "rich"],
+        "tensorboard": ["tensorboardX"],
+        "mlflow": ["mlflow-skinny"],
+        "dev": ["pytest", "pytest-xdist", "ruff", "pyarrow", "rich", "tensorboardX", "tensorboard"],
     },
     entry_points={"console_scripts": ["knltrain = knltrain.cli:main"]},
 )

@@ -131,6 +131,8 @@ class Run:
     checkpoint_every_epochs: float = key(1.0, "0: not by epochs; else the shorter counts", most=EPOCHS, free=True)
     checkpoint_every_minutes: float = key(10.0, "besides; what a crash may cost; 0: not by the clock", free=True)
     keep_checkpoints: int = key(2, "the newest so many; the best is kept besides", above=0, most=10**6, free=True)
+    tensorboard: bool = key(False, "event files in RUN/tensorboard, by tensorboardX", free=True)
+    mlflow: str = key("", "experiment of MLflow that the run is told to; '': none", free=True)
     trace: str = key("", "what all ranks do in some steps, as 'steps 100..104': see `knltrain trace`", free=True)
     log_every_seconds: float = key(5.0, "seconds between progress lines in a file", free=True)
 

@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections import deque
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Journal(StepObserver):
         self.quiet, self.screen, self.images_per_step = rank != 0, screen, images_per_step
         self.total_steps, self.steps_per_epoch, self.every = total_steps, steps_per_epoch, every
         self.val_images, self.costs = val_images, {"checkpoint": 0.0}  # seconds of the last one
+        self.listeners: list[Callable[[dict], None]] = []  # are told every record as it is written
         self.run_dir, self.log, self.refused = Path(run_dir), None, False  # by the disk
         self.done, self.started = 0, False
         self.trained = 0.0  # seconds in steps; evaluations, checkpoints and waiting for them are pauses
@@ -173,10 +175,12 @@ class Journal(StepObserver):
             return max(((r["top1"], r["epoch"]) for r in past), key=lambda best: best[0], default=None)
 
     def _write(self, kind: str, record: dict):
-        record = {"kind": kind, **record, "time": time.time()}
+        record = _jsonable({"kind": kind, **record, "time": time.time()})
+        for told in self.listeners:
+            told(record)
         try:
             self.log = self.log or _open_log(self.run_dir)
-            self.log.write(json.dumps(_jsonable(record), allow_nan=False) + "\n")
+            self.log.write(json.dumps(record, allow_nan=False) + "\n")
             self.log.flush()
             self.refused = False
         except OSError as error:  # what could not be written stays in the buffer, for the next time

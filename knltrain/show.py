@@ -56,7 +56,7 @@ def show_samples(folder: Path, recipe_path: Path, settings: list[str], png: Path
     columns = [[data.image(row) for row in rows.tolist()]]
     for augment, epochs in ((train, COLUMNS - 2), (evaluation, 1)):
         with _Epochs(data, [rows] * epochs, augment) as loader:
-            columns += [_pixels(batch.images, augment) for batch in loader]
+            columns += [augment.pixels(batch.images) for batch in loader]
     names = [data.class_names[label] for label in data.labels[rows]]
     sheet = list(zip(names, (list(line) for line in zip(*columns, strict=True)), strict=True))
     heads = ["stored", *(f"epoch {epoch}" for epoch in range(COLUMNS - 2)), "evaluation"]
@@ -70,12 +70,6 @@ class _Epochs(EvalLoader):
 
     def _plan(self, i):
         return (i, self.batches[i]) if i < len(self.batches) else None
-
-
-def _pixels(images, augment):
-    """Normalized samples as pixels again, clipped to what can be shown."""
-    colour = augment.mean if augment.mean.ndim == 1 else augment.mean.mean((0, 1))
-    return np.clip(np.rint(images / augment.inverse_std + colour), 0, 255).astype(np.uint8)
 
 
 def _sizes(data, rows):

@@ -11,6 +11,7 @@ from knltrain.kernels import ARCH, THREADING_LAYER
 from .checkpoint import FOLDER, advice, best_checkpoint
 from .comm import compare_replicas
 from .config import Recipe, derive, resolved, traced_steps
+from .dashboards import Dashboards
 from .evaluate import evaluate
 from .experiment import center_crop, identity, misfits, open_data, watch_ranks
 from .gauge import Gauge
@@ -47,12 +48,15 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
     every = {"evaluation": derived.evaluate_every_steps, "checkpoint": derived.checkpoint_every_steps}
     length = (recipe.batch.global_batch, derived.total_steps, derived.steps_per_epoch, every)
     journal = Journal(run_dir, comm.rank, *length, screen, len(val))
-    observers = [*observers, Tracer(run_dir, comm, traced_steps(recipe.run.trace)), journal]
+    boards = Dashboards(run_dir, recipe.run.tensorboard, recipe.run.mlflow, resolved(recipe), journal.note)
+    journal.listeners.append(boards.tell)
+    observers = [*observers, Tracer(run_dir, comm, traced_steps(recipe.run.trace)), journal, boards]
     life.warn = journal.note
     observers.append(Gauge(comm, derived.total_steps))  # behind the journal, as it records
 
     with (
         closing(journal),
+        closing(boards),
         closing(watch_ranks(recipe, data, comm, lambda: advice(run_dir))) as watch,
         closing(Trainer.of(recipe, data, comm, placement, watch, observers=observers)) as trainer,
         closing(Restart(run_dir, trainer, comm, identity(recipe, data), recipe.run, journal.note)) as restart,

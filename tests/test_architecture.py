@@ -47,8 +47,9 @@ MAY_IMPORT = {
     "knltrain.trace": {"knltrain.observe", "knltrain.layers", "knltrain.text", "knltrain.whole", "numpy"},
     "knltrain.hardware": set(),
     "knltrain.machine": {"knltrain.kernels", "knltrain.journal", "knltrain.hardware", "numba"},
-    "knltrain.board": {"knltrain.text", "rich"},
+    "knltrain.board": {"knltrain.text", "rich", "tensorboardX", "mlflow"},
     "knltrain.screen": {"knltrain.board", "knltrain.hardware", "knltrain.text"},
+    "knltrain.dashboards": {"knltrain.observe", "knltrain.whole", "numpy", "tensorboardX", "mlflow"},
     "knltrain.watch": {"knltrain.journal", "knltrain.lifecycle", "knltrain.lock", "knltrain.screen", "knltrain.text"},
     "knltrain.journal": {"knltrain.observe", "knltrain.screen", "knltrain", "knltrain.whole"},
     "knltrain.pictures": {"numpy", "PIL"},
@@ -73,7 +74,9 @@ ONLY_IN = {
         for name in ("train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "starter", "warmup", "show")
     },
 }
-LAZY = {"PIL", "simplejpeg", "matplotlib", "pyarrow", "rich"}  # extras: the project must import without them
+LAZY = {  # extras: the project must import without them
+    "PIL", "simplejpeg", "matplotlib", "pyarrow", "rich", "tensorboardX", "mlflow",
+}  # fmt: skip
 
 
 def imports(path):

@@ -104,6 +104,11 @@ class Augment:
         """Write the sample of (seed, epoch, row) to out, (crop, crop, 3) float32."""
         self.cut(image, self.window(image.shape[0], image.shape[1], epoch, row), epoch, row, out)
 
+    def pixels(self, images: np.ndarray) -> np.ndarray:
+        """Samples as pixels again, uint8, clipped to what can be shown; of a mean picture its colour is undone."""
+        colour = self.mean if self.mean.ndim == 1 else self.mean.mean((0, 1))
+        return np.clip(np.rint(images / self.inverse_std + colour), 0, 255).astype(np.uint8)
+
     def decode(self, data: np.ndarray, epoch: int, row: int) -> tuple[np.ndarray, Window]:
         """Of a stored JPEG, (bytes,) uint8: as much of its pixels as `cut` needs, and the window there.
 
