@@ -35,6 +35,8 @@ class Dot2(Lanes):
     the instruction the same is spelled out, for every CPU: slow, and equal to the bit.
     """
 
+    has_instruction = HAS_DOT
+
     def load_units(self, address, offset=0):
         place = self._pointer(address, offset, ir.VectorType(I32, self.width))
         return self.builder.load(place, align=self.number.bytes)
@@ -43,7 +45,7 @@ class Dot2(Lanes):
         return self.splat(self.builder.load(self._pointer(address, offset, I32), align=BF16.bytes))
 
     def dot(self, a, b, c):
-        if HAS_DOT and self.width == 16:
+        if self.has_instruction and self.width == 16:
             return self._instruction(a, b, c)
         c = self._flush(c)
         for bits in (self._upper, self._lower):
