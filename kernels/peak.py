@@ -1,4 +1,4 @@
-"""What this machine can do at best, as kernels: a loop of fused multiply-adds in registers, and streams over memory.
+"""What this machine can do at best, as kernels: a loop of multiply-adds in registers, and streams over memory.
 
 Nothing trains with these. The benchmarks divide by them, in the same minute and on the same threads.
 """
@@ -9,10 +9,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._ir import Lanes, literals, times
+from ._ir import Lanes, literals, number_type, times
 from ._jit import kernel
 from ._shapes import check_array
 from .arch import LINE, LINE_FLOATS, MR, NV, V
+from .dot import dot_of
+from .number import BF16, FP32
 from .store import aligned_zeros
 
 CHAINS = 24 if MR * NV > 24 else 12  # independent sums: enough to hide the latency, few enough to fit
@@ -22,29 +24,30 @@ READ, COPY, COPY_PAST, FILL, FILL_PAST = range(5)  # PAST: with stores that go p
 
 
 @intrinsic
-def fma_loop(typing, width, chains, rounds, out):
-    """`rounds` times s = s * a + b on `chains` vectors s in registers; a and b are the first two vectors at `out`."""
+def dot_loop(typing, width, chains, kind, rounds, out):
+    """`rounds` times s = s + a * b on `chains` vectors s in registers; a and b are the first two vectors at `out`.
+
+    kind: of the units of a and b, float32 or BF16's for pairs.
+    """
     constants = literals(width, chains)
     if constants is None:
         return None
     v, n = constants
 
     def codegen(context, builder, sig, args):
-        lanes = Lanes(builder, v)
-        a, b = (lanes.load(args[3], j * lanes.bytes) for j in range(2))
-        slots = [lanes.variable() for _ in range(n)]
-        for slot in slots:
-            builder.store(a, slot)
-        with cgutils.for_range(builder, args[2]):
+        lanes = dot_of(builder, v, number_type(kind))
+        a, b = (lanes.load_units(args[4], j * lanes.bytes) for j in range(2))
+        slots = [lanes.variable(lanes.constant(1)) for _ in range(n)]
+        with cgutils.for_range(builder, args[3]):
             for slot in slots:
-                builder.store(lanes.fma(builder.load(slot), a, b), slot)
+                builder.store(lanes.dot(a, b, builder.load(slot)), slot)
         total = builder.load(slots[0])
         for slot in slots[1:]:
             total = builder.fadd(total, builder.load(slot))
-        lanes.store(total, args[3], 2 * lanes.bytes)
+        lanes.store(total, args[4], 2 * lanes.bytes)
         return context.get_dummy_value()
 
-    return types.void(width, chains, types.int64, types.int64), codegen
+    return types.void(width, chains, kind, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -77,22 +80,28 @@ def stream_part(typing, width, kind, source, target, turns):
 
 
 @kernel
-def _fma_rounds(rounds, row):
-    fma_loop(V, CHAINS, rounds, row.ctypes.data)
+def _dot_rounds(rounds, row):
+    dot_loop(V, CHAINS, row.dtype, rounds, row.ctypes.data)
 
 
 @kernel(parallel=True)
-def _fma_on_all(rounds, rows):
+def _dots_on_all(rounds, rows):
     for i in numba.prange(rows.shape[0]):
-        _fma_rounds(rounds, rows[i])
+        _dot_rounds(rounds, rows[i])
 
 
-def fma_peak(rounds: int) -> int:
-    """Run `rounds` rounds of independent fused multiply-adds on every thread; returns the flops that were done."""
-    rows = np.zeros((numba.get_num_threads(), 3 * V + 4 * LINE_FLOATS), np.float32)  # a, b; lines of their own
-    rows[:, :V], rows[:, V : 2 * V] = 0.999, 0.001  # the sums tend to 1: neither zeros nor denormals
-    _fma_on_all(rounds, rows)
-    return 2 * rows.shape[0] * rounds * CHAINS * V
+def fma_peak(rounds: int, pairs: bool = False) -> int:
+    """Run `rounds` rounds of independent multiply-adds on every thread; returns the flops that were done.
+
+    Of float32, or of pairs of bf16: as the tiles of convolutions multiply them.
+    """
+    number = BF16 if pairs else FP32
+    in_unit = FP32.bytes // number.bytes
+    # a, b, and where the sum goes, in lines of their own
+    rows = np.zeros((numba.get_num_threads(), in_unit * (3 * V + 4 * LINE_FLOATS)), number.dtype)
+    rows[:, : in_unit * 2 * V] = number.narrow(np.float32(2.0**-10))  # neither zeros nor denormals, and sums stay small
+    _dots_on_all(rounds, rows)
+    return 2 * in_unit * rows.shape[0] * rounds * CHAINS * V
 
 
 @kernel
