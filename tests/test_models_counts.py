@@ -29,9 +29,11 @@ def _counts(name, **options):
         ("alexnet", {"groups": 1}, 62_378_344, 1_135_256_096),
         ("alexnet_bn", {}, 60_965_224, 724_406_816),
         ("alexnet_bn", {"norm": "jia"}, 60_967_976, 724_406_816),
+        ("alexnet_owt", {}, 61_100_840, 714_188_480),
         ("resnet50", {}, 25_557_032, 4_089_184_256),
         ("resnet50", {"stride_on": "1x1"}, 25_557_032, 3_857_973_248),
         ("resnet18", {}, 11_689_512, 1_814_073_344),
+        ("resnet34", {}, 21_797_672, 3_663_761_408),
         ("resnet101", {}, 44_549_160, 7_801_405_440),
         ("resnet_cifar20", {}, 272_474, 40_813_184),
         ("resnet_cifar32", {}, 466_906, 69_124_736),
@@ -178,7 +180,7 @@ def test_resnet__init_scales_with_the_fan_that_is_named(options, fan):
         assert w[name].var() == pytest.approx(expected, rel=0.06), name
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet_cifar20", "davidnet", "alexnet_bn"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet_cifar20", "davidnet", "alexnet_bn", "alexnet_owt"])
 def test_build__an_unknown_init_names_the_known_ones(name):
     with pytest.raises(ValueError, match="init is 'he'; expected one of .*fan_in, fan_out"):
         declare(*build(name, init="he"))

@@ -7,13 +7,14 @@ import numpy as np
 
 from ..arena import Parameters
 from ..layers import Layer, Op, Program, Sequential, Tensor
-from .alexnet import alexnet, alexnet_bn
+from .alexnet import alexnet, alexnet_bn, alexnet_owt
 from .model import Model
 from .resnet import davidnet, resnet, resnet_cifar
 
 FAMILIES = {
     "alexnet": alexnet,
     "alexnet_bn": alexnet_bn,
+    "alexnet_owt": alexnet_owt,
     "davidnet": davidnet,
     "resnet": resnet,
     "resnet_cifar": resnet_cifar,

@@ -5,6 +5,7 @@ The name of a variant is its normalization:
   "bn"   You et al.: no LRN; non-affine batch norm after pool1, pool2, conv3 and conv4 (train_val2 of Intel Caffe's
          alexnet_bn recipe), eps 1e-4.
   "jia"  Jia et al. 2018: the same places with affine batch norm, and one more after pool5.
+`alexnet_owt` is another network: one tower, narrower (Krizhevsky 2014), as torchvision ships it.
 """
 
 from functools import partial
@@ -101,3 +102,30 @@ def alexnet(
 def alexnet_bn(norm="bn", **options):
     """AlexNet with batch norm in place of LRN: `norm` is "bn" (You et al.) or "jia" (affine, one more after pool5)."""
     return alexnet(norm=norm, **options)
+
+
+def alexnet_owt(classes=1000, input_size=224, hidden=4096, dropout=0.5, init="fan_in") -> tuple[Sequential, tuple]:
+    """The AlexNet of "One weird trick" (Krizhevsky 2014, arXiv:1404.5997), layer by layer as in torchvision.
+
+    One tower, no normalization, dropout before fc6 and fc7. torchvision's weights want 6 x 6 pixels before fc6: 224.
+    hidden, dropout: as in `alexnet`. init: "fan_in" or "fan_out"; fc8 is N(0, 0.01).
+    """
+    filler = partial(he, fan=init)
+
+    def conv(name, channels, size, stride=1, pad=1):
+        return [Conv2d(name, channels, size, stride, pad, bias=0.0, init=filler), ReLU(f"{name}.relu")]
+
+    layers = [  # output at 224
+        *conv("conv1", 64, 11, 4, 2),  # 55 x 55 x 64
+        MaxPool("pool1", 3, 2),  # 27 x 27 x 64
+        *conv("conv2", 192, 5, pad=2),  # 27 x 27 x 192
+        MaxPool("pool2", 3, 2),  # 13 x 13 x 192
+        *conv("conv3", 384, 3),  # 13 x 13 x 384
+        *conv("conv4", 256, 3),  # 13 x 13 x 256
+        *conv("conv5", 256, 3),  # 13 x 13 x 256
+        MaxPool("pool5", 3, 2),  # 6 x 6 x 256
+        *(Dropout("drop6", dropout), Linear("fc6", hidden, init=filler), ReLU("fc6.relu")),  # 4096
+        *(Dropout("drop7", dropout), Linear("fc7", hidden, init=filler), ReLU("fc7.relu")),  # 4096
+        Linear("fc8", classes, init=partial(gaussian, std=0.01)),  # classes
+    ]
+    return Sequential("alexnet_owt", *layers), (input_size, input_size, 3)
