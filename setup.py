@@ -33,7 +33,11 @@ setup(
         "live": ["rich"],
         "tensorboard": ["tensorboardX"],
         "mlflow": ["mlflow-skinny"],
-        "dev": ["pytest", "pytest-xdist", "ruff", "pyarrow", "rich", "tensorboardX", "tensorboard"],
+        "exchange": ["safetensors", "onnx"],
+        "dev": [
+            "pytest", "pytest-xdist", "ruff", "pyarrow", "rich", "tensorboardX", "tensorboard", "safetensors", "onnx",
+            "onnxruntime",
+        ],  # fmt: skip
     },
     entry_points={"console_scripts": ["knltrain = knltrain.cli:main"]},
 )

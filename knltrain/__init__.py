@@ -11,14 +11,16 @@ import types
 __version__ = "0.1.0"
 
 API = (
-    "Lars", "Network", "Prediction", "Sgd", "Trainer", "arrays", "constant", "cosine", "data", "evaluate", "load",
-    "network", "poly",
+    "Lars", "Network", "Prediction", "Sgd", "Trainer", "arrays", "constant", "cosine", "data", "evaluate", "export",
+    "import_weights", "load", "network", "poly",
 )  # fmt: skip
+PORTABLE = ("export", "import_weights")  # in a module of their own
 
 
 def __getattr__(name: str):
     if name in API:
-        return getattr(importlib.import_module(".api", __name__), name)
+        module = ".portable" if name in PORTABLE else ".api"
+        return getattr(importlib.import_module(module, __name__), name)
     if name == "layers":
         return importlib.import_module(".layers", __name__)
     raise AttributeError(f"module 'knltrain' has no attribute {name!r}")

@@ -15,7 +15,7 @@ from . import checkpoint
 from .comm import world
 from .config import Batch, Compute, Data, Optim, Recipe, Run, Schedule, checked, recipe_of
 from .config import Model as ModelSection
-from .data import Arrays, DataSet
+from .data import Arrays, Augment, DataSet
 from .evaluate import Accuracy
 from .evaluate import evaluate as count
 from .experiment import build_network, center_crop, model_precision, network_facts
@@ -106,8 +106,7 @@ class Network:
 
         Raises ValueError for something else than such pictures.
         """
-        model = self._model()
-        augment = center_crop(self.recipe, _Like(*self.stored))
+        model, augment = self._model(), self.preprocessing()
         results, pictures = [], list(pictures)
         for first in range(0, len(pictures), model.slot_batch):
             some = pictures[first : first + model.slot_batch]
@@ -121,6 +120,10 @@ class Network:
             model.feed(batch)
             results += [self._named(row, top) for row in model.infer()[: len(some)]]
         return results
+
+    def preprocessing(self) -> Augment:
+        """What is done to a picture before the network sees it."""
+        return center_crop(self.recipe, _Like(*self.stored))
 
     def _named(self, logits, top) -> Prediction:
         shares = np.exp(logits.astype(np.float64) - logits.max())

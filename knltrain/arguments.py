@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     whole = _Parser(prog="knltrain", description="Synchronous large-batch training on many CPU ranks.")
     whole.add_argument("--version", action="version", version=f"knltrain {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_training, _data, _bench, _site):
+    for add in (_training, _exchange, _data, _bench, _site):
         add(commands)
     whole.commands = tuple(commands.choices)
     return whole
@@ -97,6 +97,22 @@ def _training(commands):
     predict.add_argument("--top", type=_number(above=0), default=5, metavar="N", help="classes of each (default 5)")
     predict.add_argument("--json", action="store_true", help="an object a line")
     predict.set_defaults(run_command="predict")
+
+
+def _exchange(commands):
+    export = commands.add_parser("export", help="a network for other programs: safetensors, npz, torch or ONNX")
+    export.add_argument("path", type=Path, metavar="RUN_OR_FILE")
+    export.add_argument("--to", required=True, choices=["safetensors", "npz", "torch", "onnx"], help="the format")
+    export.add_argument("--out", type=Path, metavar="FILE", help="default: the run's name here, as in first.onnx")
+    export.set_defaults(run_command="export")
+
+    take = commands.add_parser("import", help="weights of other programs, as torchvision's, to evaluate or fine-tune")
+    take.add_argument("file", type=Path, metavar="FILE", help=".safetensors or .npz")
+    take.add_argument("--model", default="", help="whose weights they are, as resnet50 (default: what our export says)")
+    take.add_argument("--classes", type=Path, metavar="TXT", help="names of the classes, a line each")
+    take.add_argument("--set", **SETTINGS, help="change a value of [model] or [data], as in data.crop=288")
+    take.add_argument("--out", type=Path, metavar="H5", help="default: the file's name here, as in resnet50.h5")
+    take.set_defaults(run_command="import")
 
 
 def _data(commands):

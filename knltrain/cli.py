@@ -118,6 +118,18 @@ def _trace(args):
     print(show(args.run, args.out, args.step))
 
 
+def _export(args):
+    from .portable import export_run
+
+    export_run(args.path, args.to, args.out)
+
+
+def _import(args):
+    from .portable import import_file
+
+    import_file(args.file, args.model, args.classes, args.set, args.out)
+
+
 def _sweep(args):
     from .leaks import sweep
 
@@ -273,8 +285,9 @@ def _assignment(text: str) -> tuple[str, object]:
 COMMANDS = {
     function.__name__.removeprefix("_"): function
     for function in (
-        _train, _watch, _trace, _evaluate, _pack, _recipes, _predict, _sweep, _init, _verify, _show, _shards, _describe,
-        _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap, _doctor, _drill,
+        _train, _watch, _trace, _evaluate, _pack, _recipes, _predict, _export, _import, _sweep, _init, _verify, _show,
+        _shards, _describe, _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap,
+        _doctor, _drill,
     )
 }  # fmt: skip
 

@@ -16,6 +16,9 @@ MAY_IMPORT = {
     "knltrain.arena": {"knltrain.kernels", "numpy"},
     "knltrain.layers": {"knltrain.kernels", "knltrain.arena", "numpy"},
     "knltrain.models": {"knltrain.kernels", "knltrain.arena", "knltrain.layers", "numpy"},
+    "knltrain.interchange": {
+        "knltrain", "knltrain.arena", "knltrain.layers", "knltrain.models", "knltrain.keys", "knltrain.whole", "numpy",
+    },
     "knltrain.optim": {"knltrain.kernels", "knltrain.arena", "knltrain.layers", "numpy"},
     "knltrain.comm": {"knltrain.kernels", "knltrain.arena", "knltrain.text", "numpy", "mpi4py"},
     "knltrain.data": {
@@ -63,7 +66,7 @@ MAY_IMPORT = {
 }
 KNOW_ALL = {
     "train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "drill", "starter", "warmup", "config",
-    "show", "__main__",
+    "portable", "show", "__main__",
 }  # fmt: skip
 ONLY_IN = {
     "mpi4py": {"knltrain/comm/communicator.py"},
@@ -71,7 +74,9 @@ ONLY_IN = {
     "torch": {"knltrain/bench/torch_process.py", "knltrain/bench/torch_models.py"},
     "knltrain.config": {
         f"knltrain/{name}.py"
-        for name in ("train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "starter", "warmup", "show")
+        for name in (
+            "train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "starter", "warmup", "show", "portable",
+        )
     },
 }
 LAZY = {  # extras: the project must import without them

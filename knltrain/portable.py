@@ -1,0 +1,131 @@
+"""Networks to and from other programs' files: `knltrain export` and `import`, `kt.export` and `kt.import_weights`.
+
+What is in such files, and how tensors are called and laid out there, is `interchange`'s.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from .api import Network, load
+from .config import Recipe, parse_recipe, recipe_of, resolved
+from .experiment import PREPROCESSING, build_network, network_facts
+from .interchange import FORMATS, checked_names, entries, give, heard, look, spelled, take, tell, write, write_onnx
+from .keys import Rule, shown
+from .models import build, custom
+from .models.state import load as load_state
+from .models.state import state
+from .text import printable
+
+STORED = {"data.encoding": Rule("", str, one_of=("raw", "jpeg")), "data.size": Rule("", int, most=8192)}
+WHOLE_PICTURES = {"data.encoding": "jpeg", "data.size": 0}
+SMALL = 128  # pixels: pictures of networks for smaller ones are scaled to the crop itself, not to 256
+
+
+# ---- out ---------------------------------------------------------------------------------------------------------
+
+
+def export(net: Network, path: str | Path, to: str = "") -> str:
+    """Write a network for other programs; returns a line that says what was written.
+
+    to: safetensors, npz, torch or onnx; "": by the end of the path. Weights are under torchvision's names and in its
+    layouts; classes and preprocessing are in the file, but for torch's. Raises ValueError, ImportError for an extra,
+    OSError.
+    """
+    path = Path(path)
+    to = to or {end: name for name, end in FORMATS.items()}.get(path.suffix, "")
+    if to not in FORMATS:
+        raise ValueError(f"{path}: found no format, expected one of {', '.join(FORMATS)}")
+    arrays, table = state(net._model().parameters, momentum=False), entries(net.layers, net.input_shape)
+    facts = network_facts(net.recipe, net.class_names, *net.stored)
+    about = tell(facts, net.preprocessing().short_side or net.recipe.data.crop)
+    if to == "onnx":
+        write_onnx(path, net.layers, net.input_shape, table, arrays, about)
+    else:
+        write(path, to, give(table, arrays), about)
+    size = f"{len(table)} tensors, {path.stat().st_size / 1e6:.1f} MB"
+    return f"{path}: {net.recipe.model.name}, {size}, {len(net.class_names)} classes"
+
+
+def export_run(run: Path, to: str, out: Path | None) -> None:
+    """`knltrain export`: the best checkpoint of a run folder, a checkpoint, or a saved network."""
+    out = out or Path(run.resolve().stem + FORMATS[to])
+    _refuse_same(run, out)
+    print(printable(export(load(run), out, to)))
+
+
+def _refuse_same(source: Path, target: Path):
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target}: found the file that is read, expected another to write")
+
+
+# ---- in ----------------------------------------------------------------------------------------------------------
+
+
+def import_weights(
+    path: str | Path, model: str = "", classes: list[str] | None = None, settings: tuple[str, ...] = ()
+) -> Network:
+    """The network whose weights a .safetensors or .npz file holds, under torchvision's names or our export's.
+
+    model: its name, as in a recipe; "": what the file says, if it is one of ours. classes: their names, in the order of
+    the last layer; None: those the file says, or their numbers. settings: as train's --set, as "data.crop=288".
+    Raises ValueError for a file that does not hold all tensors of that network and no others, OSError.
+    """
+    path = Path(path)
+    try:
+        stored, about = look(path)
+        said = heard(about)
+        recipe, picture = _described(said, model, settings)
+        count = _classes(stored, recipe)
+        names = list(classes or said.get("data.classes") or map(str, range(count)))
+        if len(checked_names(names)) != count:
+            raise ValueError(f"found {count} classes, but {len(names)} names of classes: expected as many")
+        layers = build_network(recipe, count)
+        arrays = take(entries(*layers), stored, recipe.model.name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    net = Network(recipe, names, layers, (picture["data.encoding"], picture["data.size"]))
+    load_state(net._model().parameters, arrays, path, strict=False)
+    return net
+
+
+def _described(said: dict, model: str, settings) -> tuple[Recipe, dict]:
+    """The recipe's [model] and [data], and how pictures are stored: as the file says if it is ours, and the caller."""
+    name = model or said.get("model.name", "")
+    if not model and (not isinstance(name, str) or not name or custom.is_custom(name)):
+        what = f"the network {shown(name)}, whose program is not in it" if name else "no word of its network"
+        raise ValueError(f"found {what}: expected --model, as in --model resnet50")
+    known = {"model.args", *STORED, *(f"data.{key}" for key in PREPROCESSING)}
+    facts = {key: value for key, value in said.items() if key in known and name == said.get("model.name")}
+    ours = "data.crop" in facts
+    if not ours and not custom.is_custom(name):
+        facts["data.crop"] = build(name)[1][0]
+    recipe = parse_recipe(resolved(recipe_of(facts | {"model.name": name})), settings)
+    data = recipe.data
+    if not ours and data.crop <= SMALL and not data.short_side:
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(data, short_side=data.crop))
+    picture = {key: facts.get(key, default) for key, default in WHOLE_PICTURES.items()}
+    for key, rule in STORED.items():
+        if rule.expected(picture[key]):
+            raise ValueError(f"found {key} {shown(picture[key])}, expected {rule.expected(picture[key])}")
+    return recipe, picture
+
+
+def _classes(stored, recipe) -> int:
+    """How many the last layer of the file has, 1 where it has none: `take` says so."""
+    table = entries(*build_network(recipe, 1))
+    last = [entry.theirs for entry in table if entry.ours.startswith("value/")][-1]
+    shape = next((stored[name].shape for name, new in spelled(table, stored).items() if new == last), ())
+    return shape[0] if shape else 1
+
+
+def import_file(path: Path, model: str, classes: Path | None, settings: list[str], out: Path | None) -> None:
+    """`knltrain import`: write the network as `Network.save` does. classes: a text file, a name a line."""
+    out = out or Path(path.stem + ".h5")
+    _refuse_same(path, out)
+    names = classes.read_text(encoding="utf-8").splitlines() if classes else None
+    net = import_weights(path, model, names, tuple(settings))
+    net.save(out)
+    numbers = net.class_names == [str(number) for number in range(len(net.class_names))]
+    called = f", called 0 to {len(net.class_names) - 1}: --classes FILE gives them names" * numbers
+    print(printable(f"{out}: {net.recipe.model.name}, {len(net.class_names)} classes{called}"))
+    print(printable(f"to fine-tune it: knltrain train RECIPE --set model.weights={out}"))
