@@ -7,7 +7,9 @@ powers of two: 5 x 13 covers 64 with one to spare, 10 x 13 covers 128 with two.
 are part of the key of its on-disk cache, so folders may be shared between node types.
 """
 
+import ctypes
 import os
+import sys
 from dataclasses import dataclass
 
 import llvmlite.binding as llvm
@@ -81,12 +83,29 @@ BLOCK = NV * V  # channels of a tile
 CPU = f"{os.environ.get('NUMBA_CPU_NAME') or llvm.get_host_cpu_name()}: {' '.join(sorted(_features()))}"  # compiled for
 LINE = 64  # bytes of a cache line, on all of them
 LINE_FLOATS = LINE // FP32.bytes
-HAS_DOT = {"avx512f", "avx512bf16"} <= _features()  # an instruction that multiplies pairs of bf16
 CRC32C = bool(_features() & {"sse4.2", "avx2", "avx512f"})  # x86 has an instruction for this checksum since SSE4.2
 
 # ---- products of 16-bit tensors ------------------------------------------------------------------------------
 
-DOTS = ("dot2", "widen")  # pairs of bf16 as they are; or every number widened, then multiplied as float32
-DOT = os.environ.get("KNLTRAIN_DOT") or ("dot2" if HAS_DOT else "widen")
+DOTS = ("amx", "dot2", "widen")  # tiles of pairs of bf16; vectors of pairs; every number widened, then as float32
+_REQUEST, _TILE_DATA, _ARCH_PRCTL = 0x1023, 18, 158  # Linux on x86-64: ask for the state of the tiles, once a process
+
+
+def _tiles() -> bool:
+    """Whether there are instructions on tiles, and this process may use them: asked for before threads start."""
+    if "amx-bf16" not in _features():
+        return False
+    if os.environ.get("NUMBA_CPU_NAME", "host") != "host":
+        return True  # code is generated for another machine
+    if ctypes.CDLL(None, use_errno=True).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0:
+        return True
+    reason = os.strerror(ctypes.get_errno())
+    print(f"knltrain: note: this CPU has AMX, the kernel does not allow it ({reason}): not used", file=sys.stderr)
+    return False
+
+
+HAS_DOT = {"avx512f", "avx512bf16"} <= _features()  # an instruction that multiplies pairs of bf16
+HAS_TILES = HAS_DOT and _tiles()
+DOT = os.environ.get("KNLTRAIN_DOT") or ("amx" if HAS_TILES else "dot2" if HAS_DOT else "widen")
 if DOT not in DOTS:
-    raise ValueError(f"KNLTRAIN_DOT: found {DOT!r}, expected one of {', '.join(DOTS)}: correct it or leave it out")
+    sys.exit(f"knltrain: error: KNLTRAIN_DOT: found {DOT!r}, expected one of {', '.join(DOTS)}: correct it or unset it")

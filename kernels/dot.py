@@ -47,9 +47,9 @@ class Dot2(Lanes):
     def dot(self, a, b, c):
         if self.has_instruction and self.width == 16:
             return self._instruction(a, b, c)
-        c = self._flush(c)
-        for bits in (self._upper, self._lower):
-            c = self._flush(self.fma(self._flush(bits(a)), self._flush(bits(b)), c))
+        c = self.flush(c)
+        for bits in (self.upper, self.lower):
+            c = self.flush(self.fma(self.flush(bits(a)), self.flush(bits(b)), c))
         return c
 
     def _instruction(self, a, b, c):
@@ -59,14 +59,16 @@ class Dot2(Lanes):
         function = cgutils.get_or_insert_function(self.builder.module, signature, name)
         return self.builder.call(function, [c, self.builder.bitcast(a, pairs), self.builder.bitcast(b, pairs)])
 
-    def _upper(self, pairs):
+    def upper(self, pairs):
+        """The second number of each pair, as float32."""
         bits = self.builder.and_(pairs, constant_like(pairs, I32, 0xFFFF0000))
         return self.builder.bitcast(bits, self.type)
 
-    def _lower(self, pairs):
+    def lower(self, pairs):
+        """The first."""
         return self.builder.bitcast(self.builder.shl(pairs, constant_like(pairs, I32, 16)), self.type)
 
-    def _flush(self, x):
+    def flush(self, x):
         """x, zero of its sign where it is denormal."""
         bits = self.builder.bitcast(x, ir.VectorType(I32, self.width))
         exponent = self.builder.and_(bits, constant_like(bits, I32, 0x7F800000))

@@ -83,6 +83,7 @@ THREADED = [
 # what x, dx, dy and y hold, and how it is multiplied
 KINDS = {
     "fp32": (FP32, "widen"),
+    "bf16 in tiles": (BF16, "amx"),
     "bf16 in pairs": (BF16, "dot2"),
     "bf16 widened": (BF16, "widen"),
     "fp16 widened": (FP16, "widen"),
@@ -293,11 +294,30 @@ def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once
     ids=str,
 )
 def test_conv2d_plan__picks_the_method_of_a_shape(shape, methods):
-    n, h, w, c, k, r, s, stride, pad, groups = shape
-    plan = conv2d_plan((n, h, w, c), (r, s, c // groups, k), stride, pad, groups)
+    plan = _case(shape)[0]
     for direction, method in zip(("forward", "backward_input", "backward_weight"), methods, strict=True):
         assert type(getattr(plan, direction)).__name__ == method
         assert (plan.arithmetic(direction) < plan.multiply_adds) == ("Winograd" in method)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "methods"),
+    [
+        ((2, 14, 14, 64, 96, 3, 3, 1, 1, 1), "bf16 in tiles", ["Tiles", "Tiles", "WinogradWeight"]),
+        ((2, 14, 14, 64, 96, 3, 3, 1, 1, 1), "bf16 in pairs", ["Winograd", "Winograd", "WinogradWeight"]),
+        ((2, 14, 14, 64, 48, 1, 1, 1, 0, 1), "bf16 in tiles", ["Rows", "Rows", "Outer"]),  # no whole steps of depth
+        ((8, 1, 1, 64, 10, 1, 1, 1, 0, 1), "bf16 in pairs", ["Rows", "Rows", "Outer"]),
+        ((8, 1, 1, 64, 10, 1, 1, 1, 0, 1), "fp16 widened", ["Unpacked", "Unpacked", "Outer"]),
+        ((8, 1, 1, 64, 11, 1, 1, 1, 0, 1), "bf16 in pairs", ["Unpacked", "Unpacked", "Outer"]),  # an odd depth
+    ],
+    ids=str,
+)
+def test_conv2d_plan__multiplies_16_bits_in_tiles_or_pairs_where_they_are_whole(shape, kind, methods):
+    plan = _case(shape, kind)[0]
+    found = plan.forward, plan.backward_input, plan.backward_weight
+    assert [type(method).__name__ for method in found] == methods
+    pairs = plan.shape.pairs and methods[0] != "Winograd"
+    assert (plan.forward.panels is BF16) == pairs and (plan.backward_input.panels is BF16) == pairs
 
 
 def test_number_of__knows_what_kernels_take():

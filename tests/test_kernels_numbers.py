@@ -1,5 +1,6 @@
 """Numbers of 16 bits: conversions bit by bit, the dot product of pairs, and every kernel on bf16 and fp16 tensors."""
 
+import numba
 import numpy as np
 import pytest
 from gradcheck import TOLERANCE, randn
@@ -9,9 +10,9 @@ from numba.extending import intrinsic
 from knltrain import kernels
 from knltrain.kernels import BF16, FP16, FP32, number_named, number_of, reference
 from knltrain.kernels._ir import literals
-from knltrain.kernels._jit import kernel
-from knltrain.kernels.arch import HAS_DOT, V
+from knltrain.kernels.arch import HAS_DOT, HAS_TILES, V
 from knltrain.kernels.dot import Dot2
+from knltrain.kernels.tile_amx import configure_tiles, release_tiles, tile_block
 
 SHORT = pytest.mark.parametrize("number", [BF16, FP16], ids=lambda number: number.name)
 
@@ -89,13 +90,12 @@ def _dot_kernel(dot):
 
         return types.void(width, types.int64, types.int64, types.int64), codegen
 
+    @numba.njit
     def run(a, b, c):
         for i in range(0, c.size, V):
             emit(V, a.ctypes.data + 4 * i, b.ctypes.data + 4 * i, c.ctypes.data + 4 * i)
 
-    compiled = kernel(run)
-    compiled._cache = type(compiled._cache)(run)  # a function of a test has no place in the cache of the package
-    return compiled
+    return run
 
 
 def _flush(x):
@@ -129,6 +129,41 @@ def test_dot2__follows_its_definition_to_the_bit(dot):
     assert (expected[tiny] == 0).any() and (expected[tiny] != 0).any()
     if dot is Dot2:
         print("by the instruction" if HAS_DOT and V == 16 else "spelled out: this CPU has no AVX512_BF16")
+
+
+@numba.njit
+def _multiply_block(a, b, c, taps, steps):
+    configure_tiles()
+    pitch, tap = a.strides[1], a.strides[0]
+    address = c.ctypes.data
+    tile_block(V, a.ctypes.data, pitch, tap, taps, steps, b.ctypes.data, b.strides[0], address, c.strides[0])
+    release_tiles()
+
+
+def test_tile_block__follows_its_definition_to_the_bit():
+    """By AMX where the CPU has it, else spelled out."""
+    rng = np.random.default_rng(2)
+    taps, steps = 2, 3
+    a = BF16.narrow(rng.standard_normal((taps, 32, steps * 32 + 8)).astype(np.float32))
+    b = BF16.narrow(rng.standard_normal((taps, steps * 16, 32, 2)).astype(np.float32))
+    a[:, 3] = BF16.narrow(BF16.widen(a[:, 3]) * np.float32(2.0**-126))  # a row around the smallest normal number
+    a[0, 4, :9] = 1  # denormals
+    found = np.zeros((32, 40), np.float32)
+    found[:, :32] = rng.standard_normal((32, 32))
+    c = found[:, :32].copy()
+    for tap in range(taps):
+        for step in range(steps):
+            sums = np.zeros((2, 32, 32), np.float32)  # of even and of odd places
+            for k in range(16):
+                for place in range(2):
+                    left = _flush(BF16.widen(a[tap, :, step * 32 + 2 * k + place])).astype(np.longdouble)
+                    right = _flush(BF16.widen(b[tap, step * 16 + k, :, place]))
+                    sums[place] = _flush((np.outer(left, right) + sums[place]).astype(np.float32))
+            c = _flush(_flush(c) + _flush(sums[0] + sums[1]))
+    _multiply_block(a, b, found, taps, steps)
+    np.testing.assert_array_equal(found[:, :32].view(np.uint32), c.view(np.uint32))
+    assert not found[:, 32:].any()
+    print("by AMX" if HAS_TILES else "spelled out: this CPU has no AMX")
 
 
 # ---- kernels on tensors of 16 bits ---------------------------------------------------------------------------

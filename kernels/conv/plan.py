@@ -11,12 +11,13 @@ from .method import Blocks, Gradient
 from .outer import MergedOuter, Outer
 from .rows import MergedRows, Rows, Unpacked
 from .shape import Shape, make_shape
+from .tiles import Tiles
 from .winograd import Winograd
 from .winograd_weight import WinogradWeight
 
 # candidates, the faster ones first: the first that suits is taken
-FORWARD = (Winograd, MergedRows, Unpacked, Rows)
-BACKWARD_INPUT = (Winograd, Unpacked, Rows)
+FORWARD = (Tiles, Winograd, MergedRows, Unpacked, Rows)
+BACKWARD_INPUT = (Tiles, Winograd, Unpacked, Rows)
 BACKWARD_WEIGHT = (WinogradWeight, MergedOuter, Outer)
 
 

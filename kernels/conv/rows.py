@@ -37,7 +37,7 @@ AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time:
 
 
 @kernel
-def _gather(job, part, padded):
+def gather(job, part, padded):
     """Addresses of the inputs (taps, padded) and of the outputs (count,) of a part; the last input is repeated."""
     n_taps = job.taps.shape[0]
     rows, out_rows = np.empty((n_taps, padded), np.int64), np.empty(part.count, np.int64)
@@ -51,7 +51,7 @@ def _gather(job, part, padded):
 
 
 @kernel
-def _begin(job, channel, k0, start):
+def begin_with(job, channel, k0, start):
     """start = bias of a block of output channels, from number `channel` on; k0: its first one in the group."""
     for j in range(BLOCK):
         start[j] = job.bias[channel + j] if job.bias.size > 0 and k0 + j < job.geometry[WIDTH] else 0.0
@@ -74,7 +74,7 @@ def _panel(job, part, block, c0, count, own):
 
 
 @kernel
-def _next_block(job, part):
+def next_block(job, part):
     """First and last + 1 address of what the next block of pixels will read, as far as it is worth asking for."""
     geometry = job.geometry
     size = part.count * geometry[STEP] * geometry[STEP] * geometry[IN_PITCH]
@@ -86,7 +86,7 @@ def _next_block(job, part):
 
 
 @kernel
-def _taps_in_a_row(taps, t0, most):
+def taps_in_a_row(taps, t0, most):
     """End of the taps from t0 on whose weights are neighbours: those of the list that have no gap, `most` at once."""
     t1 = t0 + 1
     while t1 < taps.shape[0] and t1 - t0 < most and taps[t1, 2] == taps[t1 - 1, 2] + 1:
@@ -102,19 +102,18 @@ class _Near(NamedTuple):
 
 
 @kernel
-def _near(job, part, n_taps, units, padded):
+def near_rows(n_taps, count, padded, units):
+    """Room for `count` rows of each tap; those behind, up to `padded`, are the last one again."""
     lines = -(-units * F32_BYTES // LINE) | 1  # odd, so that rows lie in different sets of L1
-    if not job.staged:
-        n_taps = 0
-    room, table = aligned(n_taps * part.count * lines * LINE_FLOATS), np.empty((n_taps, padded), np.int64)
+    room, table = aligned(n_taps * count * lines * LINE_FLOATS), np.empty((n_taps, padded), np.int64)
     for t in range(n_taps):
         for m in range(padded):
-            table[t, m] = room.ctypes.data + (t * part.count + min(m, part.count - 1)) * lines * LINE
+            table[t, m] = room.ctypes.data + (t * count + min(m, count - 1)) * lines * LINE
     return _Near(room, table)
 
 
 @kernel
-def _stage(job, part, rows, t0, t1, shift, units, table):
+def stage(job, part, rows, t0, t1, shift, units, table):
     """Copy `units` units of the rows of taps t0 to t1, from `shift` bytes on, to the addresses of a table."""
     for t in range(t0, t1):
         for m in range(part.count):
@@ -126,7 +125,7 @@ def _stage(job, part, rows, t0, t1, shift, units, table):
 
 @kernel
 def _multiply(group, job, part, rows, c, ahead, end):
-    """C = bias + sum over taps and depth of one group; ahead, end: as `_next_block`; returns how far that went.
+    """C = bias + sum over taps and depth of one group; ahead, end: as `next_block`; returns how far that went.
 
     One inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth, in units.
     """
@@ -138,21 +137,21 @@ def _multiply(group, job, part, rows, c, ahead, end):
     room = 0 if job.form == PACKED else depth_at_once * BLOCK
     own = aligned(SIDE_BY_SIDE * room).reshape(SIDE_BY_SIDE, room)
     start, c_rows = np.zeros(BLOCK, np.float32), np.arange(padded) * row_bytes
-    near = _near(job, part, min(taps_at_once, taps.shape[0]), depth_at_once, padded)
+    near = near_rows(min(taps_at_once, taps.shape[0]) if job.staged else 0, part.count, padded, depth_at_once)
     t0 = 0
     while t0 < taps.shape[0]:
-        t1 = _taps_in_a_row(taps, t0, taps_at_once)
+        t1 = taps_in_a_row(taps, t0, taps_at_once)
         for c0 in range(0, depth, depth_at_once):
             c_count = min(depth_at_once, depth - c0)
             a_rows, a_offset = rows.ctypes.data + t0 * padded * 8, (group * depth + c0) * per_unit * job.x.itemsize
             if job.staged:
-                _stage(job, part, rows, t0, t1, a_offset, c_count, near.table)
+                stage(job, part, rows, t0, t1, a_offset, c_count, near.table)
                 a_rows, a_offset = near.table.ctypes.data, 0
             for block in range(part.lo, part.hi):
                 begin = 0
                 if t0 == 0 and c0 == 0:
                     begin = start.ctypes.data
-                    _begin(job, group * width + block * BLOCK, block * BLOCK, start)
+                    begin_with(job, group * width + block * BLOCK, block * BLOCK, start)
                 if job.form == PACKED:
                     panel = ((group * blocks + block) * job.all_taps + taps[t0, 2]) * depth + c0
                     b = job.weights.ctypes.data + panel * ROW
@@ -178,9 +177,9 @@ def _rows_task(task, job):
     part = place(task, job, PIXELS)
     pitch = (part.hi - part.lo) * BLOCK
     padded = -(-part.count // MR) * MR  # the last tile reads the last pixel again: to rows of C that nobody reads
-    rows, out_rows = _gather(job, part, padded)
+    rows, out_rows = gather(job, part, padded)
     c = aligned(padded * pitch)
-    ahead, end = _next_block(job, part)
+    ahead, end = next_block(job, part)
     for group in range(job.geometry[GROUPS]):
         ahead = _multiply(group, job, part, rows, c, ahead, end)
         finish(job, part, group, c, pitch, part.count, out_rows)

@@ -34,7 +34,12 @@ class Shape:
     @property
     def pairs(self) -> bool:
         """Whether pairs of bf16 are multiplied: by taps' depths that are even, forward and backward."""
-        return self.number is BF16 and self.dot == "dot2" and self.w[2] % 2 == 0 and self.k_group % 2 == 0
+        return self.number is BF16 and self.dot != "widen" and self.w[2] % 2 == 0 and self.k_group % 2 == 0
+
+    @property
+    def tiles(self) -> bool:
+        """Whether they are multiplied in tiles, which hold 32 numbers of the depth."""
+        return self.pairs and self.dot == "amx" and self.w[2] % 32 == 0 and self.k_group % 32 == 0
 
     @property
     def k_group(self) -> int:
