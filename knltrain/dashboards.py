@@ -85,7 +85,7 @@ class Dashboards(StepObserver):
             except ImportError:
                 raise
             except Exception as error:
-                self.warn(f"warning: training goes on without a dashboard ({type(error).__name__}: {error})")
+                self.warn(f"warning: training goes on without a dashboard ({_short(error)})")
 
     def _each(self, method: str, *arguments):
         for board in list(self.boards):
@@ -93,7 +93,7 @@ class Dashboards(StepObserver):
                 getattr(board, method)(*arguments)
             except Exception as error:  # whatever a client raises: it is not the run's
                 self.boards.remove(board)
-                self.warn(f"warning: {board.name} is left, training goes on ({type(error).__name__}: {error})")
+                self.warn(f"warning: {board.name} is left, training goes on ({_short(error)})")
 
 
 def sample(loader, epoch: int) -> np.ndarray:
@@ -184,6 +184,11 @@ class MLflow:
         metrics, self.waiting, self.sent = self.waiting, [], time.monotonic()
         for first in range(0, len(metrics), 1000):
             self.sending = self.client.log_batch(self.run, metrics[first : first + 1000], synchronous=synchronous)
+
+
+def _short(error) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}{' …' * (len(text) > 200)}"
 
 
 def _missing(error, key: str, extra: str) -> ImportError:

@@ -17,7 +17,7 @@ from .board import LEAST_COLUMNS, LEAST_ROWS, Board, available, duration, rate
 from .hardware import format_list
 from .text import printable
 
-REDRAW_S, REDRAW_BLOCK_S = 0.1, 0.5  # a block takes a few milliseconds
+REDRAW_S, REDRAW_BLOCK_S = 0.1, 1.0  # a block takes a millisecond, a line next to nothing
 LAUNCHERS = ("mpiexec", "mpirun", "hydra", "prte", "orte", "srun")  # in the names of processes
 
 

@@ -29,7 +29,7 @@ OTHERS = [
     "\udcff",
 ]
 PATHS = ("data.train", "data.val", "data.mean_image", "model.weights")
-TEXTS = ("model.name", *PATHS)  # may be anything
+TEXTS = ("model.name", "run.mlflow", *PATHS)  # may be anything
 
 
 def _one_of(random, values):
