@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mpirun import ROOT
 from test_data_decode import SHARED
+from test_docs_snippets import SNIPPET
 
 import knltrain as kt
 from knltrain import cli
@@ -389,3 +390,26 @@ def test_import__needs_no_optional_package_until_a_file_does():
     code = "import sys, knltrain.portable; print([m for m in ('onnx', 'safetensors', 'torch') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout == "[]\n", found.stderr
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_page__runs_as_printed(tmp_path):
+    """Its Python: a state dict converted, which is imported then, and a network asked in onnxruntime."""
+    pytest.importorskip("onnxruntime")
+    convert, ask = SNIPPET.findall((ROOT / "docs" / "exchange.md").read_text(encoding="utf-8"))
+    kt.export(network(width=4), tmp_path / "first.onnx")
+    assert run(ask, tmp_path).startswith("class ")
+    pytest.importorskip("torch")
+    net = network("resnet50", crop=32, width=4)
+    kt.export(net, tmp_path / "resnet50.pth")
+    run(convert, tmp_path)
+    again = import_weights(tmp_path / "resnet50.safetensors", "resnet50", settings=("model.width=4",))
+    equal(tensors(again), tensors(net))
+
+
+def run(code, folder):
+    found = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
