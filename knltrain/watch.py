@@ -12,7 +12,7 @@ from .lock import is_held
 from .screen import Screen
 from .text import printable
 
-LOOK_S = 0.5
+LOOK_S, QUIET_S = 0.5, 60.0  # between looks; without a record until that is said
 DAMAGED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)  # what a wrong record leads to
 
 
@@ -50,6 +50,7 @@ class Viewer:
         self.show = screen.learn  # what was shown before is not repeated: the first look shows where the run stands
         self.total, self.per_epoch = math.nan, math.nan  # steps
         self.end = None  # its record, until the run begins anew
+        self.quiet = False  # whether it was said that nothing comes
 
     def look(self) -> bool:
         """Show what is new; whether there may be more to come."""
@@ -67,10 +68,18 @@ class Viewer:
                 with contextlib.suppress(*DAMAGED):
                     self.screen.tell(self.end)
         if alive or self.end:
+            self._say_quiet()
             return not self.end
         self.screen.close()
         self.screen.say(f"{self.run_dir}: nothing runs here any more{_status(self.run_dir)}")
         return False
+
+    def _say_quiet(self):
+        """Say once that no record comes any more, as in an evaluation, or where ranks wait for each other."""
+        silent = time.time() - self.log.path.stat().st_mtime if self.log.path.exists() else 0.0
+        if silent >= QUIET_S and not self.quiet and not self.end:
+            self.screen.say(f"no record for {silent:.0f} s")
+        self.quiet = silent >= QUIET_S
 
     def _tell(self, record):
         if record["kind"] == "begin":

@@ -10,8 +10,9 @@ import pytest
 import tinyrun
 
 from knltrain import cli
+from knltrain.comm import Serial
 from knltrain.config import RecipeError, load_recipe, traced_steps
-from knltrain.trace import FOLDER, clocks
+from knltrain.trace import FOLDER, clocks, tracer
 from knltrain.trace.critical import by_kind, critical_path
 from knltrain.trace.reading import read_trace
 from knltrain.trace.stragglers import stragglers
@@ -119,6 +120,14 @@ def test_critical_path__goes_to_the_late_rank_and_has_no_gaps(tmp_path):
     )
 
 
+def test_critical_path__counts_a_late_begin(tmp_path):
+    late = late_rank(tmp_path)
+    late.write_text(late.read_text().replace('"begin": 10050.0', '"begin": 10050.2'))
+    path = critical_path(read_trace(tmp_path), 7)
+    assert (path[-1].rank, path[-1].name) == (1, "before the step")
+    assert path[-1].begin == pytest.approx(0, abs=1e-6) and path[-1].end == pytest.approx(0.2, abs=1e-6)
+
+
 def test_critical_path__goes_through_the_exchange_before_where_that_kept_the_thread(tmp_path):
     def rank(first):
         compute = [("a", "forward", 0, first), ("b", "forward", first, 10)]
@@ -138,6 +147,10 @@ def test_trace__survives_cut_lines_nonsense_and_older_traces(tmp_path):
     cut = late_rank(tmp_path, steps=(7, 8))
     text = cut.read_text()
     nonsense = ["[1, 2", "null", "[]", '{"step": {}}', '{"step": 9, "begin": 1, "rows": {"compute": [[99, 0, 1]]}}']
+    whole = '{"step": 9, "begin": 60, "ns": 5, "left_out": 0, "names": [], "rows": {"exchange": [[0, 1, 2]]}}'
+    nonsense += [
+        whole.replace(a, b) for a, b in (("60", "NaN"), ("5", "1e999"), ("[0, 1", "[-9, 1"), ("1, 2", "NaN, 2"))
+    ]
     cut.write_text(text[: text.rindex("\n", 0, -1) + 40] + "\n" + "\n".join(nonsense) + "\n")
     write_rank(tmp_path, 0, {}, session=0.5, steps=(3,))
     write_rank(tmp_path, 1, {}, session=0.5, steps=(3,))
@@ -214,3 +227,25 @@ def test_trace__of_a_run_that_is_killed_holds_the_steps_before(tmp_path):
         assert sum(by_kind(path).values()) == pytest.approx(path[0].end - path[-1].begin)
     assert cli.main(["trace", str(tmp_path / "run")]) == 0
     check_nesting(json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"])
+
+
+def test_tracer__is_bounded_and_says_where_it_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracer, "MOST_SPANS", 40)
+    monkeypatch.setattr(tracer, "MOST_BYTES", 5000)
+    notes = []
+    trainer = SimpleNamespace(done=0, total=50, note=notes.append, reducer=SimpleNamespace(finished=[]))
+    trainer.observe = lambda *_: None
+    made = tracer.Tracer(tmp_path, Serial(), range(1, 10))
+    op = SimpleNamespace(owner=SimpleNamespace(name="conv"), name="forward", kind="forward", flops=5)
+    for number in range(1, 10):
+        made.begin_step(trainer)
+        for _ in range(50):
+            made.begin(op)
+            made.end(op, 1e-6)
+        made.end_step(trainer, SimpleNamespace(number=number, stop=False))
+        trainer.done = number
+    (rank,) = read_trace(tmp_path)
+    last = max(rank.steps)
+    assert 3 <= last < 9 and {step.left_out for step in rank.steps.values()} == {10}
+    assert notes == [f"steps 1..{last} are traced (more do not fit): knltrain trace {tmp_path}"]
+    assert (tmp_path / FOLDER / "00000001-00000.jsonl").stat().st_size < 5200 and len(rank.clocks) == 2

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import socket
+import time
 
 import pytest
 
@@ -126,9 +127,11 @@ def test_watch__follows_a_run_that_goes_on(tmp_path):
     try:
         viewer = Viewer(folder, Screen("lines", stream=stream))
         assert viewer.look() and stream.getvalue().count("\n") == 1
+        os.utime(folder / "log.jsonl", (time.time() - 90, time.time() - 90))
+        assert viewer.look() and viewer.look() and stream.getvalue().splitlines()[1:] == ["no record for 90 s"]
         evaluation = {"kind": "evaluation", "step": 30, "epoch": 3.0, "top1": 0.75, "top5": 1.0, "images": 8}
         write(folder, [evaluation, EPOCH | {"step": 30, "epoch": 3.0}], "a")
-        assert viewer.look() and stream.getvalue().splitlines()[1].startswith("epoch 3/4  train loss 0.1000")
+        assert viewer.look() and stream.getvalue().splitlines()[2].startswith("epoch 3/4  train loss 0.1000")
         with open(folder / "log.jsonl", "a") as log:
             log.write('{"kind": "end", "step": 40, "state": "do')
         assert viewer.look()
@@ -137,7 +140,7 @@ def test_watch__follows_a_run_that_goes_on(tmp_path):
         assert not viewer.look()
     finally:
         lock.release()
-    assert stream.getvalue().splitlines()[2:] == ["done; evaluate with: knltrain evaluate r"]
+    assert stream.getvalue().splitlines()[3:] == ["done; evaluate with: knltrain evaluate r"]
 
 
 def test_watch__says_that_a_run_was_killed(tmp_path):

@@ -2,7 +2,8 @@
 
 Walked from the step's end backwards. Where a thread computed, that op is on the path. Where it waited for an exchange,
 the path goes through the exchange to the rank that entered it last, and there to the work that made it late, or to the
-exchange before, if its communication thread was still busy. What is between ops is the interpreter's.
+exchange before, if its communication thread was still busy. What is between ops is the interpreter's. Where the path
+ends on a rank that began the step later than others, what it did before (a checkpoint, a loss of its core) is on it.
 """
 
 import bisect
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from .reading import Rank
 from .tracer import EXCHANGE, WAIT_DATA, WAIT_EXCHANGE
 
-BETWEEN = "between ops"
+BETWEEN, BEFORE = "between ops", "before the step"
 _TINY = 1e-7  # seconds
 
 
@@ -27,7 +28,7 @@ class Link:
 
 
 def critical_path(ranks: list[Rank], number: int) -> list[Link]:
-    """The path of step `number`, which all of `ranks` have, from its end to its begin: gapless."""
+    """The path of step `number`, which all of `ranks` have, from its end to its first begin on any rank: gapless."""
     steps = [rank.steps[number] for rank in ranks]
     begins = [[span.begin for span in step.compute] for step in steps]
     here = max(range(len(steps)), key=lambda i: steps[i].end)
@@ -56,6 +57,7 @@ def critical_path(ranks: list[Rank], number: int) -> list[Link]:
                 here = late
             if now >= before:  # clocks, or a file, that contradict themselves
                 add(span.name, WAIT_EXCHANGE, span.begin)
+    add(BEFORE, BEFORE, min(step.begin for step in steps))
     return path
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..text import printable
 from .tracer import COMPUTE, EXCHANGE, FOLDER, VERSION
 
-MOST_NAMES = 100_000
+MOST_NAMES, LATEST = 100_000, 1e12  # seconds of a clock
 
 
 class Span(NamedTuple):
@@ -119,15 +119,17 @@ def _header(record) -> Rank:
 def _step(record, names) -> RankStep:
     """Times are seconds of the rank's own clock."""
     start, rows = float(record["begin"]), {}
+    if not abs(start) < LATEST:
+        raise ValueError("no time of a clock")
     for row, spans in record["rows"].items():
         rows[printable(row)] = here = []
         for number, begin, ns, *facts in spans:
-            begin, facts = start + 1e-9 * begin, dict(facts[0]) if facts else {}
+            begin, ns, facts = start + 1e-9 * int(begin), int(ns), dict(facts[0]) if facts else {}
             for key in ("queued", "wanted") if "queued" in facts else ():
-                facts[key] = start + 1e-9 * facts[key]
+                facts[key] = start + 1e-9 * int(facts[key])
             here.append(Span(begin, begin + 1e-9 * max(ns, 0), *names[number], facts))
         here.sort(key=lambda span: span.begin)
-    return RankStep(start, start + 1e-9 * record["ns"], rows, int(record["left_out"]))
+    return RankStep(start, start + 1e-9 * int(record["ns"]), rows, int(record["left_out"]))
 
 
 def _align(rank):

@@ -19,15 +19,16 @@ def show(run_dir: Path, out: Path | None = None, step: int = 0) -> str:
     Raises FileNotFoundError and ValueError where there is no trace, or not of that step.
     """
     ranks, out = read_trace(run_dir), out or Path(run_dir) / "trace.json"
-    steps = common_steps(ranks)
-    if not steps or step and step not in steps:
-        raise ValueError(f"{run_dir}: step {step or ''} is not in the trace of all ranks; found {steps or 'none'}")
-    paths = {number: critical_path(ranks, number) for number in steps}
-    lengths = {number: path[0].end - path[-1].begin for number, path in paths.items() if path}
+    paths = {number: path for number in common_steps(ranks) if (path := critical_path(ranks, number))}
+    if not paths or step and step not in paths:
+        raise ValueError(
+            f"{run_dir}: step {step or ''} is not in the trace of all ranks; found {list(paths) or 'none'}"
+        )
+    lengths = {number: path[0].end - path[-1].begin for number, path in paths.items()}
     step = step or sorted(lengths, key=lengths.get)[len(lengths) // 2]
     drawn = _fitting(ranks)
     write_chrome(out, drawn, paths if drawn == ranks else {})
-    lines = [*_head(ranks, steps, drawn, out), "", *_stragglers(ranks), "", *_path(ranks, step, paths[step])]
+    lines = [*_head(ranks, lengths, drawn, out), "", *_stragglers(ranks), "", *_path(ranks, step, paths[step])]
     return "\n".join(lines)
 
 
@@ -42,9 +43,10 @@ def _fitting(ranks: list[Rank]) -> list[Rank]:
     return fitting
 
 
-def _head(ranks, steps, drawn, out):
+def _head(ranks, lengths, drawn, out):
+    """lengths: seconds of each step, from its first begin to its last end on any rank."""
     error, told = 1e6 * max(rank.error for rank in ranks), ranks[0].ranks
-    seconds = statistics.median(rank.steps[n].end - rank.steps[n].begin for rank in ranks for n in steps)
+    steps, seconds = sorted(lengths), statistics.median(lengths.values())
     where = f"{len(ranks)} rank{'s' * (len(ranks) > 1)}, clocks within {error:.1f} us"
     yield f"steps {steps[0]}..{steps[-1]}, {seconds:.4g} s each (median), on {where}"
     if len(ranks) < told:

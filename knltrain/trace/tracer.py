@@ -27,7 +27,7 @@ class Tracer(StepObserver, Observer):
 
     def __init__(self, run_dir: Path, comm, steps: range):
         self.folder, self.comm, self.steps = Path(run_dir) / FOLDER, comm, steps
-        self.file, self.first, self.written, self.full, self.left_out = None, 0, 0, False, 0
+        self.file, self.first, self.last, self.written, self.full, self.left_out = None, 0, 0, 0, False, 0
         self.names: dict[tuple, int] = {}  # (name, kind, flops) → its number
         self.spans: list[tuple] = []  # (row, name, kind, flops, begin, seconds, facts), by several threads
         self.begun = self.op_begun = 0.0
@@ -39,7 +39,8 @@ class Tracer(StepObserver, Observer):
         if trainer.done + 1 in self.steps:
             if self.file is None:
                 self._open(trainer)
-            trainer.observe(self, self.read)
+            if not self.full:
+                trainer.observe(self, self.read)
             self.begun = time.perf_counter()
 
     def begin(self, op):
@@ -59,13 +60,8 @@ class Tracer(StepObserver, Observer):
         """A step is done: write it, if it was traced."""
         if step.number not in self.steps:
             return
-        ended = time.perf_counter()
-        for job in trainer.reducer.finished:
-            facts = {"queued": self._ns(job.queued), "wanted": self._ns(job.wanted)}
-            self._span(EXCHANGE, job.name, EXCHANGE, 0, job.begun, job.done - job.begun, facts)
-            self._span(COMPUTE, f"wait for {job.name}", WAIT_EXCHANGE, 0, job.wanted, job.waited)
-        trainer.observe(None)
-        self._write_step(step.number, ended)
+        if not self.full:
+            self._write_step(trainer, step.number)
         if step.number == min(self.steps[-1], trainer.total) or step.stop:
             self._close(trainer)
 
@@ -94,7 +90,13 @@ class Tracer(StepObserver, Observer):
     def _ns(self, instant: float) -> int:
         return round(1e9 * (instant - self.begun))
 
-    def _write_step(self, number: int, ended: float):
+    def _write_step(self, trainer, number: int):
+        ended = time.perf_counter()
+        trainer.observe(None)
+        for job in trainer.reducer.finished:
+            facts = {"queued": self._ns(job.queued), "wanted": self._ns(job.wanted)}
+            self._span(EXCHANGE, job.name, EXCHANGE, 0, job.begun, job.done - job.begun, facts)
+            self._span(COMPUTE, f"wait for {job.name}", WAIT_EXCHANGE, 0, job.wanted, job.waited)
         spans, self.spans = self.spans, []
         new, rows = [], {}
         for row, name, begin, seconds, facts in spans:
@@ -105,9 +107,10 @@ class Tracer(StepObserver, Observer):
             rows.setdefault(row, []).append([*span, facts] if facts else span)
         record = {"step": number, "begin": self.begun, "ns": self._ns(ended), "left_out": self.left_out}
         text = json.dumps(record | {"names": new, "rows": rows}, separators=(",", ":"))
-        self.full = self.full or self.written + len(text) > MOST_BYTES
+        self.full, self.left_out = self.written + len(text) > MOST_BYTES, 0
         if not self.full:
             self._line(text)
+            self.last = number
 
     def _line(self, text: str):
         self.written += len(text)
@@ -120,5 +123,6 @@ class Tracer(StepObserver, Observer):
     def _close(self, trainer):
         self._line(json.dumps(clock_offset(self.comm)))
         self.file.close()
-        trainer.note(f"steps {self.first}..{trainer.done} are traced: knltrain trace {self.folder.parent}")
+        told = " (more do not fit)" * self.full
+        trainer.note(f"steps {self.first}..{self.last} are traced{told}: knltrain trace {self.folder.parent}")
         self.steps = range(0)
