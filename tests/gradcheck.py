@@ -1,9 +1,14 @@
 """What the kernel tests compare with: tolerances, central differences for the twins, one and two threads."""
 
+import os
+
 import numba
 import numpy as np
 
-from knltrain.kernels import aligned_zeros
+from knltrain.kernels import BF16, FP16, FP32, aligned_zeros
+
+# on code for another CPU: those that matter there, for each is a compilation more
+NUMBERS = [n for n in (FP32, BF16, FP16) if n.name in os.environ.get("TEST_NUMBERS", "fp32 bf16 fp16").split()]
 
 TOLERANCE = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 1e-6}  # of the largest magnitude; float64: differences
 

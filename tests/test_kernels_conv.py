@@ -5,7 +5,7 @@ import itertools
 import numba
 import numpy as np
 import pytest
-from gradcheck import aligned
+from gradcheck import NUMBERS, aligned
 
 from knltrain.kernels import (
     conv2d_backward_input,
@@ -88,6 +88,7 @@ KINDS = {
     "bf16 widened": (BF16, "widen"),
     "fp16 widened": (FP16, "widen"),
 }
+KINDS_HERE = [name for name, (number, _) in KINDS.items() if number in NUMBERS]
 
 
 def _case(shape, kind="fp32", **options):
@@ -137,7 +138,7 @@ def _wide(*arrays):
     return [a.astype(np.float64) for a in arrays]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_HERE)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_conv2d__equals_its_twin(shape, kind):
     plan, (x, w, b, dy), options = _case(shape, kind)
@@ -172,7 +173,7 @@ def test_conv2d__equals_its_twin(shape, kind):
     _close(dx, 2 * expected_dx, number, sums=2)
 
 
-@pytest.mark.parametrize("kind", list(KINDS)[1:])
+@pytest.mark.parametrize("kind", KINDS_HERE[1:])
 @pytest.mark.parametrize("shape", [SHAPES[2], SHAPES[8], SHAPES[12]], ids=str)
 def test_conv2d__stores_logits_as_float32(shape, kind):
     plan, (x, w, b, _), options = _case(shape, kind, y_number=FP32)
@@ -228,7 +229,7 @@ def test_conv2d__stores_past_the_caches_what_it_stores_otherwise(shape, monkeypa
         np.testing.assert_array_equal(have, want)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_HERE)
 @pytest.mark.parametrize("shape", THREADED, ids=str)
 def test_conv2d__same_bits_with_one_and_two_threads(shape, kind):
     plan, (x, w, b, dy), _ = _case(shape, kind)

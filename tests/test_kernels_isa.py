@@ -23,6 +23,7 @@ HOST = {name for name, present in llvm.get_host_cpu_features().items() if presen
 KNL_FEATURES = "+avx512f,+avx512cd,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt"
 ALL = sorted(path.name for path in HERE.glob("test_kernels_*.py") if path.name != Path(__file__).name)
 # CPU → what the host must have to run its code, tests to run
+NUMBERS = {"knl": "fp32 fp16", "haswell": "fp32 bf16", "generic": "fp32"}  # what tensors hold there
 CPUS = {
     "knl": ({"avx512f", "avx512cd"}, ALL),
     "haswell": (
@@ -37,6 +38,7 @@ def start(cpu, *arguments, cache=None):
     """A process that compiles for `cpu`, or for this machine where that is None."""
     own = {"NUMBA_CPU_NAME": cpu, "NUMBA_CACHE_DIR": str(cache or f"{kernels.cache_folder()}-{cpu}")} if cpu else {}
     own |= {"NUMBA_CPU_FEATURES": KNL_FEATURES} if cpu == "knl" else {}
+    own |= {"TEST_NUMBERS": NUMBERS.get(cpu or "knl", "fp32")}  # for this machine: to note what KNL's tests compile
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)], cwd=HERE, env=os.environ | {"PYTHONPATH": path} | own, text=True,

@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 import pytest
-from gradcheck import TOLERANCE, randn
+from gradcheck import NUMBERS, TOLERANCE, randn
 from numba import types
 from numba.extending import intrinsic
 
@@ -14,7 +14,7 @@ from knltrain.kernels.arch import HAS_DOT, HAS_TILES, V
 from knltrain.kernels.dot import Dot2
 from knltrain.kernels.tile_amx import configure_tiles, release_tiles, tile_block
 
-SHORT = pytest.mark.parametrize("number", [BF16, FP16], ids=lambda number: number.name)
+SHORT = pytest.mark.parametrize("number", [n for n in NUMBERS if n is not FP32], ids=lambda number: number.name)
 
 
 # ---- conversions ---------------------------------------------------------------------------------------------

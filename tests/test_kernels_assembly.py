@@ -1,0 +1,122 @@
+"""The inner loops for CPUs with bf16 instructions, and for those without, read in the assembly generated for them.
+
+Compiled in processes of their own, without running: no such CPU is needed. Types are those of convolutions that this
+process ran before.
+"""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_kernels_conv import _case, _empty, _packed, _scratch
+
+from knltrain import kernels
+from knltrain.kernels.conv import outer, rows, tiles
+
+NESTS = {"rows": rows._rows_nest, "outer": outer._weight_nest, "tiles": tiles._tiles_nest}
+SHAPE = (1, 4, 4, 64, 32, 1, 1, 1, 0, 1)
+# CPU → nest, kind of tensors
+WANTED = {
+    "sapphirerapids": [("tiles", "bf16 in tiles"), ("rows", "bf16 in pairs"), ("outer", "bf16 in pairs")],
+    "cooperlake": [("outer", "bf16 in pairs")],
+    "znver4": [("rows", "bf16 in pairs"), ("rows", "fp32")],
+    "haswell": [("outer", "bf16 widened")],
+}
+COMPILE = """
+import pickle, sys
+from pathlib import Path
+from knltrain.kernels.conv import outer, rows, tiles
+nests = {"rows": rows._rows_nest, "outer": outer._weight_nest, "tiles": tiles._tiles_nest}
+for nest, kind, signature in pickle.loads(Path(sys.argv[1]).read_bytes()):
+    nests[nest].compile(signature)
+    Path(sys.argv[2], f"{nest}, {kind}.s").write_text(nests[nest].inspect_asm(signature))
+"""
+
+
+def signature(nest, kind):
+    """With which types a nest is called for tensors of a kind."""
+    plan, (x, w, _, dy), _ = _case(SHAPE, kind)
+    number, method = plan.shape.number, plan.backward_weight if nest == "outer" else plan.forward
+    x, dy = number.narrow(x), number.narrow(dy)
+    if nest == "outer":
+        kernels.conv2d_backward_weight(plan, x, dy, _empty(plan.w_shape), _scratch(plan))
+    else:
+        kernels.conv2d_forward(plan, x, _packed(plan, w)[0], None, _empty(plan.y_shape, number), _scratch(plan))
+
+    def holds(job):
+        dtypes = {name: getattr(kind, "dtype", None) for name, kind in zip(job.fields, job.types, strict=True)}
+        return str(dtypes["x"]) == number.dtype and str(dtypes.get("panels", dtypes.get("weights"))) == panels
+
+    panels = method.panels.dtype
+    return next(types for types in NESTS[nest].signatures if holds(types[1]))
+
+
+@pytest.fixture(scope="module")
+def assembly(tmp_path_factory):
+    """(CPU, nest, kind) → text; all CPUs are compiled for at once."""
+    folder, running, found = tmp_path_factory.mktemp("assembly"), {}, {}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    for cpu, nests in WANTED.items():
+        (folder / cpu).mkdir()
+        (folder / cpu / "signatures").write_bytes(pickle.dumps([(*one, signature(*one)) for one in nests]))
+        own = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(folder / cpu)}
+        command = [sys.executable, "-c", COMPILE, folder / cpu / "signatures", folder / cpu]
+        running[cpu] = subprocess.Popen(
+            command, env=os.environ | own | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True
+        )
+    for cpu, process in running.items():
+        error = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, error[-3000:]
+        found |= {(cpu, *one): (folder / cpu / f"{one[0]}, {one[1]}.s").read_text() for one in WANTED[cpu]}
+    return found
+
+
+def inner_loop(text, instruction):
+    """Instructions of the block, without a jump target inside, that has most of one."""
+    blocks = re.split(r"^[^\s#]+:", text, flags=re.MULTILINE)
+    block = max(blocks, key=lambda block: len(re.findall(rf"^\s+{instruction}", block, flags=re.MULTILINE)))
+    lines = [line.strip() for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith((".", "#"))]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "nest", "kind", "dot", "sums"),
+    [
+        ("sapphirerapids", "rows", "bf16 in pairs", "vdpbf16ps", 28),
+        ("sapphirerapids", "outer", "bf16 in pairs", "vdpbf16ps", 26),
+        ("cooperlake", "outer", "bf16 in pairs", "vdpbf16ps", 26),
+        ("znver4", "rows", "bf16 in pairs", "vdpbf16ps", 28),
+        ("znver4", "rows", "fp32", "vfmadd231ps", 28),
+    ],
+)
+def test_inner_loop__is_loads_and_dots_with_every_sum_in_a_register(assembly, cpu, nest, kind, dot, sums):
+    loop = inner_loop(assembly[cpu, nest, kind], dot)
+    counts = Counter(line.split()[0] for line in loop)
+    steps = counts[dot] // sums
+    assert counts[dot] == steps * sums and len({line.split()[-1] for line in loop if line.startswith(dot)}) == sums
+    vectors = sum(counts[name] for name in counts if name.startswith(("vmov", "vbroadcast", "vpbroadcast")))
+    assert counts[dot] + vectors <= 1.15 * steps * (sums + sums // 2 + 2)  # A one by one, two vectors of B
+    assert not [line for line in loop if "zmm" in line and "(%rsp" in line]  # and no vector goes to the stack
+
+
+def test_inner_loop__of_tiles_is_four_loads_and_four_dots(assembly):
+    loop = inner_loop(assembly["sapphirerapids", "tiles", "bf16 in tiles"], "tdpbf16ps")
+    counts = Counter(line.split()[0] for line in loop)
+    assert counts["tdpbf16ps"] == counts["tileloadd"] >= 4 and counts["tilestored"] == 0
+    text = assembly["sapphirerapids", "tiles", "bf16 in tiles"]
+    assert "ldtilecfg" in text and "tilerelease" in text
+
+
+def test_assembly__has_nothing_that_the_cpu_lacks_and_converts_without_calls(assembly):
+    for (cpu, nest, kind), text in assembly.items():
+        calls = re.findall(r"call\w*\s+\S*(?:trunc|extend)\w*", text)
+        assert not calls, f"{cpu} {nest} {kind}: {calls[:3]}"
+        lacking = {"haswell": "vdpbf16ps|tdpbf16ps|tileloadd|%zmm", "znver4": "tdpbf16ps|tileloadd"}
+        lacking["cooperlake"] = lacking["znver4"]
+        if cpu in lacking:
+            assert not re.search(lacking[cpu], text)
