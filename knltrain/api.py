@@ -16,6 +16,7 @@ from .comm import world
 from .config import Batch, Compute, Data, Optim, Recipe, Run, Schedule, checked, recipe_of
 from .config import Model as ModelSection
 from .data import Arrays, Augment, DataSet
+from .data.decode import fit_stored
 from .evaluate import Accuracy
 from .evaluate import evaluate as count
 from .experiment import build_network, center_crop, model_precision, network_facts
@@ -102,7 +103,7 @@ class Network:
         checkpoint.save_file(Path(path), 0, state(self._model().parameters, momentum=False), meta)
 
     def predict(self, pictures, top: int = 5) -> list[Prediction]:
-        """The `top` most probable classes of each picture, (H, W, 3) uint8, of any sizes.
+        """The `top` most probable classes of each picture, (H, W, 3) uint8, of any sizes; scaled as packing does.
 
         Raises ValueError for something else than such pictures.
         """
@@ -116,13 +117,13 @@ class Network:
                 if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
                     found = f"found {picture.shape} of {picture.dtype}, expected (H, W, 3) of uint8"
                     raise ValueError(f"picture {first + index}: {found}")
-                augment.apply(np.ascontiguousarray(picture), 0, 0, out)
+                augment.apply(np.ascontiguousarray(fit_stored(picture, *self.stored)), 0, 0, out)
             model.feed(batch)
             results += [self._named(row, top) for row in model.infer()[: len(some)]]
         return results
 
     def preprocessing(self) -> Augment:
-        """What is done to a picture before the network sees it."""
+        """What is done to a picture that was fitted as packing did, before the network sees it."""
         return center_crop(self.recipe, _Like(*self.stored))
 
     def _named(self, logits, top) -> Prediction:
@@ -182,6 +183,10 @@ def load(path: str | Path, network: Callable | None = None) -> Network:
         recipe, classes, stored = recipe_of(facts), facts["data.classes"], (facts["data.encoding"], facts["data.size"])
     except KeyError as error:
         raise checkpoint.CheckpointError(f"{path}: says nothing of {error}; expected a file of this version") from None
+    if facts.get("data.mean_image"):
+        colours = ", ".join(f"{value:g}" for value in recipe.data.mean)
+        lost = "trained with a mean picture, which is not in the file"
+        checkpoint.print_warning(f"{path}: {lost}: its place is taken by data.mean, {colours}")
     if network:
         layers = custom.make(network, len(classes), recipe.data.crop, recipe.model.args)
     else:

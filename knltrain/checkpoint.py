@@ -212,7 +212,7 @@ def load(path) -> tuple[dict[str, np.ndarray], dict]:
         raise CheckpointError(f"{path}: truncated or damaged ({reason}); use an older checkpoint") from None
 
 
-def _warn(message):
+def print_warning(message):
     print(f"knltrain: warning: {printable(str(message))}", file=sys.stderr)
 
 
@@ -268,7 +268,7 @@ def _get(file, place: str, name: str) -> np.ndarray:
     return array
 
 
-def load_run(path: Path, warn: Callable[[str], None] = _warn) -> tuple[dict[str, np.ndarray], dict]:
+def load_run(path: Path, warn: Callable[[str], None] = print_warning) -> tuple[dict[str, np.ndarray], dict]:
     """(arrays, meta) of a checkpoint file; of a run folder the best, or where that is damaged the newest good one."""
     if not path.exists():
         raise CheckpointError(f"{path}: no run folder, nor a checkpoint in one; expected what `knltrain train` wrote")

@@ -37,13 +37,25 @@ def export(net: Network, path: str | Path, to: str = "") -> str:
         raise ValueError(f"{path}: found no format, expected one of {', '.join(FORMATS)}")
     arrays, table = state(net._model().parameters, momentum=False), entries(net.layers, net.input_shape)
     facts = network_facts(net.recipe, net.class_names, *net.stored)
-    about = tell(facts, net.preprocessing().short_side or net.recipe.data.crop)
+    about = tell(facts, _picture(net))
     if to == "onnx":
         write_onnx(path, net.layers, net.input_shape, table, arrays, about)
     else:
         write(path, to, give(table, arrays), about)
     size = f"{len(table)} tensors, {path.stat().st_size / 1e6:.1f} MB"
     return f"{path}: {net.recipe.model.name}, {size}, {len(net.class_names)} classes"
+
+
+def _picture(net) -> dict:
+    """What is done to a picture, in plain words and numbers, for whoever uses the network elsewhere."""
+    augment, data = net.preprocessing(), net.recipe.data
+    return {
+        "short_side": augment.short_side or net.stored[1] or data.crop,  # pixels it is scaled to
+        "center_crop": data.crop,
+        "channels": "RGB",  # of 0 to 255; then (pixel - mean) / std
+        "mean": list(data.mean) if augment.mean.ndim == 1 else augment.mean.mean((0, 1)).tolist(),  # of a mean picture
+        "std": list(data.std),
+    }
 
 
 def export_run(run: Path, to: str, out: Path | None) -> None:

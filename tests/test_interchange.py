@@ -1,5 +1,6 @@
 """Networks to other programs' files and back: names, layouts, the same bits; and files that are not what they claim."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ from knltrain.models.state import state
 from knltrain.portable import import_weights
 
 safetensors = pytest.importorskip("safetensors.numpy")
+safe_open = pytest.importorskip("safetensors").safe_open
 
 
 def network(name="resnet_cifar8", classes=3, crop=16, seed=5, **options):
@@ -362,11 +364,43 @@ def test_onnx__gives_our_logits(name, options, tmp_path):
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max() and np.abs(expected).max() > 0
     told = session.get_modelmeta().custom_metadata_map
     assert json.loads(told["classes"]) == list("abcde")
-    side = options["crop"]  # a network that saw no shards takes pictures as they are
     assert json.loads(told["preprocessing"]) == {
-        "short_side": 256, "center_crop": side, "channels": "RGB", "mean": [123.675, 116.28, 103.53],
+        "short_side": 256, "center_crop": options["crop"], "channels": "RGB", "mean": [123.675, 116.28, 103.53],
         "std": [58.395, 57.12, 57.375],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stored", "data", "side"),
+    [
+        (("raw", 40), {}, 40),
+        (("jpeg", 40), {}, 40),
+        (("raw", 40), {"short_side": 36}, 36),
+        (("jpeg", 0), {"short_side": 36, "val_short_side": 32}, 32),
+        (("jpeg", 0), {}, 256),
+    ],
+)
+def test_export__says_what_is_done_to_a_picture(stored, data, side, tmp_path):
+    net = network(width=4)
+    net.recipe = dataclasses.replace(net.recipe, data=dataclasses.replace(net.recipe.data, **data))
+    net.stored = stored
+    kt.export(net, tmp_path / "net.safetensors")
+    with safe_open(tmp_path / "net.safetensors", framework="numpy") as file:
+        told = json.loads(file.metadata()["preprocessing"])
+    assert told == {
+        "short_side": side, "center_crop": 16, "channels": "RGB", "mean": [100, 110, 120], "std": [50, 60, 70],
+    }  # fmt: skip
+
+
+def test_export__of_a_mean_picture_says_its_colour(tmp_path):
+    mean = np.zeros((40, 40, 3), np.float32) + np.float32([90, 100, 110])
+    np.save(tmp_path / "mean.npy", mean + np.arange(-19.5, 20, dtype=np.float32)[:, None, None])
+    net = network(width=4)
+    data = dataclasses.replace(net.recipe.data, mean_image=str(tmp_path / "mean.npy"))
+    net.recipe, net.stored = dataclasses.replace(net.recipe, data=data), ("raw", 40)
+    kt.export(net, tmp_path / "net.safetensors")
+    with safe_open(tmp_path / "net.safetensors", framework="numpy") as file:
+        assert json.loads(file.metadata()["preprocessing"])["mean"] == pytest.approx([90, 100, 110], abs=1e-3)
 
 
 def test_onnx__of_a_layer_without_a_form_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The Python API, as a newcomer uses it: a network trained from arrays and shards, saved, loaded, asked."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tinyrun import write_recipe
 import knltrain as kt
 from knltrain import cli
 from knltrain.checkpoint import CheckpointError
+from knltrain.data.decode import fit_short_side, fit_square
 
 NAMES = ["dark", "light"]
 SCRIPT = """
@@ -76,6 +78,24 @@ def test_api__trains_saves_loads_and_predicts(tmp_path):
     assert [p.names[0] for p in found] == [NAMES[label] for label in [*labels, 0, 1]]
     assert all(sum(p.probabilities) == pytest.approx(1) for p in found) and again.predict([]) == []
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(("encoding", "fit"), [("raw", fit_square), ("jpeg", fit_short_side)])
+def test_predict__sees_a_picture_as_packing_would_store_it(encoding, fit):
+    pytest.importorskip("PIL")
+    net = kt.network(tiny, classes=NAMES, crop=12)
+    net.stored = encoding, 14
+    rng = np.random.default_rng(4)
+    large = np.kron(rng.integers(0, 256, (5, 7, 3)), np.ones((9, 9, 1))).astype(np.uint8)
+    assert net.predict([large]) == net.predict([fit(large, 14)]) != net.predict([large[:14, :14]])
+
+
+def test_load__says_that_a_mean_picture_is_lost(tmp_path, capsys):
+    net = kt.network("resnet_cifar8", NAMES, 12, mean=(1, 2, 3), width=4)
+    net.recipe = dataclasses.replace(net.recipe, data=dataclasses.replace(net.recipe.data, mean_image="mean.npy"))
+    net.save(tmp_path / "net.h5")
+    kt.load(tmp_path / "net.h5")
+    assert "net.h5: trained with a mean picture, which is not in the file: its" in capsys.readouterr().err
 
 
 def test_trainer__goes_on_after_an_interruption():

@@ -82,6 +82,13 @@ def to_stored(data: bytes, encoding: str, size: int, fit: str = "crop") -> np.nd
         return encode_jpeg(fit_short_side(pixels, size) if size else pixels)
 
 
+def fit_stored(pixels: np.ndarray, encoding: str, size: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 as large as `to_stored` would store it."""
+    if size == 0:
+        return pixels
+    return fit_square(pixels, size) if encoding == "raw" else fit_short_side(pixels, size)
+
+
 def _pixels(data):
     """How many pixels the header of a file promises; 0 where it cannot be read."""
     try:

@@ -10,20 +10,10 @@ from collections.abc import Mapping
 from ..keys import LONGEST, shown
 
 
-def tell(facts: dict, short_side: int) -> dict[str, str]:
-    """The texts for a network's facts (`experiment.network_facts`).
-
-    short_side: pixels to which a picture's short side is scaled before `crop` of its centre are cut out.
-    """
+def tell(facts: dict, preprocessing: dict) -> dict[str, str]:
+    """The texts for a network's facts (`experiment.network_facts`) and what is done to a picture."""
     own = {name: value for name, value in facts.items() if name != "data.classes"}
-    picture = {
-        "short_side": short_side,
-        "center_crop": facts["data.crop"],
-        "channels": "RGB",
-        "mean": list(facts["data.mean"]),  # of pixels from 0 to 255
-        "std": list(facts["data.std"]),
-    }
-    texts = {"classes": facts["data.classes"], "preprocessing": picture, "knltrain": own}
+    texts = {"classes": facts["data.classes"], "preprocessing": preprocessing, "knltrain": own}
     return {name: json.dumps(value) for name, value in texts.items()}
 
 

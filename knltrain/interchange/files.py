@@ -76,7 +76,8 @@ def _damage_told():
     except (OSError, ImportError, MemoryError, ValueError):
         raise
     except Exception as error:
-        raise ValueError(f"found {error or type(error).__name__}, expected a whole .safetensors or .npz file") from None
+        what = str(error) or type(error).__name__
+        raise ValueError(f"found no whole .safetensors or .npz file, expected one ({what})") from None
 
 
 def _is_pickle(path) -> bool:
