@@ -19,7 +19,7 @@ from .data import Arrays, Augment, DataSet
 from .data.decode import fit_stored
 from .evaluate import Accuracy
 from .evaluate import evaluate as count
-from .experiment import build_network, center_crop, model_precision, network_facts
+from .experiment import build_network, center_crop, network_facts
 from .machine import take_share
 from .models import Model, custom
 from .models.state import load as load_state
@@ -134,8 +134,8 @@ class Network:
 
     def _model(self) -> Model:
         if self.model is None:
-            model_precision(self.recipe)
-            self.model = Model(self.layers, self.input_shape, PREDICT_BATCH, train=False, seed=self.recipe.run.seed)
+            options = {"seed": self.recipe.run.seed, "precision": self.recipe.compute.precision}
+            self.model = Model(self.layers, self.input_shape, PREDICT_BATCH, train=False, **options)
         return self.model
 
 

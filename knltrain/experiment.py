@@ -7,7 +7,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from knltrain.kernels import ARCH
+from knltrain.kernels import ARCH, DOT
 
 from . import __version__
 from .checkpoint import load_run
@@ -92,6 +92,8 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
             facts[name] = list(value) if isinstance(value, tuple) else value
     facts |= {"comm.sums": sums_order(recipe.comm.algorithm), "model.args": recipe.model.args}
     facts["comm.wire"] = wire_of(recipe) + " in every sum" * (recipe.comm.wire == "auto" and wire_of(recipe) != "fp32")
+    if recipe.compute.precision != "fp32":
+        facts["compute.dot"] = DOT  # how the CPU multiplies 16-bit numbers, or KNLTRAIN_DOT says
     if recipe.data.mean_image:  # what is in it counts, not where it lies
         mean = read_mean_image(recipe.data.mean_image, data.size)
         facts["data.mean_image"] = hashlib.sha256(mean.tobytes()).hexdigest()[:16]
@@ -125,14 +127,6 @@ def watch_ranks(recipe: Recipe, data: DataSet, comm, last_words=lambda: "") -> W
     return Watch(comm, recipe.comm.stall_warn_s, recipe.comm.stall_end_s, last_words)
 
 
-def model_precision(recipe: Recipe) -> str:
-    """That of the recipe's network. Raises ValueError for one that no network can be made in yet."""
-    if recipe.compute.precision != "fp32":
-        found = f"compute.precision is {recipe.compute.precision!r}"
-        raise ValueError(f"{found}; expected 'fp32': this version makes networks in no other")
-    return recipe.compute.precision
-
-
 def make_model(
     recipe: Recipe, classes: int, slots: int = 0, ranks_on_node: int = 1, gradient_block=None, layers=None
 ) -> Model:
@@ -141,7 +135,6 @@ def make_model(
     layers: (network, input shape) instead of the recipe's.
     """
     layers, input_shape = layers or build_network(recipe, classes)
-    model_precision(recipe)
     return Model(
         layers,
         input_shape,
@@ -153,6 +146,7 @@ def make_model(
         ranks_on_node=ranks_on_node,
         gradient_copies=waiting_sums(slots) if slots else 0,
         gradient_block=gradient_block,
+        precision=recipe.compute.precision,
     )
 
 

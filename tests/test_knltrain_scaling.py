@@ -83,8 +83,7 @@ def test_train__a_scale_that_is_no_power_of_two_is_refused(folder, capsys, value
     assert len(found) == 1 and "compute.loss_scale is " in found[0] and "expected" in found[0]
 
 
-def test_train__another_precision_is_refused_with_the_way_to_change_it(folder, overflowed, capsys, monkeypatch):
-    monkeypatch.setattr("knltrain.experiment.model_precision", lambda recipe: "fp32")
+def test_train__another_precision_is_refused_with_the_way_to_change_it(folder, overflowed, capsys):
     assert run(folder, "overflowed", *DYNAMIC, "--set", "compute.precision=bf16") == 2
     (found,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
     assert "begun with compute.precision = 'fp32', now it is 'bf16'" in found
