@@ -130,7 +130,7 @@ class Board:
         flops = self.facts.get("flops", math.nan) * self.step["images_per_s"]
         peak = self.facts.get("peak_flops", math.nan)
         if flops > 0 and peak > 0:
-            yield f"{flops / peak:.1%} of peak ({flops / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s)"
+            yield f"{flops / peak:.1%} of peak ({flops / 1e9:,.1f} of {peak / 1e9:,.1f} GFLOP/s)"
 
     def _waits(self):
         """Shares of the time of recent steps."""

@@ -69,7 +69,7 @@ def test_board__shows_what_a_run_is_about():
     assert told["epoch"] == "epoch    2.00 of 4   learning rate 0.1"
     assert told["loss"].startswith("loss     0.3598   █▄▃▂")
     assert told["top-1"] == "top-1    train 50.0%   val 75.00%   best 80.00% after epoch 1"
-    assert told["speed"] == "speed    640 images/s   64.0% of peak (64 of 100 GFLOP/s)"
+    assert told["speed"] == "speed    640 images/s   64.0% of peak (64.0 of 100.0 GFLOP/s)"
     assert told["waiting"] == "waiting  for data 10.0%   for exchanges 20.0%"
     assert told["slowest"] == "slowest  rank 1 (node08 process 6), computes 30 ms a step longer than the median"
     assert all(len(plain(line)) <= 60 for line in board.lines(60))
