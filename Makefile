@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick fuzz lint sz clean
+.PHONY: help demo test quick fuzz lint docs sz clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,9 +36,14 @@ lint: $(STAMP)  ## check the style of the code
 	@echo "make: checking the style"
 	@$(BIN)/ruff check .
 
+docs: $(STAMP)  ## the documentation as a site: docs/_build/docs/index.html
+	@$(BIN)/python -c 'import sphinx, myst_nb, furo' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@$(BIN)/sphinx-build -W --keep-going -q -c docs . docs/_build
+	@echo "make: docs/_build/docs/index.html"
+
 sz:  ## count lines per file and in sum
 	@find kernels knltrain tests -name '*.py' | sort | xargs wc -l
 
 clean:  ## remove .venv, the demo's output and caches
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo build dist docs/_build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

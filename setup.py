@@ -8,6 +8,13 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "knltrain" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
+
+def with_all(extras):
+    """The extras, and "all": what any command can use."""
+    used = {package for name, some in extras.items() if name not in ("dev", "docs") for package in some}
+    return extras | {"all": sorted(used)}
+
+
 setup(
     name="knltrain",
     version=version,
@@ -25,7 +32,8 @@ setup(
         "h5py",
         'intel-openmp; platform_machine == "x86_64" and sys_platform == "linux"',
     ],
-    extras_require={
+    extras_require=with_all({
+        "docs": ["sphinx", "myst-nb", "furo", "matplotlib"],
         "jpeg": ["simplejpeg", "pillow"],
         "mpi": ["mpich"],
         "plots": ["matplotlib"],
@@ -36,8 +44,8 @@ setup(
         "exchange": ["safetensors", "onnx"],
         "dev": [
             "pytest", "pytest-xdist", "ruff", "pyarrow", "rich", "tensorboardX", "tensorboard", "safetensors", "onnx",
-            "onnxruntime",
+            "onnxruntime", "nbclient", "ipykernel",
         ],  # fmt: skip
-    },
+    }),
     entry_points={"console_scripts": ["knltrain = knltrain.cli:main"]},
 )

@@ -79,7 +79,7 @@ def _training(commands):
     init.set_defaults(run_command="init")
 
     describe = commands.add_parser("describe", help="table of a model's layers: shapes, parameters, multiply-adds")
-    describe.add_argument("model")
+    describe.add_argument("model", help="as in a recipe: resnet50, or FILE.py:FUNCTION")
     describe.add_argument("--set", **SETTINGS, help="argument of the model, as in width=16")
     describe.set_defaults(run_command="describe")
 

@@ -25,7 +25,7 @@ from .comm import (
 from .config import Derived, Recipe, rules
 from .data import Augment, DataSet, Loader, Order, read_mean_image
 from .data.ranks import from_first
-from .models import Model, build, custom
+from .models import Model, build
 from .models.state import load as load_state
 from .optim import Lars, LossScale
 
@@ -158,8 +158,6 @@ def build_network(recipe: Recipe, classes: int):
             f"[model] has input_size {options['input_size']} and classes {options['classes']}; "
             f"expected {recipe.data.crop} (data.crop) and {classes} (of the data): leave both out"
         )
-    if custom.is_custom(recipe.model.name):
-        return custom.make(custom.find(recipe.model.name), classes, recipe.data.crop, recipe.model.args)
     return build(recipe.model.name, **options)
 
 

@@ -1,15 +1,22 @@
-"""The wheel: what is in it, and that it trains where nothing else of the project is."""
+"""The wheel, the containers and the Spack package: what is in them, and that it trains where nothing else is."""
 
+import ast
+import email
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from pathlib import Path
 
 import pytest
 from mpirun import ROOT
 from tinyrun import write_recipe
+
+SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "kernels", "knltrain", "jobs")  # of a build
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +24,11 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a copy: building leaves folders behind
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("knltrain", "kernels", "jobs"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in SOURCES:
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, source)
+        else:
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(source)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -38,27 +46,116 @@ def test_wheel__holds_one_package_with_kernels_and_recipes(wheel):
     assert {"knltrain/py.typed", "knltrain/demo.toml"} <= set(names)
 
 
-def test_wheel__installed_alone_trains(wheel, tmp_path):
-    """In a new environment that sees the libraries of this one, but not this project."""
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = tmp_path / "venv" / "bin" / "python"
-    place = next((tmp_path / "venv" / "lib").glob("python3.*")) / "site-packages"
-    zipfile.ZipFile(wheel).extractall(place)
-    libraries = next(path for path in sys.path if path.endswith("site-packages"))
-    (place / "libraries.pth").write_text(libraries + "\n")
+def dockerfile():
+    """Instruction → its arguments, in order; lines that go on are joined."""
+    text = (ROOT / "containers" / "Dockerfile").read_text().replace("\\\n", " ")
+    found = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if not line.startswith("#"):
+            name, _, rest = line.partition(" ")
+            found.setdefault(name, []).append(rest)
+    return found
+
+
+def definition():
+    """Section → its lines, of the file for Apptainer; the head is section ""."""
+    found, section = {"": []}, ""
+    for line in (ROOT / "containers" / "knltrain.def").read_text().splitlines():
+        if line.startswith("%"):
+            section = line.strip()
+            assert section not in found, f"{section} twice"
+            found[section] = []
+        elif line.strip() and not line.startswith("#"):
+            found[section].append(line.strip())
+    return found
+
+
+def test_containers__say_what_both_formats_know_and_install_the_same():
+    docker, apptainer = dockerfile(), definition()
+    assert set(docker) == {"FROM", "RUN", "COPY", "WORKDIR", "ENTRYPOINT", "CMD"}
+    assert set(apptainer) == {"", "%files", "%post", "%runscript", "%test", "%labels", "%help"}
+    head = dict(line.split(": ") for line in apptainer[""])
+    assert head == {"Bootstrap": "docker", "From": docker["FROM"][0]}
+    assert apptainer["%post"] == docker["RUN"]
+    assert json.loads(docker["ENTRYPOINT"][0]) == ["knltrain"] and json.loads(docker["CMD"][0]) == ["--help"]
+    for lines in (docker["RUN"], apptainer["%runscript"], apptainer["%test"]):
+        assert subprocess.run(["sh", "-n"], input="\n".join(lines), text=True).returncode == 0
+    assert all(line.split()[0] in ("knltrain", "exec") for line in apptainer["%runscript"] + apptainer["%test"])
+
+
+def test_containers__copy_what_the_wheel_is_built_from():
+    copied = {source for line in dockerfile()["COPY"] for source in line.split()[:-1]}
+    assert copied == {line.split()[0] for line in definition()["%files"]} == set(SOURCES)
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert not copied.intersection(ignored)
+
+
+def test_spack__names_what_setup_requires(wheel):
+    tree = ast.parse((ROOT / "packaging" / "spack" / "packages" / "py_knltrain" / "package.py").read_text())
+    (package,) = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert package.name == "PyKnltrain"
+    calls = [node.value for node in package.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    said = {name: [call.args[0].value for call in calls if call.func.id == name] for name in ("version", "depends_on")}
+    metadata = metadata_of(wheel)
+    assert said["version"] == [metadata["Version"]]
+    assert f"python@{metadata['Requires-Python'][2:]}:" in said["depends_on"]
+    packages = {spec.split()[0].partition("@")[0].removeprefix("py-") for spec in said["depends_on"]}
+    required = {re.split(r"[;\s]", text)[0] for text in metadata.get_all("Requires-Dist") if "extra" not in text}
+    assert required - {"intel-openmp"} <= packages  # which Spack has for compilers alone
+    assert {call.func.id for call in calls} <= {"license", "version", "variant", "depends_on"}
+
+
+def test_all__is_every_extra_of_a_user(wheel):
+    by_extra = {}
+    for text in metadata_of(wheel).get_all("Requires-Dist"):
+        package, extra = re.match(r"([\w-]+)", text)[1], re.search(r"extra == [\"'](.+?)[\"']", text)
+        by_extra.setdefault(extra and extra[1], set()).add(package)
+    used = set().union(*(some for extra, some in by_extra.items() if extra not in (None, "all", "dev", "docs")))
+    assert by_extra["all"] == used >= {"simplejpeg", "pillow", "mpich", "matplotlib", "pyarrow"}
+
+
+def metadata_of(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    return email.message_from_bytes(archive.read(name))
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    """Of a new environment that sees the libraries of this one, not this project; installed by the containers' line."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder / "venv", with_pip=False)
+    place = next((folder / "venv" / "lib").glob("python3.*")) / "site-packages"
+    (folder / "libraries").mkdir()
+    for path in Path(next(path for path in sys.path if path.endswith("site-packages"))).iterdir():
+        if "knltrain" not in path.name:
+            (folder / "libraries" / path.name).symlink_to(path)
+    (place / "libraries.pth").write_text(f"{folder / 'libraries'}\n")
+    (line,) = [line for line in dockerfile()["RUN"] if "pip install" in line]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env |= {"PATH": f"{folder / 'venv' / 'bin'}:{env['PATH']}", "PIP_NO_INDEX": "1"}  # what is missing is not fetched
+    how = {"env": env, "capture_output": True, "text": True, "timeout": 300}
+    result = subprocess.run(["sh", "-ec", line.replace("/opt/knltrain", str(wheel))], **how)
+    if "No matching distribution found" in result.stderr:
+        pytest.skip(f"not all extras are here: {result.stderr.splitlines()[-1]}")
+    assert result.returncode == 0, result.stderr
+    return folder / "venv" / "bin" / "python"
+
+
+def test_wheel__installed_as_in_the_containers_trains(python, tmp_path):
     write_recipe(tmp_path)
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [str(python), "-m", "knltrain"]
 
-    def run(*arguments):
+    def run(*command):
         how = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": 400}
-        result = subprocess.run([*command, *arguments], **how)
+        result = subprocess.run(list(map(str, command)), **how)
         assert result.returncode == 0, result.stderr
         return result
 
-    assert "resnet50_32k_lars" in run("recipes").stdout
-    run("train", "tiny.toml", "--run", "run", "--set", "run.max_steps=10")
+    knltrain = python.with_name("knltrain")
+    for line in definition()["%test"]:
+        run(python, "-m", *line.split())
+    assert "resnet50_32k_lars" in run(knltrain, "recipes").stdout
+    run(knltrain, "train", "tiny.toml", "--run", "run", "--set", "run.max_steps=10")
     assert (tmp_path / "run" / "DONE").exists()
-    where = [str(python), "-c", "import knltrain.kernels as k; print(k.__file__)"]
-    found = subprocess.run(where, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
-    assert found.startswith(str(tmp_path / "venv"))
+    assert str(python.parents[1]) in run(python, "-c", "import knltrain.kernels as k; print(k.__file__)").stdout

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..arena import Parameters
 from ..layers import Layer, Op, Program, Sequential, Tensor
+from . import custom
 from .alexnet import alexnet, alexnet_bn, alexnet_owt
 from .model import Model
 from .resnet import davidnet, resnet, resnet_cifar
@@ -29,8 +30,13 @@ __all__ = ["FAMILIES", "Model", "build", "declare", "describe"]
 def build(name: str, **options) -> tuple[Sequential, tuple]:
     """The layers and the input shape of a model: a family's name, for ResNets with the depth at its end (`resnet50`).
 
+    Or `FILE.py:FUNCTION`, a network of the user's own; the file is run.
+
     Raises ValueError for an unknown name or option, naming the nearest known one, and for a value out of range.
     """
+    if custom.is_custom(name):
+        sizes = {"classes": 1000, "input_size": 224} | options
+        return custom.make(custom.find(name), sizes.pop("classes"), sizes.pop("input_size"), sizes)
     family = name.rstrip("0123456789")
     if family != name and len(name) - len(family) < 10 and "depth" in _options(family):
         options = {"depth": int(name[len(family) :])} | options
