@@ -15,7 +15,7 @@ version = release = knltrain.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
 include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "jobs/README.md", "docs/**"]
-exclude_patterns = ["docs/_build"]
+exclude_patterns = ["docs/_build", "docs/jupyter_execute"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # a test runs the notebook; its results are kept in it
