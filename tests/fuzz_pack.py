@@ -99,7 +99,7 @@ def tar(random, folder):
     for _ in range(random.integers(0, 8) if random.integers(4) == 0 else 0):
         data = header(random, b"t.tar", len(data)) + padded(data) + bytes(1024)
     data = (bytes, bytes, bytes, gzip.compress, bz2.compress, lzma.compress)[random.integers(6)](data)
-    return _case(random, folder, "x.tar", _damaged(random, data) if random.integers(2) else data)
+    return _case(random, folder, "x.tar", damaged(random, data) if random.integers(2) else data)
 
 
 def bomb(random, folder):
@@ -134,13 +134,13 @@ def bomb(random, folder):
 
 def damaged_picture(random, folder):
     """Bytes of a picture changed, cut or doubled; it is read, or left out by name."""
-    return _case(random, folder, "x.jpg", _damaged(random, picture(random)))
+    return _case(random, folder, "x.jpg", damaged(random, picture(random)))
 
 
 _ZEROS = gzip.compress(bytes(1 << 20), 9)
 
 
-def _damaged(random, data):
+def damaged(random, data):
     data = bytearray(data)
     for _ in range(random.integers(1, 6)):
         at, to = sorted(random.integers(0, len(data) + 1, 2).tolist())
@@ -177,13 +177,13 @@ def _case(random, folder, name, data, hostile=False):
             return "accepted silently"
         if source.is_dir() and code:
             return f"exit code {code} for one picture that is whole and one that may not be"
-        rows = _rows(folder / "out") if code == 0 else 0
+        rows = rows_of(folder / "out") if code == 0 else 0
         return f"{rows} rows and {skipped} skipped of 2" if source.is_dir() and rows + skipped != 2 else ""
 
     return Case(argv, verdict)
 
 
-def _rows(out):
+def rows_of(out):
     """How many pictures were packed, each of which is read back."""
     data = DataSet(out)
     assert all(data.image(row).ndim == 3 for row in range(len(data)))
