@@ -1,6 +1,8 @@
 """The job scripts on a real SLURM of four emulated nodes: to the end, through time limits, crashes and arrays."""
 
 import os
+import re
+import shlex
 import sys
 import time
 
@@ -101,6 +103,18 @@ def test_job__before_its_time_limit_saves_requeues_and_goes_on_with_two_nodes_fo
     assert "asked to stop" in text and "back into the queue" in text, text
     assert "on 4 ranks" in text and "on 2 ranks" in text and "continuing after step" in text, text
     same(newest_state(folder, "limit"), whole)
+
+
+def test_tutorial__its_line_of_srun_trains(cluster, folder):
+    (line,) = re.findall(r"```\n(srun .*?)```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.DOTALL)
+    smaller = {"=16": "=2", "=64": "=4", "my_recipe": str(folder / "tiny"), "runs/mine": str(folder / "tutorial")}
+    for printed, here in smaller.items():
+        assert line.count(printed) == 1
+        line = line.replace(printed, here)
+    path = os.path.dirname(sys.executable) + os.pathsep + cluster.env["PATH"]
+    env = {"PATH": path, "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1"}
+    cluster.run(*shlex.split(line.replace("\\\n", " ")), "--set", "run.max_steps=2", timeout=180, env=env)
+    assert (folder / "tutorial" / "DONE").exists()
 
 
 def test_job__that_is_cancelled_saves_and_does_not_come_back(cluster, folder, whole):
