@@ -15,6 +15,7 @@ from knltrain.arguments import parser
 from knltrain.config import SECTIONS, rules
 from knltrain.keys import LARGEST, REQUIRED
 
+REMARKS = re.compile(r"\n\s*((?:Raises|Returns|Cost|Twin|Threads): )")
 CODE = re.compile(r"`+([^`]+)`+")
 SECTION = re.compile(r"^(Parameters|Returns|Raises|Yields|Notes|Attributes)\n-+$", re.MULTILINE)
 
@@ -29,6 +30,7 @@ def as_restructured(app, what, name, obj, options, lines):
     head, tail = (text[: begin.start()], text[begin.start() :]) if begin else (text, "")
     paragraphs = [_paragraph(part) for part in re.split(r"\n\s*\n", head.rstrip()) if part.strip()]
     tail = "\n".join(line if set(line) == {"-"} else _escaped(line) for line in tail.splitlines())
+    tail = REMARKS.sub(r"\n\nNotes\n-----\n\1", tail, count=1)  # else they would be taken for a parameter
     lines[:] = "\n\n".join([*paragraphs, tail]).splitlines()
 
 
