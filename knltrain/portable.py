@@ -60,7 +60,7 @@ def _picture(net) -> dict:
 
 def export_run(run: Path, to: str, out: Path | None) -> None:
     """`knltrain export`: the best checkpoint of a run folder, a checkpoint, or a saved network."""
-    out = out or Path(run.resolve().stem + FORMATS[to])
+    out = out or Path((run.resolve().name if run.is_dir() else run.stem) + FORMATS[to])
     _refuse_same(run, out)
     print(printable(export(load(run), out, to)))
 
@@ -74,12 +74,12 @@ def _refuse_same(source: Path, target: Path):
 
 
 def import_weights(
-    path: str | Path, model: str = "", classes: list[str] | None = None, settings: tuple[str, ...] = ()
+    path: str | Path, model: str = "", classes: list[str] = (), settings: tuple[str, ...] = ()
 ) -> Network:
     """The network whose weights a .safetensors or .npz file holds, under torchvision's names or our export's.
 
     model: its name, as in a recipe; "": what the file says, if it is one of ours. classes: their names, in the order of
-    the last layer; None: those the file says, or their numbers. settings: as train's --set, as "data.crop=288".
+    the last layer; none: those the file says, or their numbers. settings: as train's --set, as "data.crop=288".
     Raises ValueError for a file that does not hold all tensors of that network and no others, OSError.
     """
     path = Path(path)
@@ -107,7 +107,8 @@ def _described(said: dict, model: str, settings) -> tuple[Recipe, dict]:
         what = f"the network {shown(name)}, whose program is not in it" if name else "no word of its network"
         raise ValueError(f"found {what}: expected --model, as in --model resnet50")
     known = {"model.args", *STORED, *(f"data.{key}" for key in PREPROCESSING)}
-    facts = {key: value for key, value in said.items() if key in known and name == said.get("model.name")}
+    same = name.rpartition(":")[2] == str(said.get("model.name")).rpartition(":")[2]  # wherever FILE.py lies now
+    facts = {key: value for key, value in said.items() if key in known and same}
     ours = "data.crop" in facts
     if not ours and not custom.is_custom(name):
         facts["data.crop"] = build(name)[1][0]
@@ -126,16 +127,16 @@ def _classes(stored, recipe) -> int:
     """How many the last layer of the file has, 1 where it has none: `take` says so."""
     table = entries(*build_network(recipe, 1))
     last = [entry.theirs for entry in table if entry.ours.startswith("value/")][-1]
-    shape = next((stored[name].shape for name, new in spelled(table, stored).items() if new == last), ())
-    return shape[0] if shape else 1
+    name = spelled(table, stored).get(last)
+    return (stored[name].shape or (1,))[0] if name else 1
 
 
 def import_file(path: Path, model: str, classes: Path | None, settings: list[str], out: Path | None) -> None:
     """`knltrain import`: write the network as `Network.save` does. classes: a text file, a name a line."""
     out = out or Path(path.stem + ".h5")
     _refuse_same(path, out)
-    names = classes.read_text(encoding="utf-8").splitlines() if classes else None
-    net = import_weights(path, model, names, tuple(settings))
+    lines = classes.read_text(encoding="utf-8").splitlines() if classes else []
+    net = import_weights(path, model, [line.strip() for line in lines if line.strip()], tuple(settings))
     net.save(out)
     numbers = net.class_names == [str(number) for number in range(len(net.class_names))]
     called = f", called 0 to {len(net.class_names) - 1}: --classes FILE gives them names" * numbers

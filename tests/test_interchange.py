@@ -230,6 +230,9 @@ def test_import__refuses_what_is_no_file_of_weights(tmp_path):
     for name in ("pipe", "empty", "text"):
         with pytest.raises(ValueError, match=f"{name}: found"):
             import_weights(tmp_path / name, "resnet50")
+    safetensors.save_file({str(n): np.zeros(1, np.uint8) for n in range(10**5 + 1)}, tmp_path / "many")
+    with pytest.raises(ValueError, match="found 100001 tensors"):
+        import_weights(tmp_path / "many", "resnet50")
     with pytest.raises(FileNotFoundError):
         import_weights(tmp_path / "nothing", "resnet50")
     kt.export(network(width=4), tmp_path / "net.npz")
@@ -265,12 +268,32 @@ def test_commands__there_and_back(tmp_path, monkeypatch, capsys):
     assert cli.main(["import", "net.npz", "--out", "again.h5"]) == 0
     assert "again.h5: resnet_cifar8, 3 classes\n" in capsys.readouterr().out
     equal(tensors(kt.load("again.h5")), tensors(net))
-    (tmp_path / "names.txt").write_text("cat\ndog\nbird\n")
+    (tmp_path / "names.txt").write_text("cat\r\ndog\nbird\n\n")
     settings = ["--set", "model.width=4", "--set", "data.crop=24", "--set", "data.mean=[1, 2, 3]"]
     assert cli.main(["import", "net.npz", "--model", "resnet_cifar8", "--classes", "names.txt", *settings]) == 0
     found = kt.load("net.h5")
     assert found.class_names == ["cat", "dog", "bird"] and found.recipe.data.crop == 24
     assert found.recipe.data.mean == (1, 2, 3)
+
+
+def test_commands__for_a_network_of_ones_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text(
+        "from knltrain.layers import Conv2d, BatchNorm, GlobalAvgPool, Linear\n"
+        "def tiny(classes, width=4):\n"
+        "    first = [Conv2d('first', width, 3), BatchNorm('bn', relu=True)]\n"
+        "    return [*first, GlobalAvgPool('pool'), Linear('out', classes)]\n"
+    )
+    net = network(f"{tmp_path}/my_nets.py:tiny", width=5)
+    kt.export(net, "net.npz")
+    assert cli.main(["import", "net.npz"]) == 2
+    assert "whose program is not in it: expected --model" in capsys.readouterr().err
+    (tmp_path / "elsewhere").mkdir()
+    os.rename("my_nets.py", "elsewhere/my_nets.py")
+    assert cli.main(["import", "net.npz", "--model", "elsewhere/my_nets.py:tiny"]) == 0
+    again = kt.load("net.h5")
+    equal(tensors(again), tensors(net))
+    assert again.class_names == net.class_names and again.recipe.data.crop == 16
 
 
 @pytest.mark.parametrize(

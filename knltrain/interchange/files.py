@@ -23,6 +23,7 @@ from ..whole import write_whole
 
 ABOUT = "about"  # the array of a .npz that holds what the file says beside its weights: JSON, a text to a name
 MOST_ABOUT = 1 << 24  # bytes of it
+MOST_TENSORS = 10**5  # of a file: ResNet-152 has 932
 DTYPES = {"F32": "float32", "F16": "float16", "F64": "float64", "BF16": "bfloat16", "I64": "int64"}
 PICKLE = (
     "found a PyTorch pickle, which is a program and is not run here: expected .safetensors. In Python, with PyTorch: "
@@ -94,16 +95,22 @@ def _safetensors(path):
 
     stored = {}
     with open_file(path, framework="numpy") as file:
-        for name in file.keys():
+        for name in _few(file.keys()):
             part = file.get_slice(name)
             kind = DTYPES.get(part.get_dtype(), part.get_dtype())
             stored[name] = Stored(tuple(part.get_shape()), kind, partial(read, name))
         return stored, file.metadata() or {}
 
 
+def _few(tensors):
+    if len(tensors) > MOST_TENSORS:
+        raise ValueError(f"found {len(tensors)} tensors, expected at most {MOST_TENSORS}")
+    return tensors
+
+
 def _npz(path):
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
+        members = _few(archive.infolist())
         stored = {member.filename.removesuffix(".npy"): _array(path, archive, member) for member in members}
     if len(stored) < len(members):
         raise ValueError("found an array twice, expected each once")

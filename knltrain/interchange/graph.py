@@ -12,12 +12,12 @@ import numpy as np
 from .. import __version__
 from ..arena import Parameters
 from ..layers import Op, Program, Sequential, Tensor
+from ..layers.program import PACKING
 from ..whole import write_whole
 from .files import extra
 from .names import Entry, give
 
 OPSET, IR_VERSION = 17, 8  # of 2022: old enough for runtimes in use, new enough for all we need
-PACKING = ("conv2d_pack",)  # of weights, for our own kernels
 
 
 def write_onnx(
@@ -33,7 +33,7 @@ def write_onnx(
     logits = layers.forward(program, images)
     graph = _Graph(onnx.helper, {entry.ours.partition("/")[2]: entry.theirs for entry in table})
     for op in program.forward:
-        if op.name not in PACKING:
+        if op.kind != PACKING:  # of weights, for our own kernels
             graph.add(op)
     weights = give(table, arrays) | graph.constants
     height, width, channels = input_shape

@@ -110,7 +110,7 @@ def give(table: list[Entry], arrays: Mapping[str, np.ndarray]) -> dict[str, np.n
 
 
 def spelled(table: list[Entry], names: Iterable[str]) -> dict[str, str]:
-    """Names in a file → the names of the table, where they are other spellings of them; PyTorch's counters left out.
+    """Names of the table, or new ones → the file's own spellings of them; PyTorch's counters are left out.
 
     Raises ValueError where two of the file are spellings of one.
     """
@@ -119,11 +119,10 @@ def spelled(table: list[Entry], names: Iterable[str]) -> dict[str, str]:
         new = name
         for pattern, replacement in SPELLINGS:
             new = new if new in known else re.sub(pattern, replacement, new)
-        if new.endswith(COUNTER):
-            continue
-        if new in found.values():
+        if new in found:
             raise ValueError(f"found {shown(new)} twice, also as {shown(name)}: expected each tensor once")
-        found[name] = new
+        if not new.endswith(COUNTER):
+            found[new] = name
     return found
 
 
@@ -132,7 +131,7 @@ def take(table: list[Entry], stored: Mapping[str, Stored], network: str) -> dict
 
     Types narrower than float32 are widened, exactly. Raises ValueError for the first thing that is not as expected.
     """
-    names = {new: name for name, new in spelled(table, stored).items()}
+    names = spelled(table, stored)
     wanted = {entry.theirs for entry in table}
     for name in sorted(wanted - names.keys()):
         near = difflib.get_close_matches(name, names.keys() - wanted, 1, 0.8)
