@@ -200,6 +200,8 @@ def _bench(commands):
         one.add_argument("--set", **SETTINGS, help="argument of the model, as in width=16")
         one.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
         one.set_defaults(run_command="bench")
+        if name != "checkpoint":
+            one.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="default fp32")
         if name == "kernels":
             kinds = ["forward", "backward_input", "backward_weight", "memory", "packing", "update"]
             one.add_argument("--pass", dest="passes", nargs="+", choices=kinds, default=(), help="only these")
@@ -209,8 +211,11 @@ def _bench(commands):
             one.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="on whose disk (default: here)")
         else:
             kinds = [f"{a}-{b}" for b in ("eager", "compiled") for a in ("contiguous", "channels_last")]
+            kinds += [f"{kind}-{arithmetic}" for arithmetic in ("autocast", "conv_bf16") for kind in kinds]
             one.add_argument("--against", choices=["torch"], help="PyTorch, in turn with ours, in its own process")
-            one.add_argument("--configurations", nargs="+", choices=kinds, default=kinds, help="of PyTorch (all)")
+            told = "of PyTorch, only these (default: the first four with fp32, else all)"
+            one.add_argument("--configurations", nargs="+", choices=kinds, default=(), help=told)
+            one.add_argument("--torch", metavar="PYTHON", default="", help="interpreter that has PyTorch (this one)")
     for add in (_bench_data, _bench_feed, _bench_ranks):
         add(what)
 

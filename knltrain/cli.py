@@ -196,7 +196,8 @@ def _bench(args):
     if args.what == "kernels":
         from .bench.kernels import run
 
-        run(args.model, args.slot_batch, passes=args.passes, layers=args.layers, plot=args.plot, **common)
+        common |= {"layers": args.layers, "plot": args.plot, "precision": args.precision}
+        run(args.model, args.slot_batch, passes=args.passes, **common)
     elif args.what == "checkpoint":
         from .bench.checkpoint import run
 
@@ -204,7 +205,8 @@ def _bench(args):
     else:
         from .bench.step import run
 
-        run(args.model, args.slot_batch, against=args.against, configurations=args.configurations, **common)
+        common |= {"against": args.against, "only": args.configurations, "torch": args.torch}
+        run(args.model, args.slot_batch, precision=args.precision, **common)
 
 
 def _bench_data(args):

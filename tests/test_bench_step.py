@@ -1,15 +1,24 @@
 """`bench step`: the whole step, where its time goes, and PyTorch beside it."""
 
+import doctest
 import importlib.util
 import json
+import sys
 
 import numba
 import pytest
 
 from knltrain import cli
-from knltrain.bench import step
+from knltrain.bench import step, torch_process
 from knltrain.bench.step import profile
-from knltrain.bench.torch_process import CONFIGURATIONS, TorchProcess, check_installed, peak_memory_bytes
+from knltrain.bench.torch_process import (
+    CONFIGURATIONS,
+    TorchProcess,
+    by_reference,
+    check_installed,
+    configurations,
+    peak_memory_bytes,
+)
 from knltrain.bench.workload import Workload
 from knltrain.models import build, declare
 
@@ -75,6 +84,36 @@ def test_against_torch__without_it_is_one_line(monkeypatch, capsys):
         check_installed()
 
 
+def test_configurations__of_16_bits_are_all_that_the_command_takes(capsys):
+    assert configurations("fp32") == CONFIGURATIONS[:4] and configurations("bf16") == CONFIGURATIONS
+    assert len(set(CONFIGURATIONS)) == 12
+    assert cli.main(["bench", "step", "--configurations", *CONFIGURATIONS, "--slot-batch", "0"]) == 2
+    assert "--slot-batch" in capsys.readouterr().err  # and not --configurations
+
+
+def test_by_reference__names_what_onednn_had_no_kernel_for():
+    lines = [
+        "onednn_verbose,v1,info,cpu,isa:Intel AVX2",
+        "onednn_verbose,v1,primitive,exec,cpu,convolution,jit_bf16:avx512_core_bf16,forward_training,src:bf16::blocked",
+        "onednn_verbose,v1,primitive,exec,cpu,pooling,simple_nchw:any,forward_inference,src:f32::blocked:abcde::f0",
+        "onednn_verbose,primitive,exec,cpu,inner_product,ref:any,backward_data,src:bf16::blocked",
+        "a line of another library, exec, ref:any",
+    ]
+    assert by_reference("\n".join(lines)) == ["inner_product"]
+    assert by_reference("\n".join(lines[:3])) == []
+    assert doctest.testmod(torch_process).failed == 0
+
+
+def test_against_torch__of_an_interpreter_without_it_is_one_line(tmp_path, capsys):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
+    bare.chmod(0o755)
+    for python, expected in ((bare, "found no PyTorch there"), (tmp_path / "none", "No such file")):
+        assert cli.main(["bench", "step", "--against", "torch", "--torch", str(python)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(python) in line and expected in line
+
+
 @needs_torch
 def test_against_torch__refuses_a_model_that_it_does_not_have(capsys):
     assert cli.main([*TINY, "--against", "torch"]) == 2
@@ -96,13 +135,14 @@ def test_torch_models__have_our_parameters(model):
 @needs_torch
 def test_against_torch__prints_the_ratio(capsys):
     command = ["bench", "step", "--model", "resnet50", "--slot-batch", "2", "--set", "input_size=32", "--json"]
-    command += ["--against", "torch", "--configurations", "contiguous-eager", "--threads", "1"]
+    names = ["contiguous-eager", "channels_last-eager-autocast"]
+    command += ["--against", "torch", "--torch", sys.executable, "--configurations", *names, "--threads", "1"]
     assert cli.main(command) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["threads"] == 1
     assert found["ratio_to_torch"] > 0 and found["torch_images_per_s"] > 0
-    (rival,) = found["torch"]
-    assert rival["configuration"] == "contiguous-eager" and not rival["error"] and rival["peak_memory_bytes"] > 10**7
+    assert [rival["configuration"] for rival in found["torch"]] == names
+    assert all(not rival["error"] and rival["peak_memory_bytes"] > 10**7 for rival in found["torch"])
 
 
 @needs_torch

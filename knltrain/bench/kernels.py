@@ -109,7 +109,9 @@ def _differ(a, b) -> bool:
     return not np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
 
 
-def run(model, slot_batch, threads=0, options=None, passes=(), layers=(), plot=None, as_json=False):
+def run(
+    model, slot_batch, threads=0, options=None, passes=(), layers=(), plot=None, as_json=False, precision="fp32"
+):  # fmt: skip
     """Print the table, or the rows as JSON; draw the roofline to `plot`. passes, layers: only these.
 
     Raises ValueError where the filters leave nothing, RuntimeError where a result is wrong.
@@ -121,8 +123,8 @@ def run(model, slot_batch, threads=0, options=None, passes=(), layers=(), plot=N
     def wanted(op):
         return (not layers or op.owner.name in layers) and (not passes or op.kind in passes)
 
-    worst = max(observe_step(Workload(model, CHECK_BATCH, options), wanted, True).errors)
-    workload = Workload(model, slot_batch, options)
+    worst = max(observe_step(Workload(model, CHECK_BATCH, options, precision=precision), wanted, True).errors)
+    workload = Workload(model, slot_batch, options, precision=precision)
     found = observe_step(workload, wanted, False).rows.values()  # and all memory is touched
     found = sorted(found, key=lambda row: KINDS.index(row.op.kind))
     rows = [row for row in found if row.op.flops or row.op.nbytes >= SMALL_BYTES]
@@ -137,10 +139,11 @@ def run(model, slot_batch, threads=0, options=None, passes=(), layers=(), plot=N
         row.timing = ceiling.time(row.op, refill(row.op))
     _progress("")
     if as_json:
-        print(json.dumps([_record(row, bandwidths) for row in rows], indent=1))
+        print(json.dumps([{"precision": precision} | _record(row, bandwidths) for row in rows], indent=1))
     else:
         small = sum(row.count for row in found) - sum(row.count for row in rows)
-        print(_head(model, slot_batch, ceiling, bandwidths, worst) + "\n" + table(rows, small))
+        what = f"{model}, slot batch {slot_batch}, {precision}"
+        print(_head(what, ceiling, bandwidths, worst) + "\n" + table(rows, small))
     if plot:
         from ..plots import roofline
 
@@ -178,7 +181,7 @@ def _record(row: Row, bandwidths) -> dict:
 # ---- the table -----------------------------------------------------------------------------------------------
 
 
-def _head(model, slot_batch, ceiling, bandwidths, worst) -> str:
+def _head(what: str, ceiling, bandwidths, worst) -> str:
     peaks = np.array(ceiling.peaks) / 1e9
     read, copy, fill = (bandwidths[name] / 1e9 for name in ("read", "copy", "fill"))
     low, middle, high = np.percentile(peaks, [10, 50, 90])
@@ -186,8 +189,8 @@ def _head(model, slot_batch, ceiling, bandwidths, worst) -> str:
         machine_line(),
         f"peak    {middle:.0f} GFLOP/s (multiply-add loop, float32; {low:.0f} to {high:.0f} while this ran)",
         f"memory  {read:.0f} GB/s read, {copy:.0f} copy, {fill:.0f} fill (256 MiB)",
-        f"{model}, slot batch {slot_batch}: the distinct kernel calls of one training step. All results were compared "
-        f"with NumPy\nat {CHECK_BATCH} images first: largest error {worst:.1e} of the largest element.",
+        f"{what}: the distinct kernel calls of one training step. All results were compared with NumPy\n"
+        f"at {CHECK_BATCH} images first: largest error {worst:.1e} of the largest element.",
     ])  # fmt: skip
 
 

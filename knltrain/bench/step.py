@@ -11,7 +11,7 @@ from knltrain.kernels import set_threads
 
 from ..layers import KINDS, Observer
 from .ceiling import Ceiling, clock, machine_line
-from .torch_process import CONFIGURATIONS, MODELS, TorchProcess, check_installed, peak_memory_bytes
+from .torch_process import MODELS, TorchProcess, check_installed, configurations, peak_memory_bytes
 from .workload import CLASSES, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Workload
 
 BLOCKS = 4  # of ours, and of PyTorch's, in turn
@@ -21,11 +21,16 @@ REST = 0.3  # seconds of sleep before the other process begins: OpenMP threads s
 LOOKS = 5  # at the peak, between two blocks
 
 
-def run(model, slot_batch, threads=0, options=None, against=None, configurations=CONFIGURATIONS, as_json=False):
-    """Measure and print. Raises ImportError for `against` without PyTorch, ValueError for a model it does not have."""
+def run(
+    model, slot_batch, threads=0, options=None, against=None, only=(), as_json=False, precision="fp32", torch=""
+):  # fmt: skip
+    """Measure and print. only: these configurations of PyTorch; torch: the interpreter that has it.
+
+    Raises ImportError for `against` without PyTorch, ValueError for a model it does not have.
+    """
     options = options or {}
     if against:
-        check_installed()
+        check_installed(torch)
         if model not in MODELS or set(options) - {"classes", "input_size"}:
             raise ValueError(
                 f"--against torch: found {model} with {options or 'no options'}, expected one of {', '.join(MODELS)} "
@@ -33,11 +38,12 @@ def run(model, slot_batch, threads=0, options=None, against=None, configurations
             )
     if threads:
         set_threads(threads)
-    workload = Workload(model, slot_batch, options)
+    workload = Workload(model, slot_batch, options, precision=precision)
     first = clock(workload.step)
     own = Own(workload)
     if against:
-        rivals = _compare(own, _settings(model, slot_batch, options, workload), configurations)
+        settings = _settings(model, slot_batch, options, workload)
+        rivals = _compare(own, settings, only or configurations(precision), torch)
     else:
         rivals = []
         for _ in range(BLOCKS):
@@ -47,7 +53,7 @@ def run(model, slot_batch, threads=0, options=None, against=None, configurations
     record = own.record() | {
         "model": model,
         "slot_batch": slot_batch,
-        "precision": "fp32",
+        "precision": precision,
         "threads": numba.get_num_threads(),
         "first_step_seconds": first,
         "peak_memory_bytes": memory,
@@ -111,11 +117,11 @@ def _settings(model, slot_batch, options, workload) -> dict:
     }
 
 
-def _compare(own: Own, settings: dict, configurations) -> list[dict]:
+def _compare(own: Own, settings: dict, names, python: str) -> list[dict]:
     """A B A B … with each configuration in turn; the ratio is the median over neighbouring blocks."""
     rivals = []
-    for name in configurations:
-        process = TorchProcess(settings, name)
+    for name in names:
+        process = TorchProcess(settings, name, python)
         rival = {"configuration": name, "version": process.version, "error": process.error}
         if not process.error:
             ratios, seconds = [], []
@@ -230,10 +236,11 @@ def _torch_lines(record) -> list[str]:
     lines = []
     for rival in record["torch"]:
         if rival["error"]:
-            lines.append(f"PyTorch {rival['configuration']:22}  does not run: {rival['error']}")
+            version = rival["version"] and f"{rival['version']} "
+            lines.append(f"PyTorch {version}{rival['configuration']:32}  does not count: {rival['error']}")
         else:
             lines.append(
-                f"PyTorch {rival['configuration']:22}  {rival['images_per_s']:7.2f} images/s   "
+                f"PyTorch {rival['version']} {rival['configuration']:32}  {rival['images_per_s']:7.2f} images/s   "
                 f"{rival['peak_memory_bytes'] / 2**20:,.0f} MiB   ours is {rival['ratio']:.2f} times as fast"
             )
     if record["ratio_to_torch"]:

@@ -73,10 +73,18 @@ def alexnet_bn(classes):
 
 
 class Trainer:
-    """One training step of a model on one fixed random batch: forward, cross-entropy, backward, SGD with momentum."""
+    """One training step of a model on one fixed random batch: forward, cross-entropy, backward, SGD with momentum.
 
-    def __init__(self, model, classes, slot_batch, size, channels_last, compiled, lr, momentum, weight_decay):
+    autocast: to bf16. conv_bf16: tensors stay float32, oneDNN may compute with their bf16.
+    """
+
+    def __init__(
+        self, model, classes, slot_batch, size, channels_last, compiled, lr, momentum, weight_decay, autocast, conv_bf16
+    ):
         torch.manual_seed(0)
+        if conv_bf16:
+            torch.backends.mkldnn.conv.fp32_precision = "bf16"
+        self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         network = {"resnet50": resnet50, "alexnet": alexnet, "alexnet_bn": alexnet_bn}[model](classes)
         self.network = network.to(memory_format=layout).train()
@@ -89,5 +97,7 @@ class Trainer:
 
     def step(self):
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss(self.run(self.images), self.labels).backward()
+        with self.autocast:
+            loss = self.loss(self.run(self.images), self.labels)
+        loss.backward()
         self.optimizer.step()

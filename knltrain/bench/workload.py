@@ -20,16 +20,19 @@ CLASSES = 1000
 class Workload(Trainer):
     """`name` planned for `slot_batch` images, with random pictures, SGD with momentum and weight decay.
 
-    links: who sums its gradients, which then lie as that wants it.
+    links: who sums its gradients, which then lie as that wants it. precision: as of a recipe.
 
     Raises ValueError for an unknown model or option, and for fewer than one image.
     """
 
-    def __init__(self, name: str, slot_batch: int, options: dict | None = None, links: Links | None = None):
+    def __init__(
+        self, name: str, slot_batch: int, options: dict | None = None, links: Links | None = None, precision="fp32"
+    ):
         if slot_batch < 1:
             raise ValueError(f"slot batch is {slot_batch}, expected at least 1 image")
         layers, shape = build(name, **(options or {}))
-        model = Model(layers, shape, slot_batch, gradient_block=partial(make_block, links or Links(Serial())))
+        block = partial(make_block, links or Links(Serial()))
+        model = Model(layers, shape, slot_batch, gradient_block=block, precision=precision)
         parameters = model.parameters
         optimizer = Lars(parameters.parameters, trust_coefficient=0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
         for parameter in parameters.parameters:
