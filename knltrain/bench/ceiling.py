@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from knltrain.kernels import ARCH, STREAM_UNIT, fma_peak, stream
+from knltrain.kernels import ARCH, DOT, STREAM_UNIT, fma_peak, stream
 
 from ..journal import machine_facts
 from ..layers import Op, Pass, run
@@ -46,13 +46,16 @@ class Timing:
 
 
 class Ceiling:
-    """The FMA loop, and streams for passes of up to `largest` bytes; none, and no memory for them, where that is 0."""
+    """The FMA loop, and streams for passes of up to `largest` bytes; none, and no memory for them, where that is 0.
 
-    def __init__(self, largest: int = 0):
-        self.peaks = []
+    precision: for bf16 the loop is of pairs, where the kernels multiply those.
+    """
+
+    def __init__(self, largest: int = 0, precision: str = "fp32"):
+        self.peaks, self.pairs = [], precision == "bf16" and DOT != "widen"
         self.rounds = 1000
-        fma_peak(self.rounds)  # compiles
-        seconds = min(clock(fma_peak, self.rounds) for _ in range(5))
+        fma_peak(self.rounds, self.pairs)  # compiles
+        seconds = min(clock(fma_peak, self.rounds, self.pairs) for _ in range(5))
         self.rounds = max(1, round(self.rounds * PEAK_SECONDS / seconds))
         if largest:
             floats = max(largest, HEADLINE_BYTES) // 4 + STREAM_UNIT
@@ -62,7 +65,7 @@ class Ceiling:
     def peak(self) -> float:
         """flop/s of the FMA loop on all threads, now."""
         start = time.perf_counter()
-        flops = fma_peak(self.rounds)
+        flops = fma_peak(self.rounds, self.pairs)
         self.peaks.append(flops / (time.perf_counter() - start))
         return self.peaks[-1]
 

@@ -132,7 +132,8 @@ def run(
         raise ValueError(f"no op of {model} fits --layer {' '.join(layers)} --pass {' '.join(passes)}: see the table")
     if plot and not any(row.op.flops for row in rows):
         raise ValueError(f"--plot {plot}: found no kernel with flops, expected some: see --pass and --layer")
-    ceiling = Ceiling(max((one.read + one.written for row in rows for one in row.op.traffic()), default=1))
+    largest = max((one.read + one.written for row in rows for one in row.op.traffic()), default=1)
+    ceiling = Ceiling(largest, precision)
     bandwidths = ceiling.bandwidths()
     for number, row in enumerate(rows, start=1):
         _progress(f"{number}/{len(rows)} {row.op.owner.name} {row.op.name}")
@@ -187,7 +188,8 @@ def _head(what: str, ceiling, bandwidths, worst) -> str:
     low, middle, high = np.percentile(peaks, [10, 50, 90])
     return "\n".join([
         machine_line(),
-        f"peak    {middle:.0f} GFLOP/s (multiply-add loop, float32; {low:.0f} to {high:.0f} while this ran)",
+        f"peak    {middle:.0f} GFLOP/s (multiply-add loop, {'pairs of bf16' if ceiling.pairs else 'float32'}; "
+        f"{low:.0f} to {high:.0f} while this ran)",
         f"memory  {read:.0f} GB/s read, {copy:.0f} copy, {fill:.0f} fill (256 MiB)",
         f"{what}: the distinct kernel calls of one training step. All results were compared with NumPy\n"
         f"at {CHECK_BATCH} images first: largest error {worst:.1e} of the largest element.",

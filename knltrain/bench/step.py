@@ -69,7 +69,7 @@ class Own:
     """Our side: blocks of steps, with looks at the peak between them."""
 
     def __init__(self, workload):
-        self.workload, self.ceiling = workload, Ceiling()
+        self.workload, self.ceiling = workload, Ceiling(precision=workload.model.number.name)
         self.steps = max(1, round(BLOCK_SECONDS / clock(workload.step)))
         self.seconds, self.peaks, self.looks = [], [], [self._look()]
 
