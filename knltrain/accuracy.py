@@ -12,6 +12,7 @@ import numpy as np
 from knltrain.kernels import rank_of_label
 
 KEPT = 12  # pictures at either end
+ALIKE = 2  # of the best, of one class, where there are enough classes: all others would be as the first
 MOST_CLASSES = 1024  # of a confusion matrix: 4 MB a rank, summed once an evaluation
 
 
@@ -30,7 +31,8 @@ class Accuracy:
     """Counts over `images` images: the label had the largest logit, or one of the five largest.
 
     by_class: the three counts of each class. confusion: (classes, classes), how often the class of a row was taken for
-    that of a column; None with more than 1,024 classes. best, worst: the pictures whose label was most, least probable.
+    that of a column; None with more than 1,024 classes. best, worst: the pictures whose label was most (two of
+    a class), least probable.
     """
 
     images: int
@@ -85,7 +87,12 @@ class Tally:
         self._keep(found, found)
 
     def _keep(self, best, worst):
-        self.best = sorted([*self.best, *best], key=lambda one: (-one.of_label, one.row))[:KEPT]
+        alike, best = max(ALIKE, -(-KEPT // len(self.counts))), [*self.best, *best]
+        by_class: dict[int, list[Outcome]] = {}
+        for one in sorted(best, key=lambda one: (-one.of_label, one.row)):
+            by_class.setdefault(one.label, []).append(one)
+        some = [one for of_class in by_class.values() for one in of_class[:alike]]
+        self.best = sorted(some, key=lambda one: (-one.of_label, one.row))[:KEPT]
         self.worst = sorted([*self.worst, *worst], key=lambda one: (one.of_label, one.row))[:KEPT]
 
     def total(self, comm) -> Accuracy:

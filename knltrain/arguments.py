@@ -72,6 +72,14 @@ def _training(commands):
     evaluate.add_argument("--by-class", action="store_true", help="the accuracy of each class too")
     evaluate.set_defaults(run_command="evaluate")
 
+    report = commands.add_parser("report", help="runs as one HTML page: result, curves, time, ranks, mistakes, recipe")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders; several are overlaid")
+    report.add_argument("--out", type=Path, metavar="HTML", help="default RUN/report.html; of several, here")
+    report.add_argument("--data", type=Path, metavar="DIR", help="shards of the shown pictures, where they were moved")
+    for kind in ("pdf", "png"):
+        report.add_argument(f"--{kind}", type=Path, metavar=kind.upper(), help="the curves as a figure too")
+    report.set_defaults(run_command="report")
+
     init = commands.add_parser("init", help="write a recipe to begin with, annotated, for given shards")
     init.add_argument("dir", type=Path, help="shards to train on")
     init.add_argument("--val", type=Path, metavar="DIR", help="shards to evaluate on (default: `val` beside `train`)")

@@ -130,6 +130,13 @@ def _import(args):
     import_file(args.file, args.model, args.classes, args.set, args.out)
 
 
+def _report(args):
+    from .report import write_report
+
+    for path in write_report(args.runs, args.out, args.data, list(filter(None, (args.pdf, args.png)))):
+        print(printable(str(path)))
+
+
 def _sweep(args):
     from .leaks import sweep
 
@@ -287,8 +294,8 @@ def _assignment(text: str) -> tuple[str, object]:
 COMMANDS = {
     function.__name__.removeprefix("_"): function
     for function in (
-        _train, _watch, _trace, _evaluate, _pack, _recipes, _predict, _export, _import, _sweep, _init, _verify, _show,
-        _shards, _describe, _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap,
+        _train, _watch, _trace, _report, _evaluate, _pack, _recipes, _predict, _export, _import, _sweep, _init, _verify,
+        _show, _shards, _describe, _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap,
         _doctor, _drill,
     )
 }  # fmt: skip

@@ -223,15 +223,25 @@ def read_log(run_dir) -> list[dict]:
 
     Lines cut short by a kill are passed over. Raises FileNotFoundError when the run has no log.
     """
-    records = {}
+    return newest(read_all(run_dir))
+
+
+def read_all(run_dir) -> list[dict]:
+    """All records as they were written, also of steps that were done again. Raises as read_log."""
+    records = []
     with open(Path(run_dir) / LOG, encoding="utf-8", errors="replace") as log:
         for line in log:
-            try:
+            with contextlib.suppress(ValueError, RecursionError):
                 record = json.loads(line)
-                records[record["kind"], record["step"], record.get("text")] = record
-            except (ValueError, TypeError, KeyError):
-                continue
-    return sorted(records.values(), key=lambda r: (r["step"], ORDER.get(r["kind"], len(ORDER))))
+                if isinstance(record, dict) and type(record.get("kind")) is str and type(record.get("step")) is int:
+                    records.append(record)
+    return records
+
+
+def newest(records: list[dict]) -> list[dict]:
+    """The last of each kind and step, by step."""
+    last = {(record["kind"], record["step"], str(record.get("text"))): record for record in records}
+    return sorted(last.values(), key=lambda r: (r["step"], ORDER.get(r["kind"], len(ORDER))))
 
 
 def machine_facts(**more) -> dict:

@@ -11,6 +11,7 @@ from .text import printable
 
 _GRID = {"color": "0.9", "linewidth": 0.8}
 _LOSS, _ACCURACY = "#4c72b0", "#c44e52"
+_RUNS = ("#1f6fb4", "#d1600a", "#1d8a57", "#b0368c", "#8a6d00", "#5b4fc4", "#0b8a94", "#6b6f76")
 FEW_CLASSES = 12  # whose names fit beside a figure
 
 
@@ -26,7 +27,7 @@ def learning_curve(records: list[dict], png: Path, title: str):
     figure, (left, right) = _figure(2, figsize=(10, 4))
     epochs, loss = (np.array([r[key] for r in steps], float) for key in ("epoch", "loss"))
     left.plot(epochs, loss, color=_LOSS, alpha=0.3, linewidth=0.8)
-    left.plot(epochs, _smooth(loss), color=_LOSS, linewidth=1.8, label="running mean")
+    left.plot(epochs, smooth(loss), color=_LOSS, linewidth=1.8, label="running mean")
     left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None), title="loss")
     left.legend(frameon=False)
     epochs, top1 = ([r[key] for r in evaluations] for key in ("epoch", "top1"))
@@ -41,6 +42,37 @@ def learning_curve(records: list[dict], png: Path, title: str):
         axes.set_xlim(0, None)
     figure.suptitle(title)
     figure.savefig(png, dpi=120)
+
+
+def curves(panels: list, path: Path):
+    """The panels of a report (`knltrain.report.panels`), up to four beside each other, as a figure: .pdf, .png or .svg.
+
+    Raises ValueError where matplotlib writes no such file.
+    """
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = _figure(rows, columns, figsize=(3.6 * columns, 2.6 * rows))
+    for panel, axes in zip(panels, grid.flat, strict=False):
+        scale = 100 if panel.share else 1
+        for line in panel.lines:
+            look = {"color": _RUNS[line.run % len(_RUNS)], "linewidth": 1.2, "label": line.name}
+            if line.low is not None:
+                axes.fill_between(
+                    line.x, scale * line.low, scale * line.high, color=look["color"], alpha=0.2, linewidth=0
+                )
+            marks = {"marker": "o", "markersize": 2.5} if "points" in line.style else {}
+            marks |= {"markerfacecolor": "none"} if "ringed" in line.style else {}
+            dashes = {"ringed points": "none", "dashes": "--"}.get(line.style, "-")
+            axes.plot(line.x, scale * line.y, linestyle=dashes, **marks, **look)
+        unit = ", %" if panel.share else "," * bool(panel.unit) + panel.unit
+        axes.set(xlabel="epoch", ylabel=panel.title.lower() + unit, xlim=(0, None))
+        if len(panel.lines) > 1:
+            axes.legend(frameon=False, fontsize=7)
+        axes.grid(**_GRID)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    figure.savefig(path, dpi=300)
 
 
 def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], png: Path, title: str, heads: list[str] | tuple = ()):
@@ -158,7 +190,7 @@ def _figure(*shape, figsize, **more):
     return figure, figure.subplots(*(shape if len(shape) == 2 else (1, *shape)), squeeze=len(shape) != 2, **more)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """Mean over a fortieth of all values around each, fewer near the ends: centred, so it never lags."""
     place = np.arange(values.size)
     reach = np.minimum(np.minimum(place, place[::-1]), values.size // 80)

@@ -9,4 +9,11 @@ def printable(text: str) -> str:
     A file may be called `bad\\nknltrain: all is well\\x1b[2A`, and a terminal would believe it.
     """
     text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return visible(text, "")
+
+
+def visible(text: str, besides: str = "\n") -> str:
+    """The text with every character escaped that is neither visible nor one of `besides`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in besides else c.encode("unicode_escape").decode() for c in text)

@@ -55,6 +55,10 @@ MAY_IMPORT = {
     "knltrain.dashboards": {"knltrain.observe", "knltrain.whole", "numpy", "tensorboardX", "mlflow"},
     "knltrain.watch": {"knltrain.journal", "knltrain.lifecycle", "knltrain.lock", "knltrain.screen", "knltrain.text"},
     "knltrain.journal": {"knltrain.observe", "knltrain.screen", "knltrain", "knltrain.whole"},
+    "knltrain.report": {
+        "knltrain", "knltrain.data", "knltrain.journal", "knltrain.plots", "knltrain.text", "knltrain.whole", "numpy",
+        "PIL",
+    },
     "knltrain.pictures": {"numpy", "PIL"},
     "knltrain.plots": {"knltrain.text", "numpy", "matplotlib"},
     "knltrain.bench": {

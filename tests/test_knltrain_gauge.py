@@ -30,7 +30,9 @@ class Trainer:
     """A training whose steps take a second and have two ops."""
 
     def __init__(self, observer, total, ratios):
-        self.model, self.optimizer = SimpleNamespace(observer=None), SimpleNamespace(trust_ratios=ratios)
+        self.model = SimpleNamespace(observer=None)
+        parameters = [SimpleNamespace(name=name) for name in ("conv.w", "conv.b", "fc.w")]
+        self.optimizer = SimpleNamespace(trust_ratios=ratios, parameters=parameters)
         self.gauge, self.total, self.done, self.records = observer, total, 0, []
 
     def observe(self, observer):
@@ -72,17 +74,18 @@ def test_gauge__samples_a_hundredth_of_a_long_run_and_every_step_of_a_short_one(
 
 
 def test_gauge__says_where_the_time_of_ops_and_ranks_went(clock):
-    records = trained(clock, 2 * SAMPLES, Two(), {"conv.w": 0.0123456}).records
+    records = trained(clock, 2 * SAMPLES, Two(), {"fc.w": 2.0, "conv.w": 0.0123456}).records
     assert records[:3] == [
         (2, "ops", {
             "step_s": 1.0, "data_wait_s": 0.125, "exchange_exposed_s": 0.25,
             "seconds": {"forward": {"conv2d_forward": 0.375}, "packing": {"conv2d_pack": 0.5}},
         }),
-        (2, "trust", {"ratios": {"conv.w": 0.01235}}),
+        (2, "trust", {"ratios": {"conv.w": 0.01235, "fc.w": 2.0}}),
         (2, "ranks", {
             "steps": 2, "compute_s": [0.625, 1.25], "data_wait_s": [0.125] * 2, "exchange_exposed_s": [0.25] * 2,
         }),
     ]  # fmt: skip
+    assert [*records[1][2]["ratios"]] == ["conv.w", "fc.w"]  # as in the network
     assert records[3][0] == 4  # nothing between
 
 
