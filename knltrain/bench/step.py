@@ -110,7 +110,7 @@ def _settings(model, slot_batch, options, workload) -> dict:
         "slot_batch": slot_batch,
         "threads": numba.get_num_threads(),
         "classes": options.get("classes", CLASSES),
-        "size": workload.images.shape[1],
+        "size": workload.batch.images.shape[1],
         "lr": LEARNING_RATE,
         "momentum": MOMENTUM,
         "weight_decay": WEIGHT_DECAY,
