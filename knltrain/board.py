@@ -11,7 +11,7 @@ from .text import printable
 RECENT = 50  # steps of running means, here and on the progress line
 LEAST_COLUMNS, LEAST_ROWS = 60, 12  # of a terminal that has room for a block
 MOST_MEANS = 128
-LARGEST = 1e18  # of flops a second, say: what is beyond is no number of a run
+LARGEST = 1e18  # of flops a second, say; what is beyond is drawn as this
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -200,10 +200,8 @@ def duration(seconds: float) -> str:
 
 
 def _number(value) -> float:
-    """A float; nan for what a log says as null. Raises ValueError or TypeError where it is no number of a run."""
+    """A float; nan for what a log says as null; a loss that ran away is at most LARGEST. TypeError for what is none."""
     if isinstance(value, (str, bool)):
         raise TypeError(f"found {value!r}, expected a number")
     number = math.nan if value is None else float(value)
-    if abs(number) > LARGEST:
-        raise ValueError(f"found {number}, expected a number of a run")
-    return number
+    return math.copysign(LARGEST, number) if abs(number) > LARGEST else number

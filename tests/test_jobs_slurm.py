@@ -140,7 +140,8 @@ def test_job__that_is_preempted_saves_within_the_grace_and_comes_back(cluster, f
     cluster.start_now(job.id)
     assert job.wait() == "COMPLETED", job.text()
     text = job.text()
-    assert "status: stopped step" in text and text.count("back into the queue") == 1, text
+    lost = text.count("mpi/pmi2: failed to send temp kvs")  # SLURM's own, on a busy machine: the job queues once more
+    assert "status: stopped step" in text and text.count("back into the queue") == 1 + lost, text
     assert "continuing after step" in text, text
     same(newest_state(folder, "preempted"), whole)
 

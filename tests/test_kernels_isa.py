@@ -159,9 +159,10 @@ def inner_loop(file):
 
 @pytest.mark.parametrize(("nest", "tile"), [("conv.rows._rows_nest", 14 * 2), ("conv.outer._weight_nest", 13 * 2)])
 def test_assembly_for_knl__keeps_the_tile_in_registers(assembly, nest, tile):
-    (file,) = (path for path in assembly if path.name.startswith(nest))
-    loop = inner_loop(file)
-    assert "{1to16}" in loop or "vbroadcastss" in loop
-    accumulators = set(re.findall(r"vfmadd\d+ps\t.*, (%zmm\d+)$", loop, flags=re.MULTILINE))
-    assert len(accumulators) == tile  # each has a register of its own
-    assert not re.findall(r".*%zmm.*\(%rsp.*|.*\(%rsp.*%zmm.*", loop)  # and no vector goes to the stack
+    loops = [inner_loop(path) for path in assembly if path.name.startswith(nest)]
+    assert loops  # one for each Number
+    for loop in loops:
+        assert "{1to16}" in loop or "vbroadcastss" in loop
+        accumulators = set(re.findall(r"vfmadd\d+ps\t.*, (%zmm\d+)$", loop, flags=re.MULTILINE))
+        assert len(accumulators) == tile  # each has a register of its own
+        assert not re.findall(r".*%zmm.*\(%rsp.*|.*\(%rsp.*%zmm.*", loop)  # and no vector goes to the stack

@@ -99,6 +99,6 @@ def test_curve__of_an_empty_log_is_refused(tmp_path):
 
 def test_running_mean__does_not_lag():
     line = np.arange(200.0)
-    np.testing.assert_allclose(plots._smooth(line), line)
+    np.testing.assert_allclose(plots.smooth(line), line)
     step = np.repeat([0.0, 1.0], 100)
-    np.testing.assert_allclose(plots._smooth(step)[97:103], [0, 0.2, 0.4, 0.6, 0.8, 1])  # a fortieth of 200: 5 values
+    np.testing.assert_allclose(plots.smooth(step)[97:103], [0, 0.2, 0.4, 0.6, 0.8, 1])  # a fortieth of 200: 5 values

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .._shapes import output_size
-from ..arch import DOT, DOTS
+from ..arch import BLOCK, DOT, DOTS
 from ..number import BF16, FP32, Number
 
 TASKS = 64  # tasks to aim at when a dimension is split; a constant, so that no result depends on the machine
@@ -38,8 +38,9 @@ class Shape:
 
     @property
     def tiles(self) -> bool:
-        """Whether they are multiplied in tiles, which hold 32 numbers of the depth."""
-        return self.pairs and self.dot == "amx" and self.w[2] % 32 == 0 and self.k_group % 32 == 0
+        """Whether they are multiplied in tiles, which hold 32 numbers of the depth and 32 channels."""
+        whole = BLOCK == 32 and self.w[2] % 32 == 0 and self.k_group % 32 == 0
+        return self.pairs and self.dot == "amx" and whole
 
     @property
     def k_group(self) -> int:
