@@ -39,7 +39,7 @@ lint: $(STAMP)  ## check the style of the code
 docs: $(STAMP)  ## the documentation as a site: docs/_build/docs/index.html
 	@$(BIN)/python -c 'import sphinx, myst_nb, furo' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	@$(BIN)/python docs/figures.py
-	@$(BIN)/sphinx-build -W --keep-going -q -c docs . docs/_build docs/jupyter_execute
+	@$(BIN)/sphinx-build -W --keep-going -q -c docs . docs/_build
 	@echo "make: docs/_build/docs/index.html"
 
 sz:  ## count lines per file and in sum
