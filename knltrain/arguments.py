@@ -97,6 +97,8 @@ def _training(commands):
     warmup.set_defaults(run_command="warmup")
 
     recipes = commands.add_parser("recipes", help="the published recipes, which train takes by name")
+    recipes.add_argument("--show", metavar="RECIPE", help="a recipe whole: every key, and where from")
+    recipes.add_argument("--set", **SETTINGS, help="as for train")
     recipes.set_defaults(run_command="recipes")
 
     predict = commands.add_parser("predict", help="the most probable classes of picture files")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .arguments import parser
 from .errors import all_ranks, explain
-from .text import printable
+from .text import printable, visible
 
 # ---- commands: each imports what it needs, so that `knltrain --help` is instant; a result is the exit code ----------
 
@@ -31,7 +31,8 @@ def _train(args):
     with all_ranks(comm):
         clock.phase("mpi")
         with Lifecycle(run_dir, comm, _line) as life:
-            from .config import find_recipe, load_recipe
+            from .config import load_recipe
+            from .inherit import find_recipe
 
             share_kernels(comm, find_recipe(args.recipe), args.set)
             clock.phase("kernels")
@@ -93,8 +94,15 @@ def _one_source(paths):
 
 
 def _recipes(args):
-    from .config import published
+    from .inherit import origins, parts_of_file, published
 
+    if args.show:
+        from .config import load_recipe, resolved
+
+        recipe, parts = load_recipe(args.show, args.set), parts_of_file(args.show)
+        print(visible(f"# {' extends '.join(part.name for part in reversed(parts))}"))
+        print(visible(resolved(recipe, origins(parts, args.set))), end="")
+        return
     for name, path in published().items():
         print(f"{name:26}  {path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
 
@@ -189,7 +197,8 @@ def _demo(args):
 def _warmup(args):
     from knltrain.kernels import cache_folder
 
-    from .config import find_recipe, load_recipe
+    from .config import load_recipe
+    from .inherit import find_recipe
     from .startup import warm_mark
     from .warmup import warmup
 

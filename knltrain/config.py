@@ -12,12 +12,8 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .inherit import Part, RecipeError, parts_of_file, parts_of_text
 from .keys import KINDS, REQUIRED, Rule, key, shown
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be run; one line: where, what was found, what was expected."""
-
 
 # ---- sections: one line per key ------------------------------------------------------------------------------
 
@@ -25,7 +21,6 @@ EPOCHS = 10**6
 MOST_TRACED = 1000  # steps
 RGB = {"count": 3, "most": 1024}
 PATHS = {("data", "train"), ("data", "val"), ("data", "mean_image"), ("model", "weights")}  # relative to the recipe
-HOME = "jobs/recipes"  # where a published recipe lies in a checkout: its ../../shards are the current folder's shards
 LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import these from where they are known would load
 SHUFFLES = ("quasi", "full", "sequential")  # Numba; a test compares them
 STAGES = ("none", "local", "memory")
@@ -161,48 +156,24 @@ def rules() -> dict[str, Rule]:
 # ---- reading -------------------------------------------------------------------------------------------------
 
 
-def published() -> dict[str, Path]:
-    """The recipes that come with the program, by name."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
-
-
-def find_recipe(path) -> Path:
-    """The file of a recipe: `path`, or where there is no such file the published recipe of that name."""
-    path = Path(path)
-    return path if path.exists() else published().get(str(path), path)
-
-
 def load_recipe(path, overrides=()) -> Recipe:
     """Read a recipe, a file or the name of a published one, and apply overrides, a list of "section.key=value".
 
     Paths in [data] become absolute: those of a file are relative to it, those of a published recipe to the current
     folder. Raises RecipeError, one line with the file's name.
     """
-    path, known = find_recipe(path), published()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        near = difflib.get_close_matches(path.stem, known, 1)
-        hint = f"; did you mean the published {near[0]}" if near else ""
-        raise RecipeError(f"{path}: {reason}; expected a recipe, a TOML file as in jobs/recipes{hint}") from None
-    return parse_recipe(text, overrides, source=str(path), folder=HOME if path in known.values() else path.parent)
+    return _put_together(parts_of_file(path), overrides)
 
 
 def parse_recipe(text: str, overrides=(), *, source: str = "recipe", folder=".") -> Recipe:
     """As load_recipe, from TOML text: `source` names it in errors, `folder` is where its relative paths start."""
-    try:
-        table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # numbers too long, brackets too deep
-        raise RecipeError(f"{source}: not valid TOML: {error}") from None
-    values = {section: {} for section in SECTIONS}
-    for section, keys in table.items():
-        if not isinstance(keys, dict):
-            raise RecipeError(f"{source}: key {section} stands outside a section; {_nearest('', section)}")
-        for name, value in keys.items():
-            _store(values, source, section, name, value, folder)
-        if section not in SECTIONS:  # an empty section that nobody knows
-            raise RecipeError(f"{source}: unknown section [{section}]; {_nearest(section, '')}")
+    return _put_together(parts_of_text(text, source, folder), overrides)
+
+
+def _put_together(parts: list[Part], overrides) -> Recipe:
+    values, source = {section: {} for section in SECTIONS}, parts[-1].source
+    for part in parts:
+        _store_part(values, part)
     for override in overrides:
         name, equals, value = override.partition("=")
         section, dot, name = name.strip().partition(".")
@@ -218,6 +189,16 @@ def parse_recipe(text: str, overrides=(), *, source: str = "recipe", folder=".")
     for name, found, expected in _problems(recipe):
         raise RecipeError(f"{source}: {name} is {shown(found)}; expected {expected}")
     return recipe
+
+
+def _store_part(values, part: Part):
+    for section, keys in part.table.items():
+        if not isinstance(keys, dict):
+            raise RecipeError(f"{part.source}: key {section} stands outside a section; {_nearest('', section)}")
+        for name, value in keys.items():
+            _store(values, part.source, section, name, value, part.folder)
+        if section not in SECTIONS:  # an empty section that nobody knows
+            raise RecipeError(f"{part.source}: unknown section [{section}]; {_nearest(section, '')}")
 
 
 def _fields(section: str) -> dict:
@@ -370,13 +351,20 @@ def traced_steps(text: str) -> range:
 # ---- writing -------------------------------------------------------------------------------------------------
 
 
-def resolved(recipe: Recipe) -> str:
-    """TOML text with every key, defaults included, that loads back to an equal recipe."""
+def resolved(recipe: Recipe, notes: dict[str, str] | None = None) -> str:
+    """TOML text with every key, defaults included, that loads back to an equal recipe.
+
+    notes: where given, behind each key the one of `section.key`, or "default".
+    """
     lines = []
     for section in SECTIONS:
         values = dict(dataclasses.asdict(getattr(recipe, section)))
         values |= values.pop("args", {})
-        lines += [f"[{section}]", *(f"{_toml_key(key)} = {_toml_value(value)}" for key, value in values.items()), ""]
+        lines.append(f"[{section}]")
+        for name, value in values.items():
+            line = f"{_toml_key(name)} = {_toml_value(value)}"
+            lines.append(line if notes is None else f"{line:40}  # {notes.get(f'{section}.{name}', 'default')}")
+        lines.append("")
     return "\n".join(lines)
 
 

@@ -97,8 +97,10 @@ def warm_mark(folder: Path, recipe: Path, overrides=()) -> Path:
     """
     import knltrain.kernels as kernels
 
+    from .inherit import parts_of_file
+
     kinds = [one for one in overrides if one.startswith(COMPILES) and not one.startswith(("data.train=", "data.val="))]
-    facts = [kernels.CPU, kernels.__file__, Path(recipe).read_text(encoding="utf-8"), *kinds]
+    facts = [kernels.CPU, kernels.__file__, repr(parts_of_file(recipe)), *kinds]
     return folder / f"warm-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}"
 
 

@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "knltrain.observe": set(),
     "knltrain.lock": set(),
     "knltrain.leaks": set(),
-    "knltrain.startup": {"knltrain.observe", "knltrain.kernels", "numpy"},
+    "knltrain.inherit": set(),
+    "knltrain.startup": {"knltrain.observe", "knltrain.inherit", "knltrain.kernels", "numpy"},
     "knltrain.doctor": {
         "knltrain.kernels", "knltrain.arena", "knltrain.data", "knltrain.machine", "knltrain.journal",
         "knltrain.hardware",
