@@ -48,7 +48,10 @@ MAY_IMPORT = {
         "knltrain.screen", "knltrain.leaks", "knltrain.text", "numpy",
     },
     "knltrain.faults": {"knltrain.observe", "knltrain.checkpoint", "knltrain.layers", "knltrain.lifecycle", "numpy"},
-    "knltrain.trace": {"knltrain.observe", "knltrain.layers", "knltrain.text", "knltrain.whole", "numpy"},
+    "knltrain.stragglers": {"numpy"},
+    "knltrain.trace": {
+        "knltrain.observe", "knltrain.layers", "knltrain.stragglers", "knltrain.text", "knltrain.whole", "numpy",
+    },
     "knltrain.hardware": set(),
     "knltrain.machine": {"knltrain.kernels", "knltrain.journal", "knltrain.hardware", "numba"},
     "knltrain.board": {"knltrain.text", "rich", "tensorboardX", "mlflow"},
@@ -57,8 +60,8 @@ MAY_IMPORT = {
     "knltrain.watch": {"knltrain.journal", "knltrain.lifecycle", "knltrain.lock", "knltrain.screen", "knltrain.text"},
     "knltrain.journal": {"knltrain.observe", "knltrain.screen", "knltrain", "knltrain.whole"},
     "knltrain.report": {
-        "knltrain", "knltrain.data", "knltrain.journal", "knltrain.plots", "knltrain.text", "knltrain.whole", "numpy",
-        "PIL",
+        "knltrain", "knltrain.data", "knltrain.journal", "knltrain.plots", "knltrain.stragglers", "knltrain.text",
+        "knltrain.whole", "numpy", "PIL",
     },
     "knltrain.pictures": {"numpy", "PIL"},
     "knltrain.plots": {"knltrain.text", "numpy", "matplotlib"},

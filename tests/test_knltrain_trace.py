@@ -6,16 +6,18 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tinyrun
 
 from knltrain import cli
 from knltrain.comm import Serial
 from knltrain.config import RecipeError, load_recipe, traced_steps
+from knltrain.stragglers import stragglers
 from knltrain.trace import FOLDER, clocks, tracer
 from knltrain.trace.critical import by_kind, critical_path
+from knltrain.trace.entries import clock_error, entries
 from knltrain.trace.reading import read_trace
-from knltrain.trace.stragglers import stragglers
 
 MS = 1_000_000  # nanoseconds
 
@@ -63,7 +65,7 @@ def write_rank(folder, rank, spans, offset=0.0, session=1.0, steps=(7,), ranks=2
         for name, kind, begin, length, *facts in inside:
             if (name, kind) not in names:
                 names.append((name, kind))
-            rows.setdefault(row, []).append([names.index((name, kind)), begin * MS, length * MS, *facts])
+            rows.setdefault(row, []).append([names.index((name, kind)), round(begin * MS), length * MS, *facts])
     head = {"knltrain_trace": 1, "session": session, "rank": rank, "ranks": ranks, "host": f"node{rank}", "process": 9}
     lines = [head, {"at": offset, "offset_s": offset, "error_s": 1e-5}]
     for i, step in enumerate(steps):
@@ -93,17 +95,28 @@ def late_rank(folder, **more):
 
 def test_stragglers__are_who_was_last_and_by_how_much(tmp_path):
     late_rank(tmp_path, steps=(7, 8, 9))
-    ranks = read_trace(tmp_path)
-    (late,), count, together = stragglers(ranks)
-    assert (late.rank.rank, late.rank.host, count, together) == (1, "node1", 3, 0)
-    assert late.behind == pytest.approx([0.03] * 3, abs=1e-6) and late.where == {"bucket 0": 3}
+    entered, names = entries(read_trace(tmp_path))
+    (late,) = stragglers(entered)
+    assert (late.rank, late.when.tolist(), names) == (1, [0, 1, 2], ["bucket 0"] * 3)
+    assert late.behind == pytest.approx([0.03] * 3, abs=1e-6)
+
+
+def test_stragglers__come_by_what_they_cost():
+    ready = np.array([[1.0, 2.0, 3.0, 1.0], [1.1, 1.0, 1.0, 1.0], [1.0, 1.5, 2.0, 1.0]])
+    first, second = stragglers(ready)
+    assert (first.rank, first.when.tolist()) == (0, [1, 2]) and first.behind == pytest.approx([0.75, 1.5])
+    assert second.row("node7") == ["1", "node7", "1", "100.00", "100.00"]
+    assert [one.rank for one in stragglers(ready, error=0.5)] == [0] and stragglers(ready[:1]) == []
 
 
 def test_stragglers__within_the_clocks_error_are_none(tmp_path):
-    both = [("bucket 0", "exchange", 50, 10, {"queued": 50 * MS, "wanted": 50 * MS})]
     for rank in range(2):
-        write_rank(tmp_path, rank, {"exchange": both}, offset=rank * 1e-5)
-    assert stragglers(read_trace(tmp_path)) == ([], 1, 1)
+        times = {"queued": 50 * MS, "wanted": 50 * MS}
+        write_rank(tmp_path, rank, {"exchange": [("bucket 0", "exchange", 50 + rank * 0.005, 10, times)]})
+    ranks = read_trace(tmp_path)
+    entered, names = entries(ranks)
+    assert stragglers(entered) and names == ["bucket 0"]
+    assert stragglers(entered, clock_error(ranks)) == []
 
 
 def test_critical_path__goes_to_the_late_rank_and_has_no_gaps(tmp_path):
@@ -156,8 +169,8 @@ def test_trace__survives_cut_lines_nonsense_and_older_traces(tmp_path):
     write_rank(tmp_path, 1, {}, session=0.5, steps=(3,))
     ranks = read_trace(tmp_path)
     assert [sorted(rank.steps) for rank in ranks] == [[7, 8], [7]]
-    (late,), count, _ = stragglers(ranks)
-    assert late.rank.rank == 1 and count == 1
+    entered, names = entries(ranks)
+    assert [late.rank for late in stragglers(entered)] == [1] and len(names) == 1
 
 
 def test_command__writes_what_a_viewer_reads(tmp_path, capsys):
@@ -165,7 +178,7 @@ def test_command__writes_what_a_viewer_reads(tmp_path, capsys):
     assert cli.main(["trace", str(tmp_path), "--out", str(tmp_path / "t.json")]) == 0
     out = capsys.readouterr().out
     assert "on 2 ranks, clocks within 10.0 us" in out and "critical path of step 7: 100.00 ms, 1 change" in out
-    assert [line.split()[:4] for line in out.splitlines() if "node1" in line] == [["1", "1", "30.00", "30.00"]]
+    assert [line.split()[:5] for line in out.splitlines() if "node1" in line] == [["1", "node1", "1", "30.00", "30.00"]]
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     processes = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
     assert processes == {0: "rank 0 (node0 process 9)", 1: "rank 1 (node1 process 9)", 2: "critical path"}

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..stragglers import HEAD, stragglers
 from .panels import epoch_of
 from .run import Run, number
 
@@ -13,6 +14,8 @@ OP_KINDS = {
     "packing": "packing of weights",
     "update": "update of weights",
 }
+LATE = ["host" if name == "host" else f"#{name}" for name in HEAD]  # columns of the table of ranks
+LATE += ["#computes, ms", "#waits for data, ms", "#for others, ms"]  # means of a rank's steps
 REST = {"data": "waiting for data", "exchange": "waiting for the exchange", "rest": "the rest: Python, copies"}
 
 
@@ -117,22 +120,19 @@ def slowness(run: Run) -> tuple[np.ndarray, np.ndarray]:
         return epoch_of(run, steps), own / np.median(own, axis=0)
 
 
-def stragglers(run: Run, most: int = 10) -> tuple[str, list[list]]:
-    """A sentence on what slow ranks cost, and of the slowest: rank, host, excess, seconds, how often it was last."""
+def late_ranks(run: Run, most: int = 10) -> tuple[str, list[list]]:
+    """A sentence on what slow ranks cost, and rows of those that were last: as LATE names them."""
     _, (compute, data, exposed) = run.ranks
-    own = compute + data
-    middle = np.median(own, axis=0)
-    means, last = own.mean(1), np.bincount(own.argmax(0), minlength=len(own))
-    cost = float(np.mean((own.max(0) - middle) / (own + exposed).mean(0)))
+    own, late = compute + data, stragglers(compute + data)
+    cost = sum(one.behind.sum() for one in late) / (own + exposed).mean(0).sum()
     places = run.machine.get("processes")
     places = places if isinstance(places, list) and len(places) == len(own) else ["?"] * len(own)
     rows = []
-    for rank in np.argsort(-means, kind="stable")[:most]:
-        times = (f"{1000 * array[rank].mean():.4g}" for array in (compute, data, exposed))
-        rows.append([int(rank), str(places[rank]).partition(" ")[0], f"{means[rank] / middle.mean() - 1:+.1%}", *times,
-                     f"{last[rank]} of {own.shape[1]}"])  # fmt: skip
-    text = f"The slowest of {len(own)} ranks takes longer than the median by {cost:.1%} of a step: the others wait."
-    return text, rows
+    for one in late[:most]:
+        times = [f"{1000 * array[one.rank].mean():.4g}" for array in (compute, data, exposed)]
+        rows.append(one.row(str(places[one.rank]).partition(" ")[0]) + times)
+    text = f"The last of {len(own)} ranks was behind the median of the others by {cost:.1%} of a step: they wait. "
+    return text + f"Means of {own.shape[1]} stretches of steps.", rows
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import __version__
 from .chart import PALETTE, heat_map, line_chart, short
-from .facts import confused, differences, hardest, headline, slowness, span, stragglers, time_split
+from .facts import LATE, confused, differences, hardest, headline, late_ranks, slowness, span, time_split
 from .markup import document, h, table
 from .panels import epoch_of, panels
 from .pictures import picture_urls
@@ -109,25 +109,16 @@ def _ranks(run: Run, _):
     steps, seconds = run.ranks
     if seconds.shape[1] < 2:
         return None
-    text, rows = stragglers(run)
+    text, rows = late_ranks(run)
     epochs, slow = slowness(run)
     apart = -(-len(slow) // MOST_ROWS)
     slow = np.array([slow[i : i + apart].max(0) for i in range(0, len(slow), apart)])
     names = [f"{i * apart}" if apart == 1 else f"{i * apart} to {(i + 1) * apart - 1}" for i in range(len(slow))]
     known = slow[np.isfinite(slow)]
     ends = (float(known.min()), float(max(1.05, np.quantile(known, 0.995)))) if known.size else None
-    head = [
-        "#rank",
-        "host",
-        "#beside the median",
-        "#computes, ms",
-        "#waits for data, ms",
-        "#for others, ms",
-        "#was last",
-    ]
     across = (float(epochs[0]), float(epochs[-1]), "epoch")
     return [
-        h("p", text, class_="note"), table(head, rows),
+        h("p", text, class_="note"), table(LATE, rows) if rows else None,
         heat_map("Own time of every rank, over that of the median rank", slow, names, across, ends=ends),
     ]  # fmt: skip
 
@@ -159,7 +150,7 @@ def _predictions(run: Run, data):
     urls, missing = picture_urls(facts, data)
     ends = (("worst", "Worst: the true class was least probable"), ("best", "Best: it was most probable"))
     parts = [[h("h4", title), h("div", [_picture(one, facts, urls) for one in facts[end]], class_="pictures")]
-             for end, title in ends]  # fmt: skip
+             for end, title in ends if facts[end]]  # fmt: skip
     return [h("p", missing, class_="note") if missing else None, parts]
 
 

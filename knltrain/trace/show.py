@@ -1,13 +1,15 @@
 """`knltrain trace RUN`: one file for a viewer, and in words who was late and what a step's time hung on."""
 
 import statistics
+from collections import Counter
 from pathlib import Path
 
+from ..stragglers import HEAD, stragglers
 from ..text import printable
 from .chrome import write_chrome
 from .critical import by_kind, critical_path
+from .entries import clock_error, common_steps, entries
 from .reading import Rank, read_trace
-from .stragglers import common_steps, stragglers
 
 LISTED = 10  # rows of a table
 MOST_SPANS = 2_000_000  # in the file for a viewer, which a browser must hold
@@ -59,21 +61,26 @@ def _head(ranks, lengths, drawn, out):
 
 
 def _stragglers(ranks):
-    late, count, together = stragglers(ranks)
-    if len(ranks) < 2 or not count:
+    entered, names = entries(ranks)
+    if len(ranks) < 2 or not names:
         yield "no exchanges between ranks"
         return
-    yield f"last into an exchange, of {count}; behind the median of the others"
-    if late:
-        yield f"{'rank':>6}  {'times':>6}  {'mean ms':>8}  {'most ms':>8}  {'host':16}  mostly"
-    for one in late[:LISTED]:
-        times, (where, _) = one.behind, one.where.most_common(1)[0]
-        mean, most = 1e3 * statistics.mean(times), 1e3 * max(times)
-        yield f"{one.rank.rank:6}  {len(times):6}  {mean:8.2f}  {most:8.2f}  {one.rank.host:16}  {where}"
-    if len(late) > LISTED:
-        yield f"and {len(late) - LISTED} more ranks"
+    late = stragglers(entered, clock_error(ranks))
+    yield f"last into an exchange, of {len(names)}; behind the median of the others"
+    rows = [one.row(ranks[one.rank].host) + [_mostly(names[place] for place in one.when)] for one in late]
+    for one, row in zip(late, rows, strict=True):
+        row[0] = str(ranks[one.rank].rank)  # of a job of which not all ranks have left a trace
+    for rank, host, *numbers, where in [[*HEAD, "mostly"], *rows[:LISTED]] if rows else []:
+        yield f"{rank:>6}  {host:16}" + "".join(f"  {number:>10}" for number in numbers) + f"  {where}"
+    if len(rows) > LISTED:
+        yield f"and {len(rows) - LISTED} more ranks"
+    together = len(names) - sum(len(one.when) for one in late)
     if together:
-        yield f"  none  {together:6}  within the clocks' error"
+        yield f"  none  {together} times: within the clocks' error"
+
+
+def _mostly(names) -> str:
+    return Counter(names).most_common(1)[0][0]
 
 
 def _path(ranks, step, path):
