@@ -11,9 +11,9 @@ import numpy as np
 
 from .._jit import kernel
 from ..arch import BLOCK, LINE, LINE_FLOATS
+from ..each import RAISE, each
 from ..moments import part_moments
 from ..number import FP32
-from ..pointwise import rectify
 from ..store import store_row
 from .grid import GRID_I, GRID_J, WIDTH
 
@@ -108,7 +108,7 @@ def finish(job, part, group, c, pitch, count, out_rows):
     first = group * job.geometry[WIDTH] + part.lo * BLOCK
     if job.relu:
         whole = c[: count * pitch]
-        rectify(whole, whole)
+        each(RAISE, whole, whole, np.float32(0), whole)
     if job.moments.size > 0:
         mean = job.moments[part.block, 0, first : first + part.valid]
         part_moments(c, 0, pitch, count, mean, job.moments[part.block, 1, first : first + part.valid])
