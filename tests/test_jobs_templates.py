@@ -11,7 +11,6 @@ from mpirun import ROOT, mpiexec
 from tinyrun import STEPS, newest_state, write_recipe
 
 from knltrain.config import derive, load_recipe
-from knltrain.optim import learning_rate
 
 JOBS = sorted((ROOT / "jobs").glob("*.sh"))
 TEMPLATES = [path for path in JOBS if path.name not in ("env.sh", "local.sh")]
@@ -54,28 +53,6 @@ def test_jobs_readme__lists_every_job():
     assert not [path.name for path in JOBS if path.name not in text]
 
 
-def test_recipe__alexnet_has_the_published_schedule():
-    derived = derive(load_recipe(ROOT / "jobs/recipes/alexnet_bn_32k_lars.toml"), IMAGENET)
-    assert derived.total_steps == 4000 and derived.schedule["warmup_steps"] == 400
-    rates = [learning_rate(step, **derived.schedule) for step in (0, 399, 400, 3999)]
-    assert rates[0] == 1 and 31.9 < rates[1] < 32 and rates[2] == pytest.approx(25.92) and 0 < rates[3] < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("name", "facts"),
-    [
-        ("alexnet_bn_32k_lars", {"decay_bias_and_norm": True, "momentum_correction": False, "init": "caffe"}),
-        ("resnet50_32k_lars", {"init": "fan_out", "zero_gamma": False, "slot_batch": 128, "variant": "nus"}),
-        ("resnet50_32k_lars_crop", {"init": "fan_in", "zero_gamma": False, "slot_batch": 32, "variant": "caffe2017"}),
-        ("resnet50_8k_sgd", {"init": "fan_out", "trust_coefficient": 0.0, "nesterov": True, "slot_batch": 32}),
-    ],
-)
-def test_recipe__has_the_choices_of_its_source(name, facts):
-    recipe = load_recipe(ROOT / f"jobs/recipes/{name}.toml")
-    choices = vars(recipe.optim) | vars(recipe.batch) | recipe.model.args
-    assert {key: choices[key] for key in facts} == facts
-
-
 def test_recipes__crops_of_random_area_come_from_whole_photos():
     kinds = {"imagenet": "scale_aspect", "imagenet-squares": "crop_flip"}
     packed = re.findall(r"/(imagenet\S*)} options=\((.*)\)", (ROOT / "jobs/pack_imagenet.sh").read_text())
@@ -83,15 +60,9 @@ def test_recipes__crops_of_random_area_come_from_whole_photos():
         "imagenet": "--encoding jpeg --size 0",
         "imagenet-squares": "--encoding raw --size 256 --fit warp",
     }
-    for path in sorted((ROOT / "jobs/recipes").glob("*k_*.toml")):
+    for path in sorted((ROOT / "jobs/recipes").glob("*_[0-9]*.toml")):
         data = load_recipe(path).data
         assert kinds[data.train.split("/")[-2]] == data.augmentation, path.name
-
-
-def test_recipe__sgd_has_the_published_schedule():
-    derived = derive(load_recipe(ROOT / "jobs/recipes/resnet50_8k_sgd.toml"), IMAGENET)
-    rates = [learning_rate(156 * epoch, **derived.schedule) for epoch in (0, 5, 29, 30, 60, 80)]
-    assert rates == pytest.approx([0.1, 3.2, 3.2, 0.32, 0.032, 0.0032])
 
 
 @pytest.mark.parametrize("planted", [False, True])

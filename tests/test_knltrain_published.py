@@ -1,0 +1,110 @@
+"""The published experiments: each resolves, and its steps and rates are the figures of its source, worked by hand.
+
+1,281,167 images: 5,004 steps an epoch at 256, 2,502 at 512, 312 at 4,096, 156 at 8,192, 78 at 16,384, 39 at 32,768,
+19 at 65,536 (the remainder is left out).
+"""
+
+import re
+
+import pytest
+
+from knltrain.config import derive, load_recipe
+from knltrain.experiment import build_network
+from knltrain.inherit import published
+from knltrain.models import declare
+from knltrain.optim import learning_rate
+
+IMAGENET = 1_281_167
+NOT_IMAGENET = {
+    "cifar10_davidnet", "finetune_resnet50", "imagenet_samples_alexnet", "imagenet_samples_resnet50",
+    "tiny_imagenet10_resnet20",
+}  # fmt: skip
+
+# name: (steps an epoch, steps, steps of warm-up, {step: rate})
+FIGURES = {
+    "alexnet_256": (5004, 450_000, 0, {0: 0.01, 99_999: 0.01, 100_000: 1e-3, 200_000: 1e-4, 400_000: 1e-6}),
+    "alexnet_512": (2502, 250_200, 6255, {6255: 0.02 * (1 - 6255 / 250_200) ** 2, 125_100: 0.005}),
+    "alexnet_4k_lars": (312, 31_200, 624, {624: 10 * 0.98**2, 15_600: 2.5}),
+    "alexnet_8k_lars": (156, 15_600, 312, {312: 10 * 0.98**2, 7800: 2.5}),
+    "alexnet_bn": (2502, 250_200, 6255, {125_100: 0.005}),
+    "alexnet_bn_4k_lars": (312, 31_200, 1560, {0: 1, 780: 5.5, 1560: 10 * 0.95**2}),
+    "alexnet_bn_8k_lars": (156, 15_600, 600, {0: 1, 300: 3.25, 600: 10 * (1 - 600 / 15_600) ** 2}),
+    "alexnet_bn_16k_lars": (78, 7800, 400, {0: 1, 200: 6.75, 400: 24 * (1 - 400 / 7800) ** 2}),
+    "alexnet_bn_32k_lars": (39, 4000, 400, {0: 1, 200: 16.5, 400: 25.92, 2000: 8}),
+    "alexnet_bn_64k_jia": (19, 1805, 190, {0: 1, 190: 45.25483}),
+    "resnet50_256_sgd": (5004, 450_360, 0, {0: 0.1, 150_120: 0.01, 300_240: 1e-3, 400_320: 1e-4}),
+    "resnet50_8k_sgd": (156, 14_040, 780, {0: 0.1, 780: 3.2, 4679: 3.2, 4680: 0.32, 9360: 0.032, 12_480: 0.0032}),
+    "resnet50_8k_intel": (156, 14_040, 780, {0: 0.1, 390: 1.65, 780: 3.2, 4680: 0.32, 9360: 0.032, 12_480: 0.0032}),
+    "resnet50_512_lars": (2502, 225_180, 391, {391: 4}),
+    "resnet50_1k_lars": (1251, 112_590, 391, {391: 2**2.5}),
+    "resnet50_4k_lars": (312, 28_080, 390, {390: 2**3.5}),
+    "resnet50_8k_lars": (156, 14_040, 390, {390: 16}),
+    "resnet50_16k_lars": (78, 7020, 390, {390: 2**4.5}),
+    "resnet50_32k_lars": (39, 3510, 546, {546: 32}),
+    "resnet50_32k_lars_crop": (39, 3510, 195, {195: 2.9 * (1 - 195 / 3510) ** 2}),
+    "resnet50_32k_nesterov": (39, 2496, 638, {0: 0, 638: 7.05}),
+    "resnet50_2k_mlperf": (625, 25_625, 3125, {0: 0, 3125: 8.5}),
+    "resnet50_3264_mlperf": (392, 13_720, 784, {0: 0, 392: 5.25, 784: 10.5}),
+    "resnet50_8k_mlperf": (156, 6552, 780, {0: 0, 780: 17}),
+    "resnet50_33k_mlperf": (38, 2204, 608, {0: 0, 608: 21.2}),
+    "resnet50_60k_mlperf": (21, 1890, 693, {0: 0, 693: 26}),
+}
+# name: what else its source says
+CHOICES = {
+    "alexnet_256": {"trust_coefficient": 0.0, "weight_decay": 5e-4, "name": "alexnet", "std": (1.0,) * 3},
+    "alexnet_bn": {"decay_bias_and_norm": True, "trust_coefficient": 0.0, "std": (256.0,) * 3},
+    "alexnet_bn_8k_lars": {"warmup": "quadratic", "trust_coefficient": 0.001, "init": "caffe"},
+    "alexnet_bn_32k_lars": {"decay_bias_and_norm": True, "momentum_correction": False, "init": "caffe"},
+    "alexnet_bn_64k_jia": {"decay_bias_and_norm": False, "norm": "jia", "precision": "fp16", "zero_norm": "trust"},
+    "resnet50_256_sgd": {"nesterov": True, "slot_batch": 32, "weight_decay": 1e-4},
+    "resnet50_8k_sgd": {"init": "fan_out", "trust_coefficient": 0.0, "nesterov": True, "slot_batch": 32},
+    "resnet50_8k_intel": {"stride_on": "1x1", "init": "fan_in", "zero_gamma": False, "nesterov": False},
+    "resnet50_8k_lars": {"epsilon": 1e-5, "label_smoothing": 0.1},
+    "resnet50_32k_lars": {"init": "fan_out", "zero_gamma": False, "slot_batch": 128, "variant": "nus", "epsilon": 0.0},
+    "resnet50_32k_lars_crop": {"init": "fan_in", "zero_gamma": False, "slot_batch": 32, "variant": "caffe2017"},
+    "resnet50_32k_nesterov": {"trust_coefficient": 0.0, "nesterov": True, "zero_gamma": None},
+    "resnet50_2k_mlperf": {"variant": "mlperf", "momentum": 0.9, "weight_decay": 2e-4},
+    "resnet50_3264_mlperf": {"variant": "nus", "weight_decay": 5e-5, "precision": "bf16", "end_lr": 1e-4},
+    "resnet50_33k_mlperf": {"variant": "mlperf", "momentum": 0.94, "weight_decay": 2.5e-5},
+}
+
+
+def test_every_published_experiment_is_pinned():
+    assert sorted([*FIGURES, *NOT_IMAGENET]) == sorted(published()) and len(FIGURES) >= 22
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_experiment__has_the_figures_of_its_source(name):
+    recipe = load_recipe(name)
+    steps_per_epoch, steps, warmup, rates = FIGURES[name]
+    derived = derive(recipe, IMAGENET)
+    found = (derived.steps_per_epoch, derived.total_steps, derived.schedule["warmup_steps"])
+    assert found == (steps_per_epoch, steps, warmup)
+    assert {step: learning_rate(step, **derived.schedule) for step in rates} == pytest.approx(rates, rel=1e-6)
+    values = vars(recipe.model) | recipe.model.args | vars(recipe.data) | vars(recipe.schedule) | vars(recipe.optim)
+    values |= vars(recipe.batch) | vars(recipe.compute)
+    expected = CHOICES.get(name, {})
+    assert {key: values.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_experiment__says_source_accuracy_and_what_differs(name):
+    text = published()[name].read_text(encoding="utf-8")
+    header = text[: text.index("\n\n")]
+    assert header.startswith("# ") and "# Source: " in header and "Not yet trained by this program" in header
+    assert re.search(r"# Expected top-1: (\d\d\.\d|no number)", header)
+    assert "extends = " in text or name in ("alexnet_256", "resnet50_256_sgd", "resnet50_32k_lars_crop")
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("alexnet_8k_lars", 60_965_224),
+        ("alexnet_bn_32k_lars", 60_965_224),
+        ("alexnet_bn_64k_jia", 60_967_976),
+        ("resnet50_8k_intel", 25_557_032),
+    ],
+)
+def test_experiment__network_has_the_published_size(name, count):
+    layers, shape = build_network(load_recipe(name), 1000)
+    assert sum(p.size for p in declare(layers, shape).parameters.parameters) == count
