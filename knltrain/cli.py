@@ -295,7 +295,7 @@ def _assignment(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ValueError(f"found --set {text!r}, expected key=value")
-    from .config import toml_value
+    from .toml import toml_value
 
     return key, toml_value(value)
 

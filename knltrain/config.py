@@ -5,20 +5,16 @@ Order: defaults < recipe < `--set section.key=value`. Environment variables are 
 
 import dataclasses
 import difflib
-import json
-import math
-import re
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .inherit import Part, RecipeError, parts_of_file, parts_of_text
-from .keys import KINDS, REQUIRED, Rule, key, shown
+from .keys import REQUIRED, Rule, converted, key, shown, traced_steps
+from .toml import toml_key, toml_text, toml_value
 
 # ---- sections: one line per key ------------------------------------------------------------------------------
 
 EPOCHS = 10**6
-MOST_TRACED = 1000  # steps
 RGB = {"count": 3, "most": 1024}
 PATHS = {("data", "train"), ("data", "val"), ("data", "mean_image"), ("model", "weights")}  # relative to the recipe
 LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import these from where they are known would load
@@ -175,20 +171,13 @@ def _put_together(parts: list[Part], overrides) -> Recipe:
     for part in parts:
         _store_part(values, part)
     for override in overrides:
-        name, equals, value = override.partition("=")
-        section, dot, name = name.strip().partition(".")
-        if not (equals and dot):
-            raise RecipeError(f"--set {override}: expected section.key=value, as in schedule.base_lr=2.0")
-        _store(values, f"--set {override}", section, name, _parse_value(value, section, name), ".")
+        _store_override(values, override)
     for section, cls in SECTIONS.items():
         for f in dataclasses.fields(cls):
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             if required and f.name not in values[section]:
                 raise RecipeError(f"{source}: {section}.{f.name} is missing; add it under [{section}]")
-    recipe = Recipe(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
-    for name, found, expected in _problems(recipe):
-        raise RecipeError(f"{source}: {name} is {shown(found)}; expected {expected}")
-    return recipe
+    return checked(Recipe(**{section: cls(**values[section]) for section, cls in SECTIONS.items()}), source)
 
 
 def _store_part(values, part: Part):
@@ -198,10 +187,23 @@ def _store_part(values, part: Part):
         for name, value in keys.items():
             _store(values, part.source, section, name, value, part.folder)
         if section not in SECTIONS:  # an empty section that nobody knows
-            raise RecipeError(f"{part.source}: unknown section [{section}]; {_nearest(section, '')}")
+            near = difflib.get_close_matches(section, SECTIONS, n=1, cutoff=0.0)[0]
+            raise RecipeError(f"{part.source}: unknown section [{section}]; the nearest known one is [{near}]")
 
 
-def _fields(section: str) -> dict:
+def _store_override(values, override):
+    """Put one "section.key=value" into `values`; a key for text takes a number as the text it is (a folder 2024)."""
+    name, equals, text = override.partition("=")
+    section, dot, name = name.strip().partition(".")
+    if not (equals and dot):
+        raise RecipeError(f"--set {override}: expected section.key=value, as in schedule.base_lr=2.0")
+    value = toml_value(text)
+    if section in SECTIONS and _kinds(section).get(name) is str and not isinstance(value, str):
+        value = text.strip()
+    _store(values, f"--set {override}", section, name, value, ".")
+
+
+def _kinds(section: str) -> dict:
     return {f.name: f.type for f in dataclasses.fields(SECTIONS[section]) if f.name != "args"}
 
 
@@ -209,17 +211,15 @@ def _store(values, source, section, key, value, folder):
     """Check one key's name and type and put it into `values`."""
     if section not in SECTIONS:
         raise RecipeError(f"{source}: unknown section [{section}]; {_nearest(section, key)}")
-    known = _fields(section)
-    if key not in known and section == "model":
+    if key not in _kinds(section):
+        if section != "model":
+            raise RecipeError(f"{source}: unknown key {section}.{key}; {_nearest(section, key)}")
         if not _is_plain(value):
-            raise RecipeError(
-                f"{source}: model.{key} is {shown(value)}; expected text, a number, true, false or a list"
-            )
+            expected = "text, a number, true, false or a list"
+            raise RecipeError(f"{source}: model.{key} is {shown(value)}; expected {expected}")
         values["model"].setdefault("args", {})[key] = value
         return
-    if key not in known:
-        raise RecipeError(f"{source}: unknown key {section}.{key}; {_nearest(section, key)}")
-    value = _convert(value, known[key], f"{source}: {section}.{key}")
+    value = _converted(value, section, key, f"{source}: ")
     if (section, key) == ("model", "name") and ".py:" in value:  # FILE.py:FUNCTION
         path, _, function = value.rpartition(":")
         value = f"{(Path(folder) / Path(path).expanduser()).resolve()}:{function}"
@@ -232,22 +232,11 @@ def _store(values, source, section, key, value, folder):
     values[section][key] = value
 
 
-def _convert(value, kind, where: str):
-    """`value` as the field's type: whole numbers serve as floats, lists as tuples; nothing else is converted."""
-    if kind in (tuple[float, ...], tuple[str, ...]):
-        item_kind = kind.__args__[0]
-        if not isinstance(value, list):
-            raise RecipeError(
-                f"{where} is {shown(value)}; expected a list of {'names' if item_kind is str else 'numbers'}"
-            )
-        return tuple(_convert(item, item_kind, where) for item in value)
-    if kind == str | float:
-        kind = str if isinstance(value, str) else float
-    if kind is float and type(value) is int:
-        return float(value) if abs(value) < 2**1023 else math.inf
-    if type(value) is not kind:
-        raise RecipeError(f"{where} is {shown(value)}; expected {KINDS[kind]}")
-    return value
+def _converted(value, section, key, where=""):
+    try:
+        return converted(value, _kinds(section)[key])
+    except ValueError as error:
+        raise RecipeError(f"{where}{section}.{key} is {error}") from None
 
 
 def _is_plain(value) -> bool:
@@ -256,31 +245,12 @@ def _is_plain(value) -> bool:
     return isinstance(value, (str, bool, int, float))
 
 
-def _parse_value(text: str, section: str, key: str):
-    """`toml_value`, but a key for text takes a number as the text it is (a folder 2024)."""
-    value = toml_value(text)
-    is_text = section in SECTIONS and _fields(section).get(key) is str
-    return text.strip() if is_text and not isinstance(value, str) else value
-
-
-def toml_value(text: str):
-    """The TOML value that the text of a `--set` is, else the bare text."""
-    text = text.strip()
-    try:
-        table = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    return table["value"] if len(table) == 1 else text
-
-
 def _nearest(section: str, key: str) -> str:
     """The hint in an error: the same key of another section, or the most similar name."""
-    names = [f"{s}.{k}" for s in SECTIONS for k in _fields(s)]
-    same = [name for name in names if key and name.split(".")[1] == key]
+    names = [f"{s}.{k}" for s in SECTIONS for k in _kinds(s)]
+    same = [name for name in names if name.split(".")[1] == key]
     inside = [name for name in names if name.startswith(f"{section}.")] or names
     similar = difflib.get_close_matches(f"{section}.{key}", inside, n=1, cutoff=0.0)
-    if not key:
-        return f"the nearest known one is [{difflib.get_close_matches(section, SECTIONS, n=1, cutoff=0.0)[0]}]"
     return f"the nearest known one is {(same or similar)[0]}"
 
 
@@ -293,16 +263,17 @@ def recipe_of(facts: dict) -> Recipe:
     for name in rules():
         section, _, key = name.partition(".")
         if section in values and name in facts and not (name == "data.mean_image" and facts[name]):
-            values[section][key] = _convert(facts[name], _fields(section)[key], name)
+            values[section][key] = _converted(facts[name], section, key)
     if not isinstance(values["model"]["args"], dict) or "name" not in values["model"]:
         raise RecipeError("the file names no network; expected what `knltrain train` or `Network.save` wrote")
     return checked(Recipe(Model(**values["model"]), Data(**values["data"])))
 
 
-def checked(recipe: Recipe) -> Recipe:
-    """The recipe, if every value is in its range. Raises RecipeError."""
+def checked(recipe: Recipe, source: str = "") -> Recipe:
+    """The recipe, if every value is in its range. Raises RecipeError, which begins with the source."""
     for name, found, expected in _problems(recipe):
-        raise RecipeError(f"{name} is {shown(found)}; expected {expected}")
+        where = f"{source}: " if source else ""
+        raise RecipeError(f"{where}{name} is {shown(found)}; expected {expected}")
     return recipe
 
 
@@ -333,21 +304,6 @@ def _problems(recipe: Recipe):
         yield "run.trace", recipe.run.trace, str(error)
 
 
-def traced_steps(text: str) -> range:
-    """The steps that run.trace names. Raises ValueError, with what was expected.
-
-    >>> traced_steps("steps 100..104")
-    range(100, 105)
-    """
-    if not text:
-        return range(0)
-    found = re.fullmatch(r"(?:steps? +)?([0-9]{1,9})(?: *\.\. *([0-9]{1,9}))?", text)
-    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 1 <= first <= last < first + MOST_TRACED:
-        raise ValueError(f'"steps FIRST..LAST", at most {MOST_TRACED} of them, as "steps 100..104"')
-    return range(first, last + 1)
-
-
 # ---- writing -------------------------------------------------------------------------------------------------
 
 
@@ -362,24 +318,10 @@ def resolved(recipe: Recipe, notes: dict[str, str] | None = None) -> str:
         values |= values.pop("args", {})
         lines.append(f"[{section}]")
         for name, value in values.items():
-            line = f"{_toml_key(name)} = {_toml_value(value)}"
+            line = f"{toml_key(name)} = {toml_text(value)}"
             lines.append(line if notes is None else f"{line:40}  # {notes.get(f'{section}.{name}', 'default')}")
         lines.append("")
     return "\n".join(lines)
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
-
-
-def _toml_value(value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return repr(value)
 
 
 # ---- derived numbers -------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import re
 from typing import NamedTuple
 
 REQUIRED = dataclasses.MISSING
 LARGEST = 10**9  # of any number without another bound: far beyond use, yet no product of two overflows
+MOST_TRACED = 1000  # steps
 LONGEST = 4096  # characters of a text, and items of a list
 KINDS = {
     int: "a whole number",
@@ -69,6 +71,40 @@ def _one_of(choices) -> str:
 def key(default, help: str, **bounds):
     """A key of a recipe's section, all that is said about it at one place. bounds: see Rule."""
     return dataclasses.field(default=default, metadata={"rule": Rule(help, **bounds)})
+
+
+def converted(value, kind):
+    """`value` as the type of a key: whole numbers serve as floats, lists as tuples; nothing else is converted.
+
+    Raises ValueError: "found; expected", without the name.
+    """
+    if kind in (tuple[float, ...], tuple[str, ...]):
+        item_kind = kind.__args__[0]
+        if not isinstance(value, list):
+            raise ValueError(f"{shown(value)}; expected a list of {'names' if item_kind is str else 'numbers'}")
+        return tuple(converted(item, item_kind) for item in value)
+    if kind == str | float:
+        kind = str if isinstance(value, str) else float
+    if kind is float and type(value) is int:
+        return float(value) if abs(value) < 2**1023 else math.inf
+    if type(value) is not kind:
+        raise ValueError(f"{shown(value)}; expected {KINDS[kind]}")
+    return value
+
+
+def traced_steps(text: str) -> range:
+    """The steps that run.trace names. Raises ValueError, with what was expected.
+
+    >>> traced_steps("steps 100..104")
+    range(100, 105)
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(?:steps? +)?([0-9]{1,9})(?: *\.\. *([0-9]{1,9}))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last < first + MOST_TRACED:
+        raise ValueError(f'"steps FIRST..LAST", at most {MOST_TRACED} of them, as "steps 100..104"')
+    return range(first, last + 1)
 
 
 def shown(value) -> str:

@@ -10,12 +10,13 @@ from knltrain.kernels import ARCH, THREADING_LAYER
 
 from .checkpoint import FOLDER, advice, best_checkpoint
 from .comm import compare_replicas
-from .config import Recipe, derive, resolved, traced_steps
+from .config import Recipe, derive, resolved
 from .dashboards import Dashboards
 from .evaluate import evaluate
 from .experiment import center_crop, identity, misfits, open_data, watch_ranks
 from .gauge import Gauge
 from .journal import PREDICTIONS, Journal, machine_facts
+from .keys import traced_steps
 from .leaks import sweep
 from .lifecycle import Lifecycle
 from .machine import arithmetic_peak, take_share

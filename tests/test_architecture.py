@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "knltrain.keys": set(),
     "knltrain.arguments": {"knltrain", "knltrain.keys", "knltrain.text"},
     "knltrain.text": set(),
+    "knltrain.toml": set(),
     "knltrain.errors": {"knltrain.text"},
     "knltrain.hdf5": {"knltrain.keys", "numpy", "h5py"},
     "knltrain.whole": set(),

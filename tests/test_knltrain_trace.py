@@ -12,7 +12,8 @@ import tinyrun
 
 from knltrain import cli
 from knltrain.comm import Serial
-from knltrain.config import RecipeError, load_recipe, traced_steps
+from knltrain.config import RecipeError, load_recipe
+from knltrain.keys import traced_steps
 from knltrain.stragglers import stragglers
 from knltrain.trace import FOLDER, clocks, tracer
 from knltrain.trace.critical import by_kind, critical_path
