@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import kernel
-from ..number import FP32
 from .shape import TILE, ceil, image
 
 # fields of the geometry vector; pitch: bytes of a pixel
@@ -45,11 +44,11 @@ def forward_grid(shape):
 
 
 def merged_grid(shape):
-    """y from a zero-padded float32 copy of x: the S taps of a filter row are one of depth S * C, all neighbours."""
+    """y from a zero-padded copy of x: the S taps of a filter row are one of depth S * C, all neighbours."""
     r, s, c, k = shape.w
     taps = [(i, 0, i) for i in range(r)]
-    inputs, outputs, channels = image(shape.padded, FP32), image(shape.y, shape.y_number), (s * c, k, 1)
-    return _grid(shape.y[1:3], shape.stride, inputs, outputs, (1, 0, 0), channels, taps)
+    inputs, outputs = image(shape.padded, shape.padded_number), image(shape.y, shape.y_number)
+    return _grid(shape.y[1:3], shape.stride, inputs, outputs, (1, 0, 0), (s * c, k, 1), taps)
 
 
 def backward_grids(shape):

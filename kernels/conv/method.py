@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from .._jit import kernel
-from ..arch import BLOCK
+from ..arch import BLOCK, LINE_FLOATS
 from ..number import FP32
 from ..store import goes_past
 from .grid import WIDTH
@@ -30,7 +30,8 @@ class Method:
 
     def __init__(self, shape):
         self.shape = shape
-        self.zeros = np.zeros(max(shape.x[3], shape.y[3]), np.float32)  # and so of every Number
+        longest = max(shape.x[3], shape.w[1] * shape.x[3] if shape.merged else 0, shape.y[3], LINE_FLOATS)
+        self.zeros = np.zeros(longest, np.float32)  # and so of every Number
 
     @classmethod
     def suits(cls, shape) -> bool:
@@ -67,7 +68,8 @@ class Blocks(Method):
 
     def pack(self, w, packed):
         """w (R, S, C/groups, K) as `run` reads it: packed (packed_size,)."""
-        pack(self.shape, w, self.transposed, packed)
+        r, s, depth, k = w.shape
+        pack(w.reshape(r * s, depth, k), self.shape.groups, self.transposed, packed)
 
     def run(self, x, weights, y, bias, workspace, moments=NO_MOMENTS, accumulate=False, relu=False):
         """y = or, with `accumulate`, += the sums over all taps, plus bias where it is not empty. Of dy for x: dx."""

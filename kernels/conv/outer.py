@@ -40,7 +40,8 @@ class _Part(NamedTuple):
     last: int
     out: int
     alone: bool  # it takes all output channels
-    merged: bool  # few channels, windows that overlap: x is read where it lies
+    merged: bool  # few channels, windows that overlap: something may be read behind each
+    in_place: bool  # x is read where it lies
 
 
 class _Room(NamedTuple):
@@ -65,14 +66,15 @@ def _place(task, job):
     group, part = divmod(rest, ranges)
     first, last = chunks * split // job.splits * CHUNK, min(chunks * (split + 1) // job.splits * CHUNK, pixels)
     merged = groups == 1 and geometry[DEPTH] * job.x.itemsize != geometry[IN_PITCH]
+    in_place = merged and job.panels.itemsize == F32_BYTES  # pairs are of two pixels, which do not lie side by side
     lo, hi = part * RANGE, min(part * RANGE + RANGE, blocks)
-    return _Part(group, lo, hi, first, last, share(job, split), groups * ranges == 1, merged)
+    return _Part(group, lo, hi, first, last, share(job, split), groups * ranges == 1, merged, in_place)
 
 
 @kernel
 def _room(job, part):
     depth, width, n_taps = job.geometry[DEPTH], job.geometry[WIDTH], job.taps.shape[0]
-    lines = 0 if part.merged else -(-depth // SPAN)
+    lines = 0 if part.in_place else -(-depth // SPAN)
     # pixels: an odd number, so that the lines of one lie in different sets of L1
     columns = np.empty((-(-lines // max(1, -(-lines // STRIP))), CHUNK | 1, LINE_FLOATS), np.float32)
     # all blocks are summed beside dw where the depth does not fill a tile, else the last one, if it sticks out
@@ -82,7 +84,7 @@ def _room(job, part):
         np.int64(columns.ctypes.data) + np.arange(CHUNK) * LINE,
         np.empty((n_taps, CHUNK), np.int64),
         np.empty((RANGE, CHUNK, BLOCK), np.float32),
-        np.empty((CHUNK if part.merged and depth < MC else 0, MC), np.float32),
+        np.empty((CHUNK if part.in_place and depth < MC else 0, MC), np.float32),
         np.empty((beside, n_taps, max(depth, MC), BLOCK), np.float32),
         np.zeros(BLOCK, np.float32),
     )
@@ -108,7 +110,7 @@ def _pack_columns(job, part, room, sources, count, first):
         for s in range(lines):
             shift = (part.group * depth + _line_start(first + s, depth)) * size_of(kind)
             target = columns.ctypes.data + (s * columns.shape[1] + p) * LINE
-            if depth >= LINE_FLOATS:
+            if depth >= LINE_FLOATS or part.merged:
                 pack_block(LINE_VECTORS, V, kind, to, one + shift, other + shift, target)
             else:
                 for place in range(per_unit):
@@ -166,7 +168,7 @@ def _next_chunk(job, part, first, count):
 @kernel
 def _tap_rows(job, part, room, t, count, line):
     """Address of the addresses of rows of x for a tap: where they lie, or copied to columns from a line on."""
-    if not part.merged:
+    if not part.in_place:
         _pack_columns(job, part, room, room.rows[t], count, line)
         return room.places.ctypes.data
     if room.edge.size > 0:
@@ -181,7 +183,7 @@ def _multiply(job, part, room, first, count):
     row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, job.geometry, job.taps, first, count, rows)
     if count < CHUNK:
         rows[:, count] = job.zeros.ctypes.data  # the second of a pair
-    units, strip = -(-count // in_unit(job.panels.dtype)), depth if part.merged else at_once * SPAN
+    units, strip = -(-count // in_unit(job.panels.dtype)), depth if part.in_place else at_once * SPAN
     fresh, panel, nowhere = np.int64(first == part.first), room.panel.ctypes.data, room.nowhere.ctypes.data
     ahead, ahead_end, dy_ahead, dy_end = _next_chunk(job, part, first, count)
     for begin in range(0, depth, strip):
@@ -190,7 +192,7 @@ def _multiply(job, part, room, first, count):
             for c0 in range(begin, min(begin + strip, depth), MC):
                 skip = max(0, c0 + MC - depth) if depth >= MC else 0  # the last tile reaches back over its neighbour
                 a_offset = (c0 - skip) * F32_BYTES
-                if not part.merged:
+                if not part.in_place:
                     line = c0 // SPAN
                     a_offset += (line - begin // SPAN) * size * LINE - _line_start(line, depth) * F32_BYTES
                 for block in range(part.lo, part.hi):
@@ -256,7 +258,7 @@ class MergedOuter(Outer):
 
     def __init__(self, shape):
         super().__init__(shape)
-        self.grid, self.panels = grid.merged_grid(shape), FP32
+        self.grid = grid.merged_grid(shape)
         self.workspace_size += padded_size(shape)
 
     @classmethod

@@ -82,7 +82,7 @@ def pack_columns(kind, to, source, pitch, depth, valid, panel):
 def _pack_task(task, w, k_group, out):
     # w (taps, depth, K) -> out (groups, blocks of k, taps, depth, BLOCK): SIDE_BY_SIDE blocks of a group
     taps, depth, width = w.shape
-    blocks, bytes_a_tap = -(-k_group // BLOCK), depth * BLOCK * out.itemsize
+    blocks, bytes_a_tap = -(-k_group // BLOCK), -(-depth // in_unit(out.dtype)) * ROW
     group, part = divmod(task, -(-blocks // SIDE_BY_SIDE))
     first = part * SIDE_BY_SIDE * BLOCK
     apart, valid = taps * bytes_a_tap, min(SIDE_BY_SIDE * BLOCK, k_group - first)
@@ -113,11 +113,11 @@ def _pack(tasks, w, k_group, transposed, out):
             _pack_task(np.int64(task), w, k_group, out)
 
 
-def pack(shape, w, transposed, out):
-    """w (R, S, C/groups, K) to `out`, flat, for each group [block of k][R*S][C/groups][BLOCK].
+def pack(w, groups, transposed, out):
+    """w (taps, depth, K) to `out`, flat, for each group [block of k][taps][depth][BLOCK].
 
-    transposed: [block of c][R*S][K/groups][BLOCK]. As pairs: [.. / 2][BLOCK][2].
+    transposed: [block of depth][taps][K/groups][BLOCK]. As pairs: [.. / 2][BLOCK][2].
     """
-    r, s, depth, k = shape.w
-    tasks = shape.groups * (ceil(depth, BLOCK) if transposed else ceil(shape.k_group, SIDE_BY_SIDE * BLOCK))
-    _pack(tasks, w.reshape(r * s, depth, k), shape.k_group, transposed, out)
+    _, depth, k = w.shape
+    tasks = groups * (ceil(depth, BLOCK) if transposed else ceil(k // groups, SIDE_BY_SIDE * BLOCK))
+    _pack(tasks, w, k // groups, transposed, out)

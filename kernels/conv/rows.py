@@ -19,19 +19,18 @@ import numpy as np
 
 from .._jit import kernel
 from ..arch import BLOCK, LINE, LINE_FLOATS, MR, NV, V
-from ..element import widen
+from ..element import narrow, widen
 from ..microkernel import tile_rows
 from ..number import BF16, FP32
 from . import grid
 from .grid import DEPTH, GROUPS, IN_PITCH, STEP, WIDTH, next_input, out_addresses, row_addresses
 from .method import COLUMNS, NO_MOMENTS, PACKED, ROWS, Blocks
-from .panels import ROW, SIDE_BY_SIDE, copy_row, in_unit, pack_columns, pack_rows
-from .shape import TASKS
+from .panels import ROW, SIDE_BY_SIDE, copy_row, in_unit, pack, pack_columns, pack_rows
+from .shape import MERGE_BELOW, TASKS, ceil
 from .task import F32_BYTES, aligned, block_count, finish, place
 
 PIXELS = 126  # pixels of a block: a multiple of 6 and 14, its input stays in L2
 PANEL_BYTES = 49152  # weights of one inner nest: stay in L1, or next to it where that is smaller
-MERGE_BELOW = 17  # input channels under which the taps of a filter row are merged
 STAGE_PITCH = 4096  # bytes of a pixel from which on rows are staged
 AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time: fits into L2 beside this one's
 
@@ -130,7 +129,7 @@ def _multiply(group, job, part, rows, c, ahead, end):
     One inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth, in units.
     """
     width, taps, per_unit = job.geometry[WIDTH], job.taps, in_unit(job.weights.dtype)
-    depth = job.geometry[DEPTH] // per_unit
+    depth = -(-job.geometry[DEPTH] // per_unit)
     padded, row_bytes = rows.shape[1], (part.hi - part.lo) * ROW
     blocks, limit = -(-width // BLOCK), PANEL_BYTES // ROW
     depth_at_once, taps_at_once = depth if depth <= limit else -(-depth // -(-depth // limit)), max(1, limit // depth)
@@ -234,12 +233,18 @@ class MergedRows(Rows):
 
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
-        self.grids, self.all_taps, self.workspace_size = [grid.merged_grid(shape)], shape.w[0], padded_size(shape)
-        self.panels, self.staged = FP32, False
+        r, s, depth, k = shape.w
+        self.grids, self.workspace_size, self.staged = [grid.merged_grid(shape)], padded_size(shape), False
+        self.all_taps, per_unit = r, FP32.bytes // self.panels.bytes
+        self.packed_size = ceil(k, BLOCK) * r * ceil(s * depth, per_unit) * per_unit * BLOCK
 
     @classmethod
     def suits(cls, shape):
-        return shape.groups == 1 and shape.x[3] < MERGE_BELOW
+        return shape.merged
+
+    def pack(self, w, packed):
+        r, s, depth, k = w.shape
+        pack(w.reshape(r, s * depth, k), 1, False, packed)
 
     def run(self, x, weights, y, bias, workspace, moments=NO_MOMENTS, accumulate=False, relu=False):
         super().run(padded(self.shape, x, workspace), weights, y, bias, workspace, moments, accumulate, relu)
@@ -248,36 +253,41 @@ class MergedRows(Rows):
 # ---- padding -------------------------------------------------------------------------------------------------
 
 
+SLACK = 64  # numbers behind the padded copy: what the last tile, line or pair reads there, and throws away
+
+
 def padded_size(shape):
-    """Floats of the zero-padded copy of x, and of what the last tile reads behind it."""
+    """Floats of the zero-padded copy of x, and of what is read behind it."""
     n, h, w, c = shape.padded
-    return n * h * w * c + 64
+    return ceil((n * h * w * c + SLACK) * shape.padded_number.bytes, FP32.bytes)
 
 
 def padded(shape, x, workspace):
-    """The zero-padded float32 copy of x at the head of the workspace; x itself where it is that already."""
+    """The zero-padded copy of x at the head of the workspace; x itself where it is that already."""
     if shape.pad == 0 and shape.number is FP32:
         return x
     n, h, w, c = shape.padded
-    copy = workspace[: n * h * w * c].reshape(shape.padded)
+    copy = workspace.view(shape.padded_number.dtype)[: n * h * w * c + SLACK]
+    copy[-SLACK:] = 0
+    copy = copy[:-SLACK].reshape(shape.padded)
     _pad_images(x.reshape(n, x.shape[1], -1), shape.pad, shape.pad * c, copy.reshape(n, h, w * c))
     return copy
 
 
 @kernel
-def _pad_image(x, pad, pad_floats, out):
-    # x (H, W*C), out (H + 2 pad, W*C + 2 pad_floats): a row of pixels is one row of floats
-    out[:pad] = 0.0
+def _pad_image(x, pad, around, out):
+    # x (H, W*C), out (H + 2 pad, W*C + 2 around): a row of pixels is one row of numbers
+    out[:pad] = 0
     for h in range(x.shape[0]):
         row = out[h + pad]
-        row[:pad_floats] = 0.0
+        row[:around] = 0
         for j in range(x.shape[1]):
-            row[pad_floats + j] = widen(x[h, j])
-        row[pad_floats + x.shape[1] :] = 0.0
-    out[x.shape[0] + pad :] = 0.0
+            row[around + j] = narrow(out.dtype, widen(x[h, j]))
+        row[around + x.shape[1] :] = 0
+    out[x.shape[0] + pad :] = 0
 
 
 @kernel(parallel=True)
-def _pad_images(x, pad, pad_floats, out):
+def _pad_images(x, pad, around, out):
     for n in numba.prange(x.shape[0]):
-        _pad_image(x[n], pad, pad_floats, out[n])
+        _pad_image(x[n], pad, around, out[n])

@@ -7,6 +7,7 @@ from ..arch import BLOCK, DOT, DOTS
 from ..number import BF16, FP32, Number
 
 TASKS = 64  # tasks to aim at when a dimension is split; a constant, so that no result depends on the machine
+MERGE_BELOW = 17  # input channels under which the taps of a filter row are merged
 TILE = 6  # input pixels on a side of a Winograd tile: it has 7 - R output pixels on a side
 
 
@@ -32,9 +33,15 @@ class Shape:
     dot: str
 
     @property
+    def merged(self) -> bool:
+        """Whether there are so few input channels that forward and backward-weight merge the taps of a filter row."""
+        return self.groups == 1 and self.x[3] < MERGE_BELOW
+
+    @property
     def pairs(self) -> bool:
-        """Whether pairs of bf16 are multiplied: by taps' depths that are even, forward and backward."""
-        return self.number is BF16 and self.dot != "widen" and self.w[2] % 2 == 0 and self.k_group % 2 == 0
+        """Whether pairs of bf16 are multiplied: by taps' depths that are even, forward (or merged) and backward."""
+        even = self.k_group % 2 == 0 and (self.merged or self.w[2] % 2 == 0)
+        return self.number is BF16 and self.dot != "widen" and even
 
     @property
     def tiles(self) -> bool:
@@ -46,6 +53,11 @@ class Shape:
     def k_group(self) -> int:
         """Output channels of a group."""
         return self.w[3] // self.groups
+
+    @property
+    def padded_number(self) -> Number:
+        """What the copy of x with its padding holds."""
+        return BF16 if self.pairs else FP32
 
     @property
     def padded(self) -> tuple:
