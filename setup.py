@@ -24,7 +24,12 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["knltrain", "knltrain.*"]),
-    package_data={"knltrain": ["demo.toml", "py.typed", "recipes/*.toml", "report/*.css", "report/*.js"]},
+    package_data={
+        "knltrain": [
+            "demo.toml", "py.typed", "recipes/*.toml", "report/*.css", "report/*.js", "plan/*.toml",
+            "plan/machines/*.toml",
+        ],
+    },  # fmt: skip
     install_requires=[
         "numpy",
         "mpi4py",

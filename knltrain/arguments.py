@@ -96,6 +96,21 @@ def _training(commands):
     warmup.add_argument("--set", **SETTINGS, help="as for train")
     warmup.set_defaults(run_command="warmup")
 
+    plan = commands.add_parser("plan", help="what a recipe takes on machines that are only described; how to set it up")
+    plan.add_argument("recipe", type=Path, nargs="?", help="file or name of a published recipe")
+    plan.add_argument("--on", default="stampede2_knl7250", metavar="MACHINE", help="a name, or a .toml file")
+    plan.add_argument("--nodes", default="1..4096", metavar="N", help="64, or 16,32, or powers of two in 1..4096")
+    plan.add_argument("--set", **SETTINGS, help="as for train")
+    pictures = {"type": _number(least=1), "default": 1_281_167, "metavar": "N"}
+    plan.add_argument("--images", **pictures, help="pictures to train on (default ImageNet's 1281167)")
+    plan.add_argument("--classes", type=_number(least=1, most=2**20), default=1000, metavar="N", help="default 1000")
+    plan.add_argument("--plot", type=Path, metavar="PNG", help="draw speed and minutes over nodes")
+    plan.add_argument("--published", action="store_true", help="instead: published runs beside predictions")
+    plan.add_argument("--measure", type=Path, metavar="TOML", help="instead: write the file of this machine")
+    plan.add_argument("--allreduce", type=Path, metavar="JSON", help="of --measure: output of `bench allreduce --json`")
+    plan.add_argument("--json", action="store_true", help="numbers for programs in place of the tables")
+    plan.set_defaults(run_command="plan")
+
     recipes = commands.add_parser("recipes", help="the published recipes, which train takes by name")
     recipes.add_argument("--show", metavar="RECIPE", help="a recipe whole: every key, and where from")
     recipes.add_argument("--set", **SETTINGS, help="as for train")
@@ -225,6 +240,9 @@ def _bench(commands):
             one.add_argument("--against", choices=["torch"], help="PyTorch, in turn with ours, in its own process")
             told = "of PyTorch, only these (default: the first four with fp32, else all)"
             one.add_argument("--configurations", nargs="+", choices=kinds, default=(), help=told)
+            one.add_argument("--machine", metavar="NAME", help="simulate the step on a described machine instead")
+            cores = {"type": _number(most=4096), "default": 0, "metavar": "N"}
+            one.add_argument("--cores", **cores, help="of the simulated machine (default: all)")
             one.add_argument("--torch", metavar="PYTHON", default="", help="interpreter that has PyTorch (this one)")
     for add in (_bench_data, _bench_feed, _bench_ranks):
         add(what)

@@ -206,8 +206,41 @@ def _warmup(args):
     warm_mark(cache_folder(), find_recipe(args.recipe), args.set).touch()
 
 
+def _plan(args):
+    from .plan import command
+
+    if args.published:
+        command.published(args.json)
+    elif args.measure:
+        from .plan.measure import measure
+
+        print(measure(args.measure, args.allreduce))
+    elif args.recipe is None:
+        raise ValueError("no recipe; expected one, as `knltrain plan resnet50_8k_sgd --on skx8160`, or --published")
+    else:
+        from .config import derive, load_recipe
+        from .experiment import build_network
+
+        recipe = load_recipe(args.recipe, args.set)
+        derived = derive(recipe, args.images)
+        training = command.training_of(recipe, args.recipe.stem, derived, lambda: build_network(recipe, args.classes))
+        command.plan(training, args.on, args.nodes, args.json, args.plot)
+
+
+def _simulate(args, options):
+    from .models import build
+    from .plan.command import simulate
+
+    what = f"{args.model}, slot batch {args.slot_batch}, {args.precision}"
+    simulate(build(args.model, **options), what, args.machine, args.cores, args.slot_batch, args.precision, args.json)
+
+
 def _bench(args):
     options = dict(_assignment(text) for text in args.set)
+    if args.what == "step" and (args.machine or args.cores):
+        if not args.machine:
+            raise ValueError(f"--cores {args.cores}: of which machine? expected --machine NAME too")
+        return _simulate(args, options)
     common = {"threads": args.threads, "options": options, "as_json": args.json}
     if args.what == "kernels":
         from .bench.kernels import run
@@ -303,9 +336,9 @@ def _assignment(text: str) -> tuple[str, object]:
 COMMANDS = {
     function.__name__.removeprefix("_"): function
     for function in (
-        _train, _watch, _trace, _report, _evaluate, _pack, _recipes, _predict, _export, _import, _sweep, _init, _verify,
-        _show, _shards, _describe, _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce, _bench_overlap,
-        _doctor, _drill,
+        _train, _watch, _trace, _report, _evaluate, _pack, _plan, _recipes, _predict, _export, _import, _sweep, _init,
+        _verify, _show, _shards, _describe, _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce,
+        _bench_overlap, _doctor, _drill,
     )
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Figures: the log of a run, rows of pictures, a roofline.
+"""Figures: the log of a run, rows of pictures, a roofline, how a planned run scales.
 
 matplotlib is an extra: it is imported here and only when a figure is drawn.
 """
@@ -175,6 +175,31 @@ def roofline(records: list[dict], png: Path, title: str):
     axes.legend(frameon=False, loc="lower right")
     axes.grid(**_GRID)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(png, dpi=120)
+
+
+def scaling(lines: dict[str, list[tuple]], png: Path, title: str):
+    """Speed and length of a planned run over nodes: name → [(nodes, images/s, minutes)], written to `png`."""
+    figure, (left, right) = _figure(2, figsize=(10, 4.2))
+    for (name, points), color in zip(lines.items(), _RUNS, strict=False):
+        nodes, speed, minutes = zip(*points, strict=True)
+        look = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1.8, "label": name}
+        left.plot(nodes, speed, **look)
+        right.plot(nodes, minutes, **look)
+    nodes, speed, _ = zip(*next(iter(lines.values())), strict=True)
+    ideal = [speed[0] / nodes[0] * count for count in nodes]
+    left.plot(nodes, ideal, color="0.6", linestyle="--", linewidth=1, label=f"in proportion to {nodes[0]}")
+    left.set(ylabel="images/s")
+    right.set(ylabel="minutes")
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log", xlabel="nodes")
+        axes.set_xticks(nodes, [str(count) for count in nodes], rotation=45 if len(nodes) > 8 else 0)
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(**_GRID)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
+    figure.suptitle(_plain(title))
     figure.savefig(png, dpi=120)
 
 

@@ -71,6 +71,10 @@ MAY_IMPORT = {
         "knltrain.optim", "knltrain.demo", "knltrain.plots", "knltrain.journal", "knltrain.restart", "knltrain.trainer",
         "numba", "numpy", "torch", "PIL", "simplejpeg",
     },
+    "knltrain.plan": {
+        "knltrain.kernels", "knltrain.arena", "knltrain.layers", "knltrain.models", "knltrain.comm", "knltrain.keys",
+        "knltrain.machine", "knltrain.bench", "knltrain.plots", "numpy",
+    },
     "knltrain": set(),
 }
 KNOW_ALL = {

@@ -2,7 +2,7 @@
 
 from .block import MessageBlock, compile_ahead, make_block
 from .communicator import Serial, world
-from .curve import fit, measure, predicted
+from .curve import Curve, fit, measure, predicted
 from .gradients import Reducer, ShardedUpdate, Update, waiting_sums
 from .guards import compare_replicas, compare_signatures
 from .links import ALGORITHMS, Links, allowed_ranks, sums_order
@@ -11,6 +11,7 @@ from .wire import WIRES
 
 __all__ = [
     "ALGORITHMS",
+    "Curve",
     "WIRES",
     "Links",
     "MessageBlock",
