@@ -7,6 +7,7 @@ definition; `plan.arithmetic` has what is really made.
 """
 
 from .._shapes import NOTHING, check_array
+from ..number import FP32
 from .method import NO_MOMENTS
 from .plan import conv2d_plan
 
@@ -75,5 +76,5 @@ def conv2d_pack_transposed(plan, w, packed_t):
 
 
 def _check_packed(plan, method, packed):
-    shape = plan.w_shape if plan.unpacked else (method.packed_size,)
-    check_array("conv2d: packed weights", packed, shape, method.panels.dtype)
+    shape, number = (plan.w_shape, FP32) if plan.unpacked else ((method.packed_size,), method.panels)
+    check_array("conv2d: packed weights", packed, shape, number.dtype)

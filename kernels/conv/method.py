@@ -81,6 +81,7 @@ class Blocks(Method):
             job = Job(
                 x.reshape(-1), self.zeros, weights.reshape(-1), bias, y.reshape(-1), moments, *grid, self.all_taps,
                 self.form, x.shape[0], ranges, accumulate, relu, goes_past(y, width), self.staged,
+                np.empty(0, self.panels.dtype),
             )  # fmt: skip
             self.nest(along * ranges, job)
 

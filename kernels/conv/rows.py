@@ -58,17 +58,19 @@ def begin_with(job, channel, k0, start):
 
 @kernel
 def _panel(job, part, block, c0, count, own):
-    """Pack a panel of w where it is needed: depth c0 to c0 + count of a block. own (SIDE_BY_SIDE, ..): room for it."""
+    """Pack a panel of w where it is needed: units c0 to c0 + count of a block. own (SIDE_BY_SIDE, ..): room for it."""
     depth, width, item = job.geometry[DEPTH], job.geometry[WIDTH], job.weights.itemsize
     k0, side, apart = block * BLOCK, (block - part.lo) % SIDE_BY_SIDE, own.shape[1] * F32_BYTES
     b, rest = own.ctypes.data + side * apart, min(width - k0, (part.hi - block) * BLOCK)
+    kind, to = job.weights.dtype, job.panels.dtype
+    c0, count = c0 * in_unit(to), count * in_unit(to)
     if job.form == COLUMNS:
         source = job.weights.ctypes.data + (k0 * depth + c0) * item
-        pack_columns(job.weights.dtype, np.float32, source, depth * item, count, min(BLOCK, rest), b)
+        pack_columns(kind, to, source, depth * item, count, min(BLOCK, rest), b)
     elif side == 0:
         source = job.weights.ctypes.data + (c0 * width + k0) * item
         valid = min(SIDE_BY_SIDE * BLOCK, rest)
-        pack_rows(job.weights.dtype, np.float32, source, width * item, count, valid, b, apart)
+        pack_rows(kind, to, source, width * item, count, valid, b, apart)
     return b
 
 
@@ -116,7 +118,7 @@ def stage(job, part, rows, t0, t1, shift, units, table):
     """Copy `units` units of the rows of taps t0 to t1, from `shift` bytes on, to the addresses of a table."""
     for t in range(t0, t1):
         for m in range(part.count):
-            if job.weights.itemsize == F32_BYTES:
+            if job.panels.itemsize == F32_BYTES:
                 copy_row(job.x.dtype, rows[t, m] + shift, table[t - t0, m], units)
             else:  # pairs as they are
                 copy_row(np.float32, rows[t, m] + shift, table[t - t0, m], units)
@@ -128,7 +130,7 @@ def _multiply(group, job, part, rows, c, ahead, end):
 
     One inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth, in units.
     """
-    width, taps, per_unit = job.geometry[WIDTH], job.taps, in_unit(job.weights.dtype)
+    width, taps, per_unit = job.geometry[WIDTH], job.taps, in_unit(job.panels.dtype)
     depth = -(-job.geometry[DEPTH] // per_unit)
     padded, row_bytes = rows.shape[1], (part.hi - part.lo) * ROW
     blocks, limit = -(-width // BLOCK), PANEL_BYTES // ROW
@@ -160,7 +162,7 @@ def _multiply(group, job, part, rows, c, ahead, end):
                 for m in range(0, padded, MR):
                     stride = LINE if ahead < end else 0
                     tile_rows(
-                        MR, NV, V, job.weights.dtype, a_rows + m * 8, padded * 8, t1 - t0, c_count, a_offset,
+                        MR, NV, V, job.panels.dtype, a_rows + m * 8, padded * 8, t1 - t0, c_count, a_offset,
                         b, depth * ROW, c_rows.ctypes.data + m * 8, here, begin, ahead, stride,
                     )  # fmt: skip
                     ahead += stride * c_count * (t1 - t0)
@@ -222,7 +224,7 @@ class Unpacked(Rows):
     @classmethod
     def suits(cls, shape):
         _, h, w, c = shape.x
-        return not shape.pairs and h == w == shape.w[0] == shape.w[1] == shape.groups == 1 and c >= MERGE_BELOW
+        return h == w == shape.w[0] == shape.w[1] == shape.groups == 1 and c >= MERGE_BELOW
 
     def tasks(self):
         return 4 * numba.get_num_threads()

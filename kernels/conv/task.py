@@ -38,7 +38,8 @@ class Job(NamedTuple):
     accumulate: bool
     relu: bool
     past: bool  # the caches
-    staged: bool  # rows of x are copied near, widened where they are 16-bit and weights are not
+    staged: bool  # rows of x are copied near, widened where they are 16-bit and panels are not
+    panels: np.ndarray  # empty; its dtype is that of the panels of weights
 
 
 class GradientJob(NamedTuple):
