@@ -109,3 +109,8 @@ HAS_TILES = HAS_DOT and _tiles()
 DOT = os.environ.get("KNLTRAIN_DOT") or ("amx" if HAS_TILES else "dot2" if HAS_DOT else "widen")
 if DOT not in DOTS:
     sys.exit(f"knltrain: error: KNLTRAIN_DOT: found {DOT!r}, expected one of {', '.join(DOTS)}: correct it or unset it")
+
+
+def product(precision: str) -> str:
+    """What convolutions multiply in a precision: "fp32", or pairs of bf16 by "dot2" or "amx"."""
+    return DOT if precision == "bf16" and DOT != "widen" else "fp32"

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 
 import numba
 
-from knltrain.kernels import fma_peak, set_threads
+from knltrain.kernels import fma_peak, product, set_threads
 
 from .hardware import Topology, format_list, parse_list, read_topology
 from .journal import machine_facts
@@ -140,10 +140,14 @@ def best_rate(run, seconds: float) -> float:
     return best
 
 
-def arithmetic_peak(seconds: float) -> float:
-    """flop/s of float32 multiply-adds in registers, on all threads of this rank."""
-    fma_peak(1)  # compiles
-    return best_rate(lambda: fma_peak(PEAK_ROUNDS), seconds)
+def arithmetic_peak(seconds: float, precision: str = "fp32") -> float:
+    """flop/s of multiply-adds in registers on all threads of this rank: of vectors of what `precision` multiplies.
+
+    Of bf16 by AMX, too, it is that of pairs in vectors.
+    """
+    pairs = product(precision) != "fp32"
+    fma_peak(1, pairs)  # compiles
+    return best_rate(lambda: fma_peak(PEAK_ROUNDS, pairs), seconds)
 
 
 def _processor() -> str:

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import numpy as np
 
-from knltrain.kernels import ARCH, THREADING_LAYER
+from knltrain.kernels import ARCH, THREADING_LAYER, product
 
 from .checkpoint import FOLDER, advice, best_checkpoint
 from .comm import compare_replicas
@@ -73,7 +73,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
             journal.note(f"{run_dir} is done after step {trainer.total}: nothing is left to train")
             life.end(trainer.done, trainer.total)
             return 0
-        machine = _machine(trainer, comm, placement, watch)
+        machine = _machine(recipe, trainer, comm, placement, watch)
         journal.start(resolved(recipe), machine, _begin(recipe, derived, data, trainer, watch))
         for line in [*trainer.reducer.notes(), *misfits(recipe, data, val)]:
             journal.note(line)
@@ -147,11 +147,13 @@ def _end(run_dir, trainer) -> dict:
     return {"state": "done", "run": str(run_dir), "best_checkpoint": str(best) if best else None}
 
 
-def _machine(trainer, comm, placement, watch) -> dict:
+def _machine(recipe, trainer, comm, placement, watch) -> dict:
     """What the run runs on, as this rank sees it."""
     facts = {"ranks": comm.size, "threads_per_rank": placement.threads, "mpi": comm.library, "kernels": ARCH.name}
     facts |= {"openmp": THREADING_LAYER, "placement": dataclasses.asdict(placement)}
-    facts["peak_flops"] = comm.size * arithmetic_peak(PEAK_S)
+    precision = recipe.compute.precision
+    facts |= {"precision": precision, "product": product(precision)}
+    facts["peak_flops"] = comm.size * arithmetic_peak(PEAK_S, precision)
     return machine_facts(**facts, exchange=trainer.reducer.facts() if comm.size > 1 else {}, processes=watch.places)
 
 

@@ -42,7 +42,7 @@ def warmup(recipe: Recipe) -> str:
         trainer.rate = lambda step: 0.0
         trainer.step()
     compile_ahead()
-    arithmetic_peak(0.0)
+    arithmetic_peak(0.0, recipe.compute.precision)
     crop = center_crop(recipe, data)
     evaluate(trainer.model, data, crop, comm)
     small = np.zeros((recipe.data.crop // 2 + 1, recipe.data.crop, 3), np.uint8)  # a picture that must be resampled

@@ -16,7 +16,7 @@ HEALTHY = {
     "threads": 60, "cores": 64, "spans": [0], "memory_preferred": [], "memory_only": [], "processor": "Xeon Phi 7250",
     "flags": ["avx2", "fma", "avx512f"], "kernels": "avx512", "huge_pages": "madvise", "memory_free": 90 << 30,
     "shm_free": 8 << 30, "compiled": 90, "cache": "/tmp/kernels", "hdf5_locking": "", "locking": "yes",
-    "fma": 4e12, "clock": 1.4e9, "flops_per_cycle": 64,
+    "fma": 4e12, "pairs": 7e12, "clock": 1.4e9, "flops_per_cycle": 64,
     "stream": 8e10, "read": 5e8, "latency": 1e-5, "bandwidth": 1e9, "shards": "100 images in 4 shards",
 }  # fmt: skip
 
@@ -57,6 +57,7 @@ SICK = [
     ("data", WRONG, ranks(sick=[1], shards="90 images in 4 shards"), "n1: 90 images"),
     ("file locks", WRONG, ranks(sick=[1], locking="No locks available"), "No locks available"),
     ("arithmetic", WRONG, ranks(8, sick=[5], fma=3e12), "slow: n5 -25%"),
+    ("pairs of bf16", WRONG, ranks(8, sick=[5], pairs=4e12), "slow: n5 -43%"),
     ("arithmetic", NOTE, ranks(fma=5e11), "500 GFLOP/s a rank, median, 9% of what 60 cores at 1.4 GHz allow"),
     ("memory", WRONG, ranks(8, sick=[5], stream=4e10), "slow: n5 -50%"),
     ("shards", NOTE, ranks(8, sick=[5], read=1e8), "slow: n5 -80%"),

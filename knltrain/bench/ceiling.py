@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from knltrain.kernels import ARCH, DOT, STREAM_UNIT, fma_peak, stream
+from knltrain.kernels import ARCH, STREAM_UNIT, fma_peak, product, stream
 
 from ..journal import machine_facts
 from ..layers import Op, Pass, run
@@ -52,7 +52,7 @@ class Ceiling:
     """
 
     def __init__(self, largest: int = 0, precision: str = "fp32"):
-        self.peaks, self.pairs = [], precision == "bf16" and DOT != "widen"
+        self.peaks, self.pairs = [], product(precision) != "fp32"
         self.rounds = 1000
         fma_peak(self.rounds, self.pairs)  # compiles
         seconds = min(clock(fma_peak, self.rounds, self.pairs) for _ in range(5))

@@ -166,6 +166,7 @@ def data(ranks):
 
 MEASURED = {  # key of the facts: name, unit, divisor, what to do about a slow node
     "fma": ("arithmetic", "GFLOP/s", 1e9, "clock, heat or a neighbour: --exclude it"),
+    "pairs": ("pairs of bf16", "GFLOP/s", 1e9, "clock, heat or a neighbour: --exclude it"),
     "stream": ("memory", "GB/s", 1e9, "memory mode or a neighbour: --exclude it"),
     "read": ("shards", "MB/s", 1e6, "its path to the file system: --exclude it, or stage the data"),
 }

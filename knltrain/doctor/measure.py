@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from knltrain.kernels import STREAM_UNIT, aligned_zeros, stream
+from knltrain.kernels import STREAM_UNIT, aligned_zeros, product, stream
 
 from ..data import DataSet
 from ..machine import arithmetic_peak, best_rate
@@ -17,13 +17,18 @@ SAMPLE_ROWS = 64
 
 
 def measure_node(comm) -> dict:
-    """fma (flop/s), stream (bytes/s read) of this rank while all ranks measure, as they will train."""
+    """fma (flop/s), stream (bytes/s read) of this rank while all ranks measure, as they will train.
+
+    And pairs (flop/s), of bf16, where the CPU multiplies them.
+    """
     memory = aligned_zeros(STREAM_BYTES // 4 // STREAM_UNIT * STREAM_UNIT)
     memory[:] = 1
     stream("read", memory, memory)
     comm.barrier()
-    fma = arithmetic_peak(SECONDS)
-    return {"fma": fma, "stream": best_rate(lambda: stream("read", memory, memory), SECONDS)}
+    rates = {"fma": arithmetic_peak(SECONDS)}
+    if product("bf16") != "fp32":
+        rates["pairs"] = arithmetic_peak(SECONDS, "bf16")
+    return rates | {"stream": best_rate(lambda: stream("read", memory, memory), SECONDS)}
 
 
 def measure_network(comm) -> dict:
