@@ -129,6 +129,7 @@ def _exchange(commands):
     export.add_argument("path", type=Path, metavar="RUN_OR_FILE")
     export.add_argument("--to", required=True, choices=["safetensors", "npz", "torch", "onnx"], help="the format")
     export.add_argument("--out", type=Path, metavar="FILE", help="default: the run's name here, as in first.onnx")
+    export.add_argument("--force", action="store_true", help="replace a file that is there")
     export.set_defaults(run_command="export")
 
     take = commands.add_parser("import", help="weights of other programs, as torchvision's, to evaluate or fine-tune")
@@ -137,6 +138,7 @@ def _exchange(commands):
     take.add_argument("--classes", type=Path, metavar="TXT", help="names of the classes, a line each")
     take.add_argument("--set", **SETTINGS, help="change a value of [model] or [data], as in data.crop=288")
     take.add_argument("--out", type=Path, metavar="H5", help="default: the file's name here, as in resnet50.h5")
+    take.add_argument("--force", action="store_true", help="replace a file that is there")
     take.set_defaults(run_command="import")
 
 
@@ -214,6 +216,7 @@ def _bench(commands):
         "kernels": "every distinct kernel call of a step",
         "step": "the whole step",
         "checkpoint": "what a checkpoint written beside training costs",
+        "records": "what logging and tracing cost a step",
     }
     for name, text in texts.items():
         one = what.add_parser(name, help=text)
@@ -225,7 +228,7 @@ def _bench(commands):
         one.add_argument("--set", **SETTINGS, help="argument of the model, as in width=16")
         one.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
         one.set_defaults(run_command="bench")
-        if name != "checkpoint":
+        if name in ("kernels", "step"):
             one.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="default fp32")
         if name == "kernels":
             kinds = ["forward", "backward_input", "backward_weight", "memory", "packing", "update"]
@@ -234,6 +237,8 @@ def _bench(commands):
             one.add_argument("--plot", type=Path, metavar="PNG", help="draw the roofline")
         elif name == "checkpoint":
             one.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="on whose disk (default: here)")
+        elif name == "records":
+            one.add_argument("--turns", type=_number(least=1), default=100, metavar="N", help="default 100")
         else:
             kinds = [f"{a}-{b}" for b in ("eager", "compiled") for a in ("contiguous", "channels_last")]
             kinds += [f"{kind}-{arithmetic}" for arithmetic in ("autocast", "conv_bf16") for kind in kinds]

@@ -34,7 +34,7 @@ def _train(args):
             from .config import load_recipe
             from .inherit import find_recipe
 
-            share_kernels(comm, find_recipe(args.recipe), args.set)
+            clock.mark = share_kernels(comm, find_recipe(args.recipe), args.set)
             clock.phase("kernels")
             from .checkpoint import advice
             from .faults import Faults
@@ -129,13 +129,13 @@ def _trace(args):
 def _export(args):
     from .portable import export_run
 
-    export_run(args.path, args.to, args.out)
+    export_run(args.path, args.to, args.out, args.force)
 
 
 def _import(args):
     from .portable import import_file
 
-    import_file(args.file, args.model, args.classes, args.set, args.out)
+    import_file(args.file, args.model, args.classes, args.set, args.out, args.force)
 
 
 def _report(args):
@@ -251,6 +251,10 @@ def _bench(args):
         from .bench.checkpoint import run
 
         run(args.model, args.slot_batch, folder=args.out, **common)
+    elif args.what == "records":
+        from .bench.records import run
+
+        run(args.model, args.slot_batch, turns=args.turns, **common)
     else:
         from .bench.step import run
 

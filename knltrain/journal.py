@@ -111,6 +111,12 @@ class Journal(StepObserver):
         else:
             self._tell_epoch({"top1": top1, "top5": top5, "best_top1": self.best[0], "best_epoch": self.best[1]})
 
+    def evaluation_left(self):
+        """The evaluation was not done to its end, as the run is to stop: an epoch that has ended is told without it."""
+        self.note("the evaluation was left, as a stop is asked for")
+        if self.ended is not None:
+            self._tell_epoch({})
+
     def keep(self, name: str, facts: dict):
         """Write facts to a file of the run folder, in place of what was there."""
         if not self.quiet:

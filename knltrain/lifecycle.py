@@ -72,6 +72,10 @@ class Lifecycle:
                 self.run_dir.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
                 self._forget()
+            except FileExistsError:
+                raise FileExistsError(
+                    f"{self.run_dir}: found a file, expected a folder or a free name: choose another --run"
+                ) from None
             except OwnedError as error:
                 refused = str(error)
                 if self.launch:

@@ -58,16 +58,19 @@ def _picture(net) -> dict:
     }
 
 
-def export_run(run: Path, to: str, out: Path | None) -> None:
+def export_run(run: Path, to: str, out: Path | None, force=False) -> None:
     """`knltrain export`: the best checkpoint of a run folder, a checkpoint, or a saved network."""
     out = out or Path((run.resolve().name if run.is_dir() else run.stem) + FORMATS[to])
-    _refuse_same(run, out)
+    _may_write(run, out, force)
     print(printable(export(load(run), out, to)))
 
 
-def _refuse_same(source: Path, target: Path):
-    if target.exists() and target.samefile(source):
+def _may_write(source: Path, target: Path, force: bool):
+    """Raises ValueError where something would be lost."""
+    if target.exists() and source.exists() and target.samefile(source):
         raise ValueError(f"{target}: found the file that is read, expected another to write")
+    if target.exists() and not force:
+        raise ValueError(f"{target}: found a file, expected none: --out FILE names another, --force replaces it")
 
 
 # ---- in ----------------------------------------------------------------------------------------------------------
@@ -131,10 +134,12 @@ def _classes(stored, recipe) -> int:
     return (stored[name].shape or (1,))[0] if name else 1
 
 
-def import_file(path: Path, model: str, classes: Path | None, settings: list[str], out: Path | None) -> None:
+def import_file(
+    path: Path, model: str, classes: Path | None, settings: list[str], out: Path | None, force=False
+) -> None:
     """`knltrain import`: write the network as `Network.save` does. classes: a text file, a name a line."""
     out = out or Path(path.stem + ".h5")
-    _refuse_same(path, out)
+    _may_write(path, out, force)
     lines = classes.read_text(encoding="utf-8").splitlines() if classes else []
     net = import_weights(path, model, [line.strip() for line in lines if line.strip()], tuple(settings))
     net.save(out)

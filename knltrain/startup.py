@@ -8,6 +8,7 @@ kernels from the usual cache, broadcasts them over MPI, and one rank a node unpa
 the same, or open the same thousand files at once, are minutes.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -24,7 +25,7 @@ import numpy as np
 from .observe import StepObserver
 
 NODE_CACHE = "KNLTRAIN_NODE_CACHE"
-COMPILES = ("model.", "data.", "optim.")  # settings that may need other kernels; of the data not where they lie
+COMPILES = ("model.", "data.", "optim.", "compute.")  # settings that may need other kernels
 LAUNCHER = ("PMI", "PMIX", "OMPI", "PRTE", "HYDI", "HYDRA", "SLURM", "MPI_LOCAL", "GFORTRAN")  # of variables
 
 
@@ -34,7 +35,7 @@ class Clock(StepObserver):
     def __init__(self):
         self.last = time.time() - _age()
         self.seconds = {}
-        self.running = True
+        self.running, self.mark = True, None  # a file that says from now on: this recipe has run alone
 
     def end_step(self, trainer, step):
         """After the first step: tell where the time went."""
@@ -42,6 +43,9 @@ class Clock(StepObserver):
             self.phase("first step")
             self.running = False
             trainer.record("startup", {"seconds": self.seconds})
+            if self.mark:
+                with contextlib.suppress(OSError):
+                    self.mark.touch()
 
     def phase(self, phase: str):
         """`phase` ends now."""
@@ -59,10 +63,11 @@ def _age() -> float:
         return 0.0
 
 
-def share_kernels(comm, recipe: Path, overrides=()) -> None:
+def share_kernels(comm, recipe: Path, overrides=()) -> Path | None:
     """Have the kernels of a recipe compiled once, and give every node a copy if the environment names a place for it.
 
-    To be called before any kernel is. recipe, overrides: of the run.
+    To be called before any kernel is. recipe, overrides: of the run. Returns a file that a process alone makes when its
+    first step is done, or None where it is there: the next start has nothing to compile, and says nothing.
     """
     from knltrain.kernels import cache_folder
 
@@ -73,12 +78,12 @@ def share_kernels(comm, recipe: Path, overrides=()) -> None:
             text = "compiling the kernels: a minute or two, once on this kind of CPU"
             print(f"knltrain: {text}", file=sys.stderr, flush=True)
     if comm.size == 1 and not place:
-        return
+        return _alone(usual, recipe, overrides)
     if comm.rank == 0:
         _compile_once(usual, recipe, overrides)
     comm.sleep_until_all()
     if not place:
-        return
+        return None
     packed = np.frombuffer(_pack(usual), np.uint8) if comm.rank == 0 else np.zeros(0, np.uint8)
     size = comm.gather(packed.size)[0]
     packed = packed.copy() if comm.rank == 0 else np.empty(size, np.uint8)
@@ -102,6 +107,19 @@ def warm_mark(folder: Path, recipe: Path, overrides=()) -> Path:
     kinds = [one for one in overrides if one.startswith(COMPILES) and not one.startswith(("data.train=", "data.val="))]
     facts = [kernels.CPU, kernels.__file__, repr(parts_of_file(recipe)), *kinds]
     return folder / f"warm-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}"
+
+
+def _alone(folder, recipe, overrides) -> Path | None:
+    try:
+        mark = warm_mark(folder, recipe, overrides).with_suffix(".alone")
+    except (OSError, ValueError):
+        return None  # the run says what is wrong
+    if mark.exists() or mark.with_suffix("").exists():
+        return None
+    if any(folder.rglob("*.nbc")):
+        text = "what this recipe needs and no other did is compiled in the first step: up to a minute or two, once"
+        print(f"knltrain: {text}", file=sys.stderr, flush=True)
+    return mark
 
 
 def _compile_once(folder, recipe, overrides):

@@ -103,7 +103,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
                         journal.keep(PREDICTIONS, {"step": step.number, **result.facts(val)})
                     top1 = result.top1
                 else:
-                    journal.note("the evaluation was left, as a stop is asked for")
+                    journal.evaluation_left()
                     trainer.stopped = saving = True
             if saving or checking:
                 trainer.update.complete()

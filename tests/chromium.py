@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-WAIT_S = 60.0
+WAIT_S = 200.0  # on a machine that others keep busy
 
 
 def program() -> str | None:
@@ -34,11 +34,15 @@ class Browser:
         os.close(to_child)
         os.close(from_child)
         self.rest, self.last, self.session, self.heard, self.events = b"", 0, None, [], []
-        target = next(one for one in self.ask("Target.getTargets")["targetInfos"] if one["type"] == "page")
-        facts = self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        self.session = facts["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.ask(f"{domain}.enable")
+        try:
+            target = next(one for one in self.ask("Target.getTargets")["targetInfos"] if one["type"] == "page")
+            facts = self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+            self.session = facts["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.ask(f"{domain}.enable")
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self):
         return self

@@ -21,9 +21,9 @@ pytest.importorskip("matplotlib")
 PAGES = ("README.md", "docs/tutorial.md")
 BLOCK = re.compile(r"(?:<!-- class: (\w+) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 CLASSES = {  # words with which its commands begin
-    "install": ("python3", "pip", "module"),  # makes environments: test_packaging runs the containers' line, CI make's
+    "install": ("python3", "pip", "module"),  # makes environments: test_packaging runs them as printed
     "long": ("make",),  # takes minutes: CI runs them
-    "cluster": ("srun", "sbatch"),  # needs SLURM: test_jobs_slurm runs the tutorial's line and the jobs
+    "cluster": ("srun", "sbatch"),  # needs SLURM: test_jobs_slurm runs lines of srun, and jobs; drill has a test
     "container": ("docker", "apptainer", "srun", "spack"),  # needs its program: see docs/containers.md
 }
 SHORTER = {"train": ["--set", "run.max_steps=4", "--set", "comm.bucket_bytes=1048576", "--progress", "lines"]}

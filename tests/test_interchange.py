@@ -269,7 +269,7 @@ def test_commands__there_and_back(tmp_path, monkeypatch, capsys):
     assert "again.h5: resnet_cifar8, 3 classes\n" in capsys.readouterr().out
     equal(tensors(kt.load("again.h5")), tensors(net))
     (tmp_path / "names.txt").write_text("cat\r\ndog\nbird\n\n")
-    settings = ["--set", "model.width=4", "--set", "data.crop=24", "--set", "data.mean=[1, 2, 3]"]
+    settings = ["--set", "model.width=4", "--set", "data.crop=24", "--set", "data.mean=[1, 2, 3]", "--force"]
     assert cli.main(["import", "net.npz", "--model", "resnet_cifar8", "--classes", "names.txt", *settings]) == 0
     found = kt.load("net.h5")
     assert found.class_names == ["cat", "dog", "bird"] and found.recipe.data.crop == 24
@@ -301,10 +301,12 @@ def test_commands__for_a_network_of_ones_own(tmp_path, monkeypatch, capsys):
     [
         (["export", "net.h5", "--to", "npz", "--out", "net.h5"], "found the file that is read, expected another"),
         (["import", "net.npz", "--out", "net.npz"], "found the file that is read, expected another"),
-        (["import", "net.npz", "--model", "resnet_cifra8"], "the nearest known is 'resnet_cifar'"),
-        (["import", "net.npz", "--model", "resnet_cifar14"], "found no tensor layer1.1"),
-        (["import", "net.npz", "--classes", "two.txt"], "found 3 classes, but 2 names"),
-        (["import", "net.npz", "--set", "data.corp=3"], "data.crop"),
+        (["export", "net.h5", "--to", "npz"], "net.npz: found a file, expected none: --out FILE names"),
+        (["import", "net.npz"], "net.h5: found a file, expected none: --out FILE names another, --force replaces it"),
+        (["import", "net.npz", "--force", "--model", "resnet_cifra8"], "the nearest known is 'resnet_cifar'"),
+        (["import", "net.npz", "--force", "--model", "resnet_cifar14"], "found no tensor layer1.1"),
+        (["import", "net.npz", "--force", "--classes", "two.txt"], "found 3 classes, but 2 names"),
+        (["import", "net.npz", "--force", "--set", "data.corp=3"], "data.crop"),
     ],
 )
 def test_commands__refuse_in_a_line(arguments, message, tmp_path, monkeypatch, capsys):

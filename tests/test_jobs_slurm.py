@@ -117,6 +117,18 @@ def test_tutorial__its_line_of_srun_trains(cluster, folder):
     assert (folder / "tutorial" / "DONE").exists()
 
 
+def test_readme__its_doctor_looks_at_four_nodes(cluster, folder):
+    """As printed; it may find that these emulated nodes are not well, and then says so."""
+    (line,) = re.findall(r"\n(srun .*--data shards/train)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    words = shlex.split(line)
+    assert words[:3] == ["srun", "-N", "4"]
+    words[words.index("shards/train")] = str(folder / "shards")
+    path = os.path.dirname(sys.executable) + os.pathsep + cluster.env["PATH"]
+    env = {"PATH": path, "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1", "KNLTRAIN_BIND": "0"}
+    told = cluster.run(*words, timeout=300, env=env, check=False)
+    assert re.search(r"\d+ wrong, \d+ findings on 4 ranks", told), told
+
+
 def test_job__that_is_cancelled_saves_and_does_not_come_back(cluster, folder, whole):
     job = Submitted(cluster, folder, "cancel", *SLOW, nodes=2)
     job.until_step(3)

@@ -272,3 +272,16 @@ def test_machine_facts__are_json_and_take_more():
     assert json.loads(json.dumps(facts)) == facts
     assert facts["cores"] >= 1 and facts["threads"] == 2 and facts["processor"]
     assert facts["numpy"] == np.__version__
+
+
+def test_evaluation__that_is_left_leaves_the_epoch(tmp_path, clock):
+    stream = io.StringIO()
+    writer = make(tmp_path, stream, every=(10, 0))
+    run(writer, clock, range(1, 11))
+    assert "epoch 1/10" not in stream.getvalue()  # it waits for its accuracy
+    writer.evaluation_left()
+    writer.close()
+    told = stream.getvalue()
+    assert "the evaluation was left" in told and "epoch 1/10  train loss" in told and "val top-1" not in told
+    (epoch,) = (record for record in read_log(tmp_path) if record["kind"] == "epoch")
+    assert epoch["top1"] is None and epoch["loss"] > 0

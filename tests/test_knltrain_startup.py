@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from tinyrun import train, write_recipe
@@ -103,8 +104,18 @@ def test_start__of_two_ranks_compiles_once_and_remembers(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in [marker, *cold.rglob("softmax.*.nbc")]}
 
 
-def test_start__of_one_process_changes_nothing(monkeypatch):
+def test_start__of_one_process_says_once_that_it_compiles(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("KNLTRAIN_NODE_CACHE", raising=False)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    (tmp_path / "r.toml").write_text("[run]\nseed = 1\n")
+    (cache_folder() / "one.nbc").write_text("another recipe's")
     before = dict(startup.os.environ)
-    startup.share_kernels(Serial(), "r.toml")
+    clock, lines = startup.Clock(), []
+    for done in (False, True, False):  # the first start is killed in its first step
+        clock.mark, clock.running = startup.share_kernels(Serial(), tmp_path / "r.toml"), True
+        lines.append(capsys.readouterr().err.count("is compiled in the first step"))
+        if done:
+            clock.end_step(SimpleNamespace(record=lambda *_: None), None)
+    assert lines == [1, 1, 0]
     assert dict(startup.os.environ) == before
+    assert startup.share_kernels(Serial(), tmp_path / "nowhere.toml") is None

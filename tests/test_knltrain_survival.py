@@ -8,6 +8,7 @@ import pytest
 from mpirun import run_mpi
 from tinyrun import STEPS, newest_state, same, train, write_recipe
 
+from knltrain import cli
 from knltrain.background import Writer
 from knltrain.checkpoint import checkpoints, load
 from knltrain.comm import world
@@ -65,6 +66,14 @@ def test_stop__of_one_launch_asks_no_other(tmp_path, monkeypatch):
     life.looked = -LOOK_S
     (tmp_path / "stop.7.0.1").touch()
     assert life.stop_asked()
+
+
+def test_run__that_is_a_file_is_one_line(tmp_path, capsys):
+    write_recipe(tmp_path)
+    (tmp_path / "run").write_text("mine\n")
+    assert cli.main(["train", str(tmp_path / "tiny.toml"), "--run", str(tmp_path / "run")]) == 2
+    assert "run: found a file, expected a folder or a free name: choose another --run\n" in capsys.readouterr().err
+    assert (tmp_path / "run").read_text() == "mine\n"
 
 
 def test_done__a_further_run_says_so_and_changes_nothing(folder, whole):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mpirun import ROOT
+from test_docs_commands import blocks
 from tinyrun import write_recipe
 
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "kernels", "knltrain", "jobs")  # of a build
@@ -78,8 +79,10 @@ def test_containers__say_what_both_formats_know_and_install_the_same():
     assert head == {"Bootstrap": "docker", "From": docker["FROM"][0]}
     assert apptainer["%post"] == docker["RUN"]
     assert json.loads(docker["ENTRYPOINT"][0]) == ["knltrain"] and json.loads(docker["CMD"][0]) == ["--help"]
+    lint = ["shellcheck", "-s", "sh", "-"] if shutil.which("shellcheck") else ["sh", "-n"]
     for lines in (docker["RUN"], apptainer["%runscript"], apptainer["%test"]):
-        assert subprocess.run(["sh", "-n"], input="\n".join(lines), text=True).returncode == 0
+        found = subprocess.run(lint, input="\n".join(lines), text=True, capture_output=True)
+        assert found.returncode == 0, found.stdout + found.stderr
     assert all(line.split()[0] in ("knltrain", "exec") for line in apptainer["%runscript"] + apptainer["%test"])
 
 
@@ -121,16 +124,22 @@ def metadata_of(wheel):
 
 
 @pytest.fixture(scope="module")
-def python(wheel, tmp_path_factory):
+def libraries(tmp_path_factory):
+    """The libraries of this environment without this project, so that nothing has to be fetched."""
+    folder = tmp_path_factory.mktemp("libraries")
+    for path in Path(next(path for path in sys.path if path.endswith("site-packages"))).iterdir():
+        if "knltrain" not in path.name:
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def python(wheel, libraries, tmp_path_factory):
     """Of a new environment that sees the libraries of this one, not this project; installed by the containers' line."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder / "venv", with_pip=False)
     place = next((folder / "venv" / "lib").glob("python3.*")) / "site-packages"
-    (folder / "libraries").mkdir()
-    for path in Path(next(path for path in sys.path if path.endswith("site-packages"))).iterdir():
-        if "knltrain" not in path.name:
-            (folder / "libraries" / path.name).symlink_to(path)
-    (place / "libraries.pth").write_text(f"{folder / 'libraries'}\n")
+    (place / "libraries.pth").write_text(f"{libraries}\n")
     (line,) = [line for line in dockerfile()["RUN"] if "pip install" in line]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env |= {"PATH": f"{folder / 'venv' / 'bin'}:{env['PATH']}", "PIP_NO_INDEX": "1"}  # what is missing is not fetched
@@ -140,6 +149,26 @@ def python(wheel, tmp_path_factory):
         pytest.skip(f"not all extras are here: {result.stderr.splitlines()[-1]}")
     assert result.returncode == 0, result.stderr
     return folder / "venv" / "bin" / "python"
+
+
+STAND_INS = "module() { :; }; srun() { shift 2; \"$@\"; }\n"  # for what only a cluster has
+
+
+def test_readme__installs_as_printed(wheel, libraries, tmp_path):
+    """Both blocks in the project's folder; what they need is there already, under PYTHONPATH, and none is fetched."""
+    source = wheel.parent / "source"
+    first, second = (text for kind, _, text in blocks("README.md") if kind == "install")
+    base = f"{sys.base_prefix}/bin"  # of the python3 that has no environment
+    env = os.environ | {"PYTHONPATH": str(libraries), "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
+    env |= {"PATH": f"{base}:{os.environ['PATH']}", "KNLTRAIN_THREADS": "1"}
+    how = {"cwd": source, "env": env, "capture_output": True, "text": True, "timeout": 600}
+    for text, then in ((first, "knltrain --version"), (second, "true")):
+        result = subprocess.run(["bash", "-ec", f"{STAND_INS}{text}\n{then}"], **how)
+        if "No matching distribution found" in result.stderr:
+            pytest.skip(f"not all extras are here: {result.stderr.splitlines()[-1]}")
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "Successfully installed knltrain" in result.stdout
+        shutil.rmtree(source / ".venv")
 
 
 def test_wheel__installed_as_in_the_containers_trains(python, tmp_path):

@@ -5,7 +5,9 @@ import re
 import chromium
 import pytest
 from test_knltrain_report import HOSTILE, write_run
+from tinyrun import write_recipe
 
+from knltrain.data import DataSet
 from knltrain.report import write_report
 
 pytestmark = pytest.mark.skipif(chromium.program() is None, reason="no Chromium: apt-get install chromium")
@@ -22,9 +24,13 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Reports: of a run, of one of 4,000 steps on 512 ranks, of several, of one with hostile names."""
+    """Reports: of a run with pictures, of one of 4,000 steps on 512 ranks, of several, of one with hostile names."""
     folder = tmp_path_factory.mktemp("pages")
+    write_recipe(folder)
     runs = {"small": write_run(folder / "small"), "large": write_run(folder / "large", 4000, 512, 161)}
+    facts = runs["small"] / "predictions.json"
+    shards, digest = f'"data": "{folder}/shards"', f'"digest": "{DataSet(folder / "shards").digest}"'
+    facts.write_text(facts.read_text().replace('"data": "nowhere"', shards).replace('"digest": "0"', digest))
     runs |= {"hostile": write_run(folder / "hostile", name=HOSTILE + "long" * 60)}
     pages = {name: write_report([run], None)[0] for name, run in runs.items()}
     return pages | {"several": write_report(list(runs.values()), folder / "several.html")[0]}
@@ -38,6 +44,7 @@ def test_page__is_quiet_and_fits_the_window(browser, pages, name, size):
     outside = "[...document.querySelectorAll('h1, h2, h3, h4, p, figure, .card, figcaption')].filter(e => "
     assert not browser.value(outside + "e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML)")
     assert browser.value("[...document.images].every(image => image.naturalWidth > 0)")
+    assert browser.value("document.querySelectorAll('.pictures img').length") == (name in ("small", "several"))
     assert browser.heard == [("request", pages[name].as_uri())]
 
 

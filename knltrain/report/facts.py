@@ -129,7 +129,7 @@ def late_ranks(run: Run, most: int = 10) -> tuple[str, list[list]]:
     places = places if isinstance(places, list) and len(places) == len(own) else ["?"] * len(own)
     rows = []
     for one in late[:most]:
-        times = [f"{1000 * array[one.rank].mean():.4g}" for array in (compute, data, exposed)]
+        times = [f"{1000 * array[one.rank].mean():.2f}" for array in (compute, data, exposed)]
         rows.append(one.row(str(places[one.rank]).partition(" ")[0]) + times)
     text = f"The last of {len(own)} ranks was behind the median of the others by {cost:.1%} of a step: they wait. "
     return text + f"Means of {own.shape[1]} stretches of steps.", rows

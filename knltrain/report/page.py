@@ -91,8 +91,8 @@ def _time(run: Run, _):
     if not split:
         return None
     step_s = sum(seconds for _, seconds, _ in split)
-    rows = [[what, f"{1000 * s:.4g}", f"{s / step_s:.1%}", _bar(s / step_s)] for what, s, _ in split]
-    kernels = [[name, f"{1000 * s:.4g}", f"{s / step_s:.1%}"] for _, _, parts in split for name, s in parts]
+    rows = [[what, f"{1000 * s:.2f}", f"{s / step_s:.1%}", _bar(s / step_s)] for what, s, _ in split]
+    kernels = [[name, f"{1000 * s:.2f}", f"{s / step_s:.1%}"] for _, _, parts in split for name, s in parts]
     note = f"Of a step of {span(step_s)} on rank 0; the median of {len(run.ops)} steps."
     return [
         h("p", note, class_="note"), table(["", "#ms", "#share", ""], rows),
@@ -160,7 +160,7 @@ def _picture(one, facts, urls):
     wrong = one["label"] != one["predicted"]
     text = [h("b", label), f" {one['of_label']:.1%}"]
     text += [h("br"), h("span", f"taken for {predicted} {one.get('of_predicted') or 0:.1%}", class_="wrong")] * wrong
-    image = h("img", src=url, alt=f"{label}", loading="lazy") if url else h("div", "no picture", class_="nothing")
+    image = h("img", src=url, alt=f"{label}") if url else h("div", "no picture", class_="nothing")
     return h("figure", image, h("figcaption", text, h("br"), h("small", one.get("name", ""))), title=one.get("name"))
 
 

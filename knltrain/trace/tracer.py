@@ -63,7 +63,7 @@ class Tracer(StepObserver, Observer):
         if not self.full:
             self._write_step(trainer, step.number)
         if step.number == min(self.steps[-1], trainer.total) or step.stop:
-            self._close(trainer)
+            self.close(trainer)
 
     def _span(self, row, name, kind, flops, begin, seconds, facts=None):
         if len(self.spans) < MOST_SPANS:
@@ -120,7 +120,8 @@ class Tracer(StepObserver, Observer):
         except OSError:
             self.full = True  # a full disk: what is there is a trace of fewer steps
 
-    def _close(self, trainer):
+    def close(self, trainer):
+        """The last step is traced: compare the clocks once more, and say where the trace lies."""
         self._line(json.dumps(clock_offset(self.comm)))
         self.file.close()
         told = " (more do not fit)" * self.full
