@@ -100,6 +100,8 @@ def _training(commands):
     plan.add_argument("recipe", type=Path, nargs="?", help="file or name of a published recipe")
     plan.add_argument("--on", default="stampede2_knl7250", metavar="MACHINE", help="a name, or a .toml file")
     plan.add_argument("--nodes", default="1..4096", metavar="N", help="64, or 16,32, or powers of two in 1..4096")
+    ranks = {"type": _number(most=4096), "default": 0, "metavar": "N"}
+    plan.add_argument("--ranks", **ranks, help="a node (default: the quickest)")
     plan.add_argument("--set", **SETTINGS, help="as for train")
     pictures = {"type": _number(least=1), "default": 1_281_167, "metavar": "N"}
     plan.add_argument("--images", **pictures, help="pictures to train on (default ImageNet's 1281167)")

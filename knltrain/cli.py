@@ -224,7 +224,7 @@ def _plan(args):
         recipe = load_recipe(args.recipe, args.set)
         derived = derive(recipe, args.images)
         training = command.training_of(recipe, args.recipe.stem, derived, lambda: build_network(recipe, args.classes))
-        command.plan(training, args.on, args.nodes, args.json, args.plot)
+        command.plan(training, args.on, args.nodes, args.ranks, args.json, args.plot)
 
 
 def _simulate(args, options):

@@ -74,7 +74,7 @@ MAY_IMPORT = {
     },
     "knltrain.plan": {
         "knltrain.kernels", "knltrain.arena", "knltrain.layers", "knltrain.models", "knltrain.comm", "knltrain.keys",
-        "knltrain.machine", "knltrain.bench", "knltrain.plots", "numpy",
+        "knltrain.machine", "knltrain.journal", "knltrain.whole", "knltrain.bench", "knltrain.plots", "numba", "numpy",
     },
     "knltrain": set(),
 }

@@ -56,18 +56,21 @@ def node_counts(text: str) -> list[int]:
     return found
 
 
-def plan(training: Training, on: str, nodes: str, as_json: bool = False, plot: Path | None = None):
-    """Print the plan of a training on a machine. Raises ValueError where no number of nodes has a slot for each."""
+def plan(training: Training, on: str, nodes: str, ranks: int = 0, as_json: bool = False, plot: Path | None = None):
+    """Print the plan of a training on a machine; ranks: a node, 0 for what is quickest.
+
+    Raises ValueError where no number of nodes has a slot for each.
+    """
     machine, counts = load_machine(on), node_counts(nodes)
-    rows = [found for count in counts if (found := best(training, machine, count))]
+    rows = [found for count in counts if (found := best(training, machine, count, ranks))]
     slots = training.global_batch // training.slot_batch
     if not rows:
         raise ValueError(f"--nodes {nodes}: the recipe has {slots} slots, expected at most as many nodes")
-    ways = choices(training, machine, rows[-1].nodes, slots=SLOTS)
+    ways = choices(training, machine, rows[-1].nodes, slots=SLOTS, ranks=ranks)
     if plot:
         from ..plots import scaling
 
-        quick = [choices(training, machine, row.nodes)[0] for row in rows]
+        quick = [choices(training, machine, row.nodes, ranks=ranks)[0] for row in rows]
         lines = {f"as the recipe says, {training.wire}": rows, "the quickest set-up": quick}
         points = {name: [(r.nodes, r.images_per_s, r.minutes) for r in line] for name, line in lines.items()}
         scaling(points, plot, f"{training.name} on {machine.name}")

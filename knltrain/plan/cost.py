@@ -1,7 +1,7 @@
 """What an op of a step costs on a machine: a roofline of the cores that its tasks keep busy, times a share of it.
 
     busy    = tasks / ceil(tasks / cores)              tasks are handed out evenly: the last wave may be half empty
-    compute = flops made / (busy x core_gflops)
+    compute = flops made / (busy x core_gflops x lanes)     lanes: output channels / those of whole tiles of 32
     memory  = bytes / min(busy x core_memory_gb_s, memory_gb_s)     from caches where the op's bytes fit them:
               bytes / (busy x core_cache_gb_s)
     seconds = max(compute, memory) / share + fork + call
@@ -63,10 +63,16 @@ def task_count(op: Op, cores: int) -> int:
     method = getattr(plan, op.kind)
     if op.kind == "backward_weight":
         return method.splits * method.parts
-    width = plan.shape.k_group if op.kind == "forward" else plan.shape.w[2]
+    width = _width(op)
     aim = WAYS * cores if plan.unpacked or op.arithmetic < op.flops else method.tasks()
     along = max(1, (plan.shape.x[0] * method.grids[0].pixels + method.size // 2) // method.size)
     return along * min(-(-width // BLOCK), max(-(-aim // along), -(-width // MOST_WIDTH)))
+
+
+def _width(op: Op) -> int:
+    """Channels that a tile's columns run over."""
+    shape = op.others["plan"].shape
+    return shape.w[2] if op.kind == "backward_input" else shape.k_group
 
 
 def share_name(op: Op) -> str:
@@ -83,7 +89,9 @@ def op_cost(op: Op, machine: Machine, cores: int, precision: str = "fp32") -> Co
     """The cost of one op of a program."""
     done = tuple(parameter.name for parameter in op.completes())
     where = op.owner.name, op.kind, share_name(op)
-    return _cost(machine, cores, precision, where, task_count(op, cores), op.arithmetic, op.nbytes, done)
+    width = _width(op) if op.kind in CONVOLUTION else BLOCK
+    flops = op.arithmetic * -(-width // BLOCK) * BLOCK / width
+    return _cost(machine, cores, precision, where, task_count(op, cores), flops, op.nbytes, done)
 
 
 def update_cost(size: int, machine: Machine, cores: int, lars: bool) -> Cost:

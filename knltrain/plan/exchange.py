@@ -38,8 +38,8 @@ class Job(NamedTuple):
     """A sum: seconds from the start of the last backward pass to when it may start, and what it takes."""
 
     ready: float
-    memory: float  # seconds of memory and cores: in a node
-    wire: float  # seconds between nodes
+    core: float  # seconds in which a core sums and sends
+    wire: float  # seconds in which it waits
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def link(machine: Machine, ranks: int) -> Curve:
 
 
 def sum_seconds(nbytes: float, machine: Machine, scheme: Scheme) -> tuple[float, float]:
-    """Seconds in a node and between nodes of a sum of so many bytes of float32."""
+    """Seconds of a core and of waiting for the wire, for a sum of so many bytes of float32."""
     nodes, ranks = scheme.nodes, scheme.ranks
     inside = (ranks + 1) * nbytes / (1e9 * machine.memory_gb_s * machine.node_sum) if ranks > 1 else 0.0
     if nodes == 1:
@@ -68,7 +68,8 @@ def sum_seconds(nbytes: float, machine: Machine, scheme: Scheme) -> tuple[float,
     share = nbytes / ranks * WIRE_BYTES[scheme.wire] / 4
     power = nodes & (nodes - 1) == 0
     name = ("halving" if power else "ring") if share > SMALL_BYTES else "doubling" if power else "tree"
-    return inside, predicted(name, nodes, share, link(machine, ranks))
+    core = predicted(name, nodes, share, Curve(0.0, 1e9 * machine.core_ghz)) * machine.exchange_cycles
+    return inside + core, predicted(name, nodes, share, link(machine, ranks)) - core
 
 
 def bucket_size(total_bytes: float, machine: Machine, scheme: Scheme) -> int:
@@ -90,8 +91,8 @@ def exchange(
     jobs, waiting, clock, moved = [], 0, 0.0, 0.0
 
     def send(nbytes):
-        memory, wire = sum_seconds(nbytes, machine, scheme)
-        jobs.append(Job(clock, memory, wire))
+        core, wire = sum_seconds(nbytes, machine, scheme)
+        jobs.append(Job(clock, core, wire))
         return 2 * (scheme.nodes - 1) / scheme.nodes * nbytes * WIRE_BYTES[scheme.wire] / 4
 
     blocking = 0.0
@@ -107,7 +108,7 @@ def exchange(
             while waiting >= limit:
                 moved, waiting = moved + send(limit), waiting - limit
     moved += send(waiting) if waiting else 0.0
-    total = sum(job.memory + job.wire for job in jobs) + blocking
+    total = sum(job.core + job.wire for job in jobs) + blocking
     return Exchanged(total, blocking + _exposed(jobs, step.backward_s, reserved), len(jobs), limit, moved)
 
 
@@ -116,8 +117,8 @@ def _exposed(jobs: list[Job], backward: float, reserved: bool) -> float:
     late = end = 0.0
     for job in jobs:
         start = max(job.ready + late, end)
-        end = start + job.memory + job.wire
-        late += 0.0 if reserved else job.memory
+        end = start + job.core + job.wire
+        late += 0.0 if reserved else job.core
     return max(end, backward + late) - backward
 
 
@@ -139,6 +140,6 @@ def _other_way(weights, cost, machine, scheme, images, ready) -> tuple[Job, floa
     group = min(scheme.group, nodes)
     others = max(1, nodes // group)
     activations = 2 * (group - 1) / nodes * images * c * wire
-    memory, seconds = sum_seconds(4 * c * k / group, machine, scheme._replace(nodes=others))
+    core, seconds = sum_seconds(4 * c * k / group, machine, scheme._replace(nodes=others))
     sent = activations + 2 * (others - 1) / others * c * k / group * wire
-    return Job(ready, memory, seconds), 2 * math.log2(group) * net.alpha + activations / rate, sent
+    return Job(ready, core, seconds), 2 * math.log2(group) * net.alpha + activations / rate, sent

@@ -109,19 +109,22 @@ def _step(training: Training, machine: Machine, cores: int, ranks: int) -> StepC
 
 
 def choices(
-    training: Training, machine: Machine, nodes: int, wires=("fp32", "bf16"), modes=FC_MODES, slots=(1,)
+    training: Training, machine: Machine, nodes: int, wires=("fp32", "bf16"), modes=FC_MODES, slots=(1,), ranks=0
 ) -> list[Prediction]:
-    """All ways to set up a run on so many nodes, the quickest first. slots: factors on the recipe's slot batch."""
+    """All ways to set up a run on so many nodes, the quickest first.
+
+    slots: factors on the recipe's slot batch; ranks: a node, 0 for those that divide its cores well.
+    """
     if not fully_connected(training.program(training.slot_batch)) or nodes == 1:
         modes = modes[:1]
-    ranks = [count for count in RANKS if count == 1 or machine.cores // count >= LEAST_CORES]
+    counts = [ranks] if ranks else [n for n in RANKS if n == 1 or machine.cores // n >= LEAST_CORES]
     sizes = [int(training.slot_batch * factor) for factor in slots]
     sizes = [size for size in sizes if size and training.global_batch % size == 0]
-    ways = itertools.product(sizes, ranks, wires[: 1 if nodes == 1 else None], modes)
+    ways = itertools.product(sizes, counts, wires[: 1 if nodes == 1 else None], modes)
     found = [predict(replace(training, slot_batch=size), machine, Scheme(nodes, *way)) for size, *way in ways]
     return sorted(filter(None, found), key=lambda one: one.minutes)
 
 
-def best(training: Training, machine: Machine, nodes: int) -> Prediction | None:
+def best(training: Training, machine: Machine, nodes: int, ranks: int = 0) -> Prediction | None:
     """The quickest way, in the recipe's own wire format, with sums that the program makes today."""
-    return next(iter(choices(training, machine, nodes, (training.wire,), ("sum",))), None)
+    return next(iter(choices(training, machine, nodes, (training.wire,), ("sum",), ranks=ranks)), None)
