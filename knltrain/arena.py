@@ -135,6 +135,11 @@ class Parameters:
             start += _padded(p.size)
         self.head = head
 
+    def take(self, other: "Parameters"):
+        """Copy weights, momentum and running averages of the same tensors of another model."""
+        for name in ("value", "momentum", "running"):
+            np.copyto(getattr(self, name), getattr(other, name))
+
     def gradient_slice(self, parameter: Parameter) -> slice:
         """Where a parameter's gradient lies in the gradient block, in floats, padding included."""
         start = (parameter.dw.ctypes.data - self.gradient.ctypes.data) // FLOAT

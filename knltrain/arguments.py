@@ -118,6 +118,12 @@ def _training(commands):
     recipes.add_argument("--set", **SETTINGS, help="as for train")
     recipes.set_defaults(run_command="recipes")
 
+    lint = commands.add_parser("lint", help="what large-batch experience says against a recipe: fact, source, cure")
+    lint.add_argument("recipe", type=Path)
+    lint.add_argument("--set", **SETTINGS, help="as for train")
+    lint.add_argument("--images", **number, help="to train on (default: the recipe's shards, else ImageNet's)")
+    lint.set_defaults(run_command="lint")
+
     predict = commands.add_parser("predict", help="the most probable classes of picture files")
     predict.add_argument("path", type=Path, metavar="RUN_OR_FILE")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files, and folders of them")

@@ -107,6 +107,12 @@ def _recipes(args):
         print(f"{name:26}  {path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
 
 
+def _lint(args):
+    from .lint import lint_file
+
+    print(visible(lint_file(args.recipe, args.set, args.images)))
+
+
 def _predict(args):
     from .api import predict_files
 
@@ -340,8 +346,8 @@ def _assignment(text: str) -> tuple[str, object]:
 COMMANDS = {
     function.__name__.removeprefix("_"): function
     for function in (
-        _train, _watch, _trace, _report, _evaluate, _pack, _plan, _recipes, _predict, _export, _import, _sweep, _init,
-        _verify, _show, _shards, _describe, _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce,
+        _train, _watch, _trace, _report, _evaluate, _pack, _plan, _recipes, _lint, _predict, _export, _import, _sweep,
+        _init, _verify, _show, _shards, _describe, _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce,
         _bench_overlap, _doctor, _drill,
     )
 }  # fmt: skip

@@ -5,8 +5,10 @@ Order: defaults < recipe < `--set section.key=value`. Environment variables are 
 
 import dataclasses
 import difflib
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from .inherit import Part, RecipeError, parts_of_file, parts_of_text
 from .keys import REQUIRED, Rule, converted, key, shown, traced_steps
@@ -124,8 +126,20 @@ class Run:
     keep_checkpoints: int = key(2, "the newest so many; the best is kept besides", above=0, most=10**6, free=True)
     tensorboard: bool = key(False, "event files in RUN/tensorboard, by tensorboardX", free=True)
     mlflow: str = key("", "experiment of MLflow that the run is told to; '': none", free=True)
+    mlperf_log: bool = key(False, "RUN/mlperf.log, the lines of MLPerf's ResNet benchmark, open division", free=True)
     trace: str = key("", "what all ranks do in some steps, as 'steps 100..104': see `knltrain trace`", free=True)
     log_every_seconds: float = key(5.0, "seconds between progress lines in a file", free=True)
+
+
+class Phase(NamedTuple):
+    """From this epoch on these keys have other values: `[[phase]]` in a recipe."""
+
+    from_epoch: float
+    settings: tuple[tuple[str, object], ...]  # of ("section.key", value)
+
+    def __str__(self):
+        settings = ", ".join(f"{name} {shown(value)}" for name, value in self.settings)
+        return f"from epoch {self.from_epoch:g}: {settings}"
 
 
 @dataclass(frozen=True)
@@ -138,9 +152,16 @@ class Recipe:
     schedule: Schedule = Schedule()
     comm: Comm = Comm()
     run: Run = Run()
+    phases: tuple[Phase, ...] = ()
 
 
-SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe)}
+SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe) if f.name != "phases"}
+PHASED = {  # section: keys that a phase may change
+    "data": ("augmentation", "crop", "short_side", "val_short_side", "pad", "cutout", "min_area"),
+    "batch": ("global_batch", "slot_batch"),
+    "optim": ("momentum", "nesterov", "weight_decay", "decay_bias_and_norm", "epsilon", "label_smoothing"),
+    "schedule": tuple(f.name for f in dataclasses.fields(Schedule)),
+}
 
 
 def rules() -> dict[str, Rule]:
@@ -167,9 +188,10 @@ def parse_recipe(text: str, overrides=(), *, source: str = "recipe", folder=".")
 
 
 def _put_together(parts: list[Part], overrides) -> Recipe:
-    values, source = {section: {} for section in SECTIONS}, parts[-1].source
+    values, source, phases = {section: {} for section in SECTIONS}, parts[-1].source, ()
     for part in parts:
         _store_part(values, part)
+        phases = _read_phases(part, phases)
     for override in overrides:
         _store_override(values, override)
     for section, cls in SECTIONS.items():
@@ -177,11 +199,50 @@ def _put_together(parts: list[Part], overrides) -> Recipe:
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             if required and f.name not in values[section]:
                 raise RecipeError(f"{source}: {section}.{f.name} is missing; add it under [{section}]")
-    return checked(Recipe(**{section: cls(**values[section]) for section, cls in SECTIONS.items()}), source)
+    recipe = Recipe(**{section: cls(**values[section]) for section, cls in SECTIONS.items()}, phases=phases)
+    return checked(recipe, source)
+
+
+def _read_phases(part: Part, inherited: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """The phases of a file, else those of the files it extends: a list is replaced as a whole."""
+    tables = part.table.get("phase")
+    if tables is None:
+        return inherited
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise RecipeError(f"{part.source}: phase is {shown(tables)}; expected [[phase]] with from_epoch and keys")
+    phases = []
+    for number, table in enumerate(tables, start=1):
+        values, where = {section: {} for section in SECTIONS}, f"{part.source}: phase {number}"
+        try:
+            start = converted(table.get("from_epoch", ""), float)
+        except ValueError as error:
+            raise RecipeError(f"{where}: from_epoch is {error}") from None
+        _store_part(values, Part(where, part.folder, {k: v for k, v in table.items() if k != "from_epoch"}))
+        settings = tuple((f"{section}.{k}", v) for section in values for k, v in values[section].items())
+        for name, _ in settings:
+            section, _, key = name.partition(".")
+            if key not in PHASED.get(section, ()):
+                known = ", ".join(f"{section}.{key}" for section, keys in PHASED.items() for key in keys)
+                raise RecipeError(f"{where} sets {name}; expected one of {known}")
+        phases.append(Phase(start, settings))
+    return tuple(phases)
+
+
+def at_phase(recipe: Recipe, number: int) -> Recipe:
+    """The recipe as it is after so many phases began, without phases."""
+    changes = {section: {} for section in SECTIONS}
+    for phase in recipe.phases[:number]:
+        for name, value in phase.settings:
+            section, _, key = name.partition(".")
+            changes[section][key] = value
+    parts = {name: dataclasses.replace(getattr(recipe, name), **keys) for name, keys in changes.items() if keys}
+    return dataclasses.replace(recipe, **parts, phases=())
 
 
 def _store_part(values, part: Part):
     for section, keys in part.table.items():
+        if section == "phase" and isinstance(keys, list):
+            continue
         if not isinstance(keys, dict):
             raise RecipeError(f"{part.source}: key {section} stands outside a section; {_nearest('', section)}")
         for name, value in keys.items():
@@ -270,10 +331,15 @@ def recipe_of(facts: dict) -> Recipe:
 
 
 def checked(recipe: Recipe, source: str = "") -> Recipe:
-    """The recipe, if every value is in its range. Raises RecipeError, which begins with the source."""
-    for name, found, expected in _problems(recipe):
-        where = f"{source}: " if source else ""
-        raise RecipeError(f"{where}{name} is {shown(found)}; expected {expected}")
+    """The recipe, if every value is in its range, in each phase. Raises RecipeError, which begins with the source."""
+    for number in range(len(recipe.phases) + 1):
+        for name, found, expected in _problems(at_phase(recipe, number)):
+            where = (f"{source}: " if source else "") + (f"phase {number}: " if number else "")
+            raise RecipeError(f"{where}{name} is {shown(found)}; expected {expected}")
+    starts = [phase.from_epoch for phase in recipe.phases]
+    if any(not before < after for before, after in itertools.pairwise([0.0, *starts, recipe.run.epochs])):
+        found = f"the phases begin at {', '.join(f'{epoch:g}' for epoch in starts)}"
+        raise RecipeError(f"{source}: {found}; expected rising epochs between 0 and run.epochs, {recipe.run.epochs:g}")
     return recipe
 
 
@@ -321,6 +387,9 @@ def resolved(recipe: Recipe, notes: dict[str, str] | None = None) -> str:
             line = f"{toml_key(name)} = {toml_text(value)}"
             lines.append(line if notes is None else f"{line:40}  # {notes.get(f'{section}.{name}', 'default')}")
         lines.append("")
+    for phase in recipe.phases:
+        settings = [f"{name} = {toml_text(value)}" for name, value in phase.settings]
+        lines += ["[[phase]]", f"from_epoch = {phase.from_epoch!r}", *settings, ""]
     return "\n".join(lines)
 
 

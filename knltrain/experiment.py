@@ -25,7 +25,7 @@ from .comm import (
 from .config import Derived, Recipe, rules
 from .data import Augment, DataSet, Loader, Order, read_mean_image
 from .data.ranks import from_first
-from .models import Model, build
+from .models import Model, build, declare
 from .models.state import load as load_state
 from .optim import Lars, LossScale
 
@@ -89,7 +89,9 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
         if not rule.free:
             section, _, key = name.partition(".")
             value = getattr(getattr(recipe, section), key)
-            facts[name] = list(value) if isinstance(value, tuple) else value
+            facts[name] = _plain(value)
+    if recipe.phases:
+        facts["phases"] = [[p.from_epoch, {name: _plain(value) for name, value in p.settings}] for p in recipe.phases]
     facts |= {"comm.sums": sums_order(recipe.comm.algorithm), "model.args": recipe.model.args}
     facts["comm.wire"] = wire_of(recipe) + " in every sum" * (recipe.comm.wire == "auto" and wire_of(recipe) != "fp32")
     if recipe.compute.precision != "fp32":
@@ -98,6 +100,10 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
         mean = read_mean_image(recipe.data.mean_image, data.size)
         facts["data.mean_image"] = hashlib.sha256(mean.tobytes()).hexdigest()[:16]
     return facts
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 def network_facts(recipe: Recipe, class_names: list[str], encoding: str, size: int) -> dict:
@@ -159,6 +165,20 @@ def build_network(recipe: Recipe, classes: int):
             f"expected {recipe.data.crop} (data.crop) and {classes} (of the data): leave both out"
         )
     return build(recipe.model.name, **options)
+
+
+def check_sizes(recipes: list[Recipe], classes: int):
+    """Raise ValueError where a phase has pictures of a size with which the network is another one."""
+    by_crop = {recipe.data.crop: recipe for recipe in reversed(recipes)}
+    shapes = {}
+    for crop in by_crop if len(by_crop) > 1 else ():
+        parameters = declare(*build_network(by_crop[crop], classes)).parameters.parameters
+        shapes[crop] = {(p.name, p.shape) for p in parameters}
+    first = recipes[0].data.crop
+    for crop in shapes:
+        for name, _ in sorted(shapes[crop] - shapes[first]):
+            what = f"data.crop {crop} of a phase: {name} has another size than at {first}"
+            raise ValueError(f"{what}; expected a network that ends in an average, as resnet50")
 
 
 def begin_with(path: str, parameters, comm) -> list[str]:

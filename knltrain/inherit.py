@@ -68,8 +68,8 @@ def parts_of_text(text: str, source: str = "recipe", folder: str | Path = ".") -
 
 def origins(parts: list[Part], overrides=()) -> dict[str, str]:
     """Where a key of a recipe that loads is from, by `section.key`: a file's name, or --set; nothing: a default."""
-    keys = ((part, section, key) for part in parts for section in part.table for key in part.table[section])
-    named = {f"{section}.{key}": part.name for part, section, key in keys}
+    sections = ((part.name, *item) for part in parts for item in part.table.items() if isinstance(item[1], dict))
+    named = {f"{section}.{key}": name for name, section, keys in sections for key in keys}
     return named | {override.partition("=")[0].strip(): "--set" for override in overrides}
 
 

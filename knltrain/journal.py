@@ -28,14 +28,14 @@ FORWARD = 1 / 3  # of a training step's time; until an evaluation was timed
 class Journal(StepObserver):
     """Records of one run; on ranks other than 0 every method does nothing.
 
-    total_steps, steps_per_epoch, every: the run's length, and after how many steps it evaluates and saves (0: at the
+    total_steps, epochs, every: the run's length, and after how many steps it evaluates and saves (0: at the
     end only), by "evaluation" and "checkpoint". The log is appended to, so a resumed run continues it.
     """
 
-    def __init__(self, run_dir, rank: int, images_per_step: int, total_steps: int, steps_per_epoch: int, every: dict,
+    def __init__(self, run_dir, rank: int, images_per_step: int, total_steps: int, epochs: float, every: dict,
                  screen: Screen, val_images: int = 0):  # fmt: skip
         self.quiet, self.screen, self.images_per_step = rank != 0, screen, images_per_step
-        self.total_steps, self.steps_per_epoch, self.every = total_steps, steps_per_epoch, every
+        self.total_steps, self.epochs, self.every = total_steps, epochs, every
         self.val_images, self.costs = val_images, {"checkpoint": 0.0}  # seconds of the last one
         self.listeners: list[Callable[[dict], None]] = []  # are told every record as it is written
         self.run_dir, self.log, self.refused = Path(run_dir), None, False  # by the disk
@@ -80,7 +80,7 @@ class Journal(StepObserver):
         """A step of the trainer is done: log it, and show how far the run is."""
         if self.quiet:
             return
-        self.done, self.paused = step.number, time.perf_counter()
+        self.done, self.paused, self.images_per_step = step.number, time.perf_counter(), trainer.global_batch
         self.trained += self.paused - self.begun
         rate, one = self._rate(), (step.loss, step.accuracy)
         record = {"step": step.number, "epoch": step.epoch, "loss": step.loss, "lr": step.lr}
@@ -94,7 +94,7 @@ class Journal(StepObserver):
             self.note(f"step {step.number} is skipped: {found}, {left}")
         self.epoch.append(one)
         self.screen.tell({"kind": "step", **record, "total_steps": self.total_steps})
-        if step.number % self.steps_per_epoch == 0 or step.number == self.total_steps:
+        if step.epoch.is_integer() or step.number == self.total_steps:
             self._end_epoch(step)
 
     def evaluation(self, step: int, epoch: float, top1: float, top5: float, n: int):
@@ -163,7 +163,7 @@ class Journal(StepObserver):
     def _end_epoch(self, step):
         (loss, accuracy), seconds = _means(self.epoch), self.trained - self.epoch_trained
         images = len(self.epoch) * self.images_per_step
-        self.ended = {"step": step.number, "epoch": step.epoch, "epochs": self.total_steps / self.steps_per_epoch}
+        self.ended = {"step": step.number, "epoch": step.epoch, "epochs": self.epochs}
         self.ended |= {"loss": loss, "accuracy": accuracy, "images_per_s": images / seconds if seconds > 0 else None}
         self.ended |= dict.fromkeys(("top1", "top5", "best_top1", "best_epoch"))
         if not self._due("evaluation", step.number):

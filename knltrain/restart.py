@@ -34,13 +34,17 @@ class Restart:
 
     def __init__(self, run_dir: Path, trainer, comm, experiment: dict, how, note):
         self.folder, self.comm, self.experiment = Path(run_dir) / FOLDER, comm, experiment
-        self.parameters, self.optimizer, self.scaling = trainer.model.parameters, trainer.optimizer, trainer.scaling
+        self.trainer, self.scaling = trainer, trainer.scaling  # model and optimizer change from phase to phase
         self.keep, self.every_s = how.keep_checkpoints, 60 * how.checkpoint_every_minutes
         self.note, self.warn = note, lambda message: note(f"warning: {message}")
         self.last_saved, self.last_time, self.missed = None, time.monotonic(), False
         self.begun_epochs = 0.0  # where a run is made longer: how long it was
         self.copy = None
         self.writer = Writer(self._write, self.warn)
+
+    @property
+    def parameters(self):
+        return self.trainer.model.parameters
 
     # ---- coming back -----------------------------------------------------------------------------------------
 
@@ -50,7 +54,7 @@ class Restart:
         Raises CheckpointError where resume is "never" and there is one, or where it is of another experiment.
         """
         found = self._read(resume) if self.comm.rank == 0 else None
-        step, self.optimizer.previous_lr, scaling = self.comm.gather(found)[0]
+        step, self.trainer.optimizer.previous_lr, scaling = self.comm.gather(found)[0]
         if scaling and self.scaling:
             self.scaling.restore(scaling)
         for block in (self.parameters.value, self.parameters.momentum, self.parameters.running):
@@ -106,7 +110,7 @@ class Restart:
         if self.missed:
             self.warn(f"a checkpoint is being written since {since:.0f} s, a slow file system: none of step {step}")
             return
-        meta = {"step": step, "previous_lr": self.optimizer.previous_lr, "experiment": self.experiment}
+        meta = {"step": step, "previous_lr": self.trainer.optimizer.previous_lr, "experiment": self.experiment}
         if self.scaling:
             meta["loss_scale"] = self.scaling.state()
         self.writer.submit(lambda: (step, self._copy(), meta, metric))

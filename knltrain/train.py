@@ -10,7 +10,7 @@ from knltrain.kernels import ARCH, THREADING_LAYER, product
 
 from .checkpoint import FOLDER, advice, best_checkpoint
 from .comm import compare_replicas
-from .config import Recipe, derive, resolved
+from .config import Recipe, resolved
 from .dashboards import Dashboards
 from .evaluate import evaluate
 from .experiment import center_crop, identity, misfits, open_data, watch_ranks
@@ -19,10 +19,12 @@ from .journal import PREDICTIONS, Journal, machine_facts
 from .keys import traced_steps
 from .leaks import sweep
 from .lifecycle import Lifecycle
+from .lint import lint
 from .machine import arithmetic_peak, take_share
+from .mlperf import MlperfLog
 from .models.state import state
 from .observe import StepObserver
-from .optim import learning_rate
+from .phases import leg_of, legs
 from .restart import Restart
 from .screen import Screen
 from .trace import Tracer
@@ -43,17 +45,20 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         sweep()
     data, val = open_data(recipe, comm)
     _phase(observers, "shards")
-    derived, check_every = derive(recipe, len(data)), recipe.comm.check_every_steps * (comm.size > 1)
-    crop, threads, mirror = center_crop(recipe, val), recipe.data.reader_threads, recipe.data.val_mirror
-    screen.every = recipe.run.log_every_seconds
+    plan, check_every = legs(recipe, len(data)), recipe.comm.check_every_steps * (comm.size > 1)
+    derived, last, total = plan[0].derived, plan[-1], plan[-1].stop
+    threads, mirror, screen.every = recipe.data.reader_threads, recipe.data.val_mirror, recipe.run.log_every_seconds
     every = {"evaluation": derived.evaluate_every_steps, "checkpoint": derived.checkpoint_every_steps}
-    length = (recipe.batch.global_batch, derived.total_steps, derived.steps_per_epoch, every)
+    length = (recipe.batch.global_batch, total, last.own(total) / last.derived.steps_per_epoch, every)
     journal = Journal(run_dir, comm.rank, *length, screen, len(val))
     boards = Dashboards(run_dir, recipe.run.tensorboard, recipe.run.mlflow, resolved(recipe), journal.note)
     journal.listeners.append(boards.tell)
+    if recipe.run.mlperf_log and comm.rank == 0:
+        images = (len(data), len(val))
+        journal.listeners.append(MlperfLog(run_dir, recipe, plan[0], images, comm.size, journal.note).tell)
     observers = [*observers, Tracer(run_dir, comm, traced_steps(recipe.run.trace)), journal, boards]
     life.warn = journal.note
-    observers.append(Gauge(comm, derived.total_steps))  # behind the journal, as it records
+    observers.append(Gauge(comm, total))  # behind the journal, as it records
 
     with (
         closing(journal),
@@ -62,20 +67,21 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         closing(Trainer.of(recipe, data, comm, placement, watch, observers=observers)) as trainer,
         closing(Restart(run_dir, trainer, comm, identity(recipe, data), recipe.run, journal.note)) as restart,
     ):
-        model, trainer.note, trainer.record = trainer.model, journal.note, journal.record
+        trainer.note, trainer.record = journal.note, journal.record
         for line in trainer.begun_with:
             journal.note(line)
         _phase(observers, "model")
         trainer.done = restart.restore(resume)
         if restart.begun_epochs:
-            journal.note(_prolonged(recipe, derived, len(data), restart.begun_epochs, trainer.done))
+            journal.note(_prolonged(recipe, len(data), restart.begun_epochs, trainer.done))
         if comm.gather(life.finished(trainer.total))[0]:
             journal.note(f"{run_dir} is done after step {trainer.total}: nothing is left to train")
             life.end(trainer.done, trainer.total)
             return 0
         machine = _machine(recipe, trainer, comm, placement, watch)
         journal.start(resolved(recipe), machine, _begin(recipe, derived, data, trainer, watch))
-        for line in [*trainer.reducer.notes(), *misfits(recipe, data, val)]:
+        findings = [f"lint: {finding}" for finding in lint(recipe, len(data), len(data.class_names))]
+        for line in [*trainer.reducer.notes(), *misfits(recipe, data, val), *findings]:
             journal.note(line)
         with placement.on("readers"):
             trainer.seek(trainer.done)
@@ -88,14 +94,15 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
                 restart.fail("the loss", step)
             if trainer.scaling and trainer.scaling.hopeless:
                 restart.fail(f"the gradient of {trainer.scaling.failed} steps in a row, whatever the loss scale,", step)
-            evaluating, saving, checking = (
-                _due(step.number, every, trainer.total)
-                for every in (derived.evaluate_every_steps, derived.checkpoint_every_steps, check_every)
-            )
+            model, leg, end = trainer.model, trainer.leg, step.number == total
+            evaluating = end or _due(trainer.own, leg.derived.evaluate_every_steps)
+            saving = end or _due(trainer.own, leg.derived.checkpoint_every_steps)
+            checking = end or _due(step.number, check_every)
             saving, top1 = saving or step.save or step.stop, None
             if (evaluating or saving) and not np.isfinite(model.parameters.value).all():
                 restart.fail("a weight", step)
             if evaluating:
+                crop = center_crop(leg.recipe, val)
                 result = evaluate(model, val, crop, comm, threads, mirror, life.stop_asked)
                 if result:
                     journal.evaluation(step.number, step.epoch, result.top1, result.top5, result.images)
@@ -123,16 +130,17 @@ def _phase(observers, name: str):
         observer.phase(name)
 
 
-def _due(step: int, every: int, last: int) -> bool:
-    """At every so many steps (0: never), and always at the last."""
-    return step == last or (every > 0 and step % every == 0)
+def _due(step: int, every: int) -> bool:
+    """At every so many steps; 0: never."""
+    return every > 0 and step % every == 0
 
 
-def _prolonged(recipe, derived, n_rows, before: float, step) -> str:
+def _prolonged(recipe, n_rows, before: float, step) -> str:
     """What a longer run does to the schedule: poly and cosine are stretched, and go on at another rate."""
-    shorter = derive(dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, epochs=before)), n_rows)
-    was, now = (learning_rate(step, **schedule) for schedule in (shorter.schedule, derived.schedule))
-    ends = [schedule["total_steps"] for schedule in (derived.schedule, shorter.schedule)]
+    shorter = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, epochs=before))
+    plans = [legs(one, n_rows) for one in (recipe, shorter)]
+    now, was = (leg_of(plan, step).rate(step) for plan in plans)
+    ends = [plan[-1].stop for plan in plans]
     return (
         f"prolonged from {before:g} to {recipe.run.epochs:g} epochs: {recipe.schedule.policy} ends at step {ends[0]}, "
         f"not {ends[1]}; the learning rate is {now:.4g}, {'as before' if was == now else f'where it was {was:.4g}'}"

@@ -13,11 +13,13 @@ import numpy as np
 
 from knltrain.kernels import sample_key
 
+from .arena import Parameters
 from .comm import Reducer, Update, make_block
-from .config import Recipe, derive
+from .config import Recipe
 from .data import Loader
 from .experiment import (
     begin_with,
+    check_sizes,
     make_links,
     make_loader,
     make_loss_scale,
@@ -30,7 +32,8 @@ from .experiment import (
 from .layers import Observer
 from .models import Model
 from .observe import Step, StepObserver
-from .optim import Lars, LossScale, learning_rate
+from .optim import Lars, LossScale
+from .phases import Leg, leg_of, legs
 
 DROPOUT = 2  # purpose of the random numbers that are not augmentation's
 
@@ -58,34 +61,62 @@ class Trainer:
         self.note: Callable[[str], None] = lambda line: None
         self.record: Callable[[str, dict], None] = lambda kind, facts: None
         self.begun_with: list[str] = []  # lines about weights that were not drawn at random
+        self.offset = 0  # steps that the epochs before would have had in batches of this size, less those they had
+        self.legs: list[Leg] = []
+        self.leg: Leg | None = None
         self._last = time.perf_counter()
 
     @classmethod
     def of(cls, recipe: Recipe, data, comm, placement, watch=None, layers=None, observers=()) -> "Trainer":
         """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's."""
-        derived = derive(recipe, len(data))
-        slots = own_slots(derived.slots, comm)
-        where = (placement.ranks_on_node, partial(make_block, make_links(recipe, comm)))
-        model = make_model(recipe, len(data.class_names), len(slots), *where, layers)
-        begun = []
-        if recipe.model.weights:
-            fresh = begin_with(recipe.model.weights, model.parameters, comm)
-            begun = [f"beginning with the weights of {recipe.model.weights}"]
-            begun += [f"fresh, for other classes: {', '.join(fresh)}"] if fresh else []
-        optimizer = make_optimizer(recipe, model)
-        optimizer.check_start(*(learning_rate(early, **derived.schedule) for early in (0, 1)))
-        with placement.on("communication"):
-            reducer = make_reducer(recipe, model, slots, watch)
-        with placement.on("readers"):
-            loader = make_loader(recipe, derived, data, slots)
+        found = legs(recipe, len(data))
+        for leg in found:
+            own_slots(leg.derived.slots, comm)
+        check_sizes([leg.recipe for leg in found], len(data.class_names))
+
+        def build(leg: Leg, parameters: Parameters | None = None) -> dict:
+            """What changes from leg to leg; parameters: of the leg before."""
+            slots = own_slots(leg.derived.slots, comm)
+            block = partial(make_block, make_links(recipe, comm)) if parameters is None else lambda _: parameters.block
+            model = make_model(leg.recipe, len(data.class_names), len(slots), placement.ranks_on_node, block, layers)
+            if parameters is not None:
+                model.parameters.take(parameters)
+            optimizer = make_optimizer(leg.recipe, model)
+            with placement.on("communication"):
+                reducer = make_reducer(recipe, model, slots, watch)
+            with placement.on("readers"):
+                loader = make_loader(leg.recipe, leg.derived, data, slots)
+            parts = {"model": model, "optimizer": optimizer, "reducer": reducer, "batches": loader, "rate": leg.rate}
+            parts |= {"update": make_update(model, optimizer, reducer), "slots": len(slots)}
+            return parts | {"total_slots": leg.derived.slots, "steps_per_epoch": leg.derived.steps_per_epoch}
+
+        parts, rates = build(found[0]), [found[0].rate(early) for early in (0, 1)]
         made = cls(
-            model, optimizer, reducer, make_update(model, optimizer, reducer), loader,
-            rate=lambda step: learning_rate(step, **derived.schedule), slots=len(slots), total_slots=derived.slots,
-            total=derived.total_steps, steps_per_epoch=derived.steps_per_epoch, seed=recipe.run.seed,
-            scaling=make_loss_scale(recipe), observers=observers,
-        )  # fmt: skip
-        made.begun_with = begun
+            **parts, total=found[-1].stop, seed=recipe.run.seed, scaling=make_loss_scale(recipe), observers=observers
+        )
+        made.legs, made.leg, made._build, parameters = found, found[0], build, made.model.parameters
+        if recipe.model.weights:
+            fresh = begin_with(recipe.model.weights, parameters, comm)
+            made.begun_with = [f"beginning with the weights of {recipe.model.weights}"]
+            made.begun_with += [f"fresh, for other classes: {', '.join(fresh)}"] if fresh else []
+        made.optimizer.check_start(*rates)
         return made
+
+    def _enter(self, leg: Leg):
+        """Go on with the parts of another leg, in which the state is that of now."""
+        before, observer = self.model.parameters, self.model.observer
+        previous_lr, told = self.optimizer.previous_lr, getattr(self.batches, "told", None)
+        self.update.complete()
+        self.close()
+        self.reducer.block.links.comm.barrier()  # nobody reads sums any more: the gradient block is used again
+        self.model = self.update = self.optimizer = None  # their memory first
+        for name, part in self._build(leg, before).items():
+            setattr(self, name, part)
+        self.leg, self.offset, self.global_batch = leg, leg.first - leg.start, self.total_slots * self.model.slot_batch
+        self.optimizer.previous_lr = previous_lr
+        self.observe(observer, told)
+        self.batches.seek(leg.own(self.done))
+        self.note(leg.says)
 
     def __iter__(self) -> Iterator[Step]:
         while self.done < self.total and not self.stopped:
@@ -93,6 +124,8 @@ class Trainer:
 
     def step(self) -> Step:
         """Do one step. Collective."""
+        if self.leg and self.done >= self.leg.stop:
+            self._enter(leg_of(self.legs, self.done))
         for observer in self.observers:
             observer.begin_step(self)
         model, reducer, lr, finite, backward = self.model, self.reducer, self.rate(self.done), True, 0.0
@@ -136,7 +169,7 @@ class Trainer:
         waits = self.reducer.seconds()
         if isinstance(self.batches, Loader):
             waits = {"data_wait_s": self.batches.stall_seconds} | waits
-        loss, accuracy, epoch = loss / self.global_batch, correct / self.global_batch, self.done / self.steps_per_epoch
+        loss, accuracy, epoch = loss / self.global_batch, correct / self.global_batch, self.own / self.steps_per_epoch
         asked = (stop > 0, save > 0)
         return Step(self.done, epoch, lr, loss, accuracy, rate, backward, finite, *asked, waits, scale, skipped)
 
@@ -149,7 +182,14 @@ class Trainer:
     def seek(self, done: int):
         """Go on after `done` steps."""
         self.done = done
-        self.batches.seek(done)
+        if self.leg and leg_of(self.legs, done) is not self.leg:
+            self._enter(leg_of(self.legs, done))
+        self.batches.seek(self.own)
+
+    @property
+    def own(self) -> int:
+        """Steps done, had all been of the size of this leg's: an epoch is steps_per_epoch of them."""
+        return self.done + self.offset
 
     def close(self):
         """Stop reading and exchanging; harmless when repeated."""

@@ -13,7 +13,7 @@ import numpy as np
 from knltrain.kernels import ARCH, cache_folder
 
 from .comm import compile_ahead, world
-from .config import Recipe
+from .config import Recipe, at_phase
 from .data.shards import checksum
 from .data.synthetic import Synthetic
 from .evaluate import evaluate
@@ -31,6 +31,23 @@ def warmup(recipe: Recipe) -> str:
     before = _compiled()
     comm = world()
     placement = take_share(comm)
+    for one in {at.data.crop: at for at in (at_phase(recipe, n) for n in range(len(recipe.phases) + 1))}.values():
+        _run(one, comm, placement)
+    compile_ahead()
+    arithmetic_peak(0.0, recipe.compute.precision)
+    return (
+        f"{_compiled() - before} functions compiled for {ARCH.name} in {time.perf_counter() - start:.1f} s, "
+        f"{_compiled()} in {cache_folder()}"
+    )
+
+
+def _compiled() -> int:
+    """Compiled functions in the cache."""
+    return sum(1 for _ in cache_folder().rglob("*.nbc"))
+
+
+def _run(recipe: Recipe, comm, placement):
+    """One step and one evaluation."""
     slot_batch = min(recipe.batch.slot_batch, IMAGES)
     batch = dataclasses.replace(recipe.batch, slot_batch=slot_batch, global_batch=2 * slot_batch)
     section = dataclasses.replace(recipe.data, mean_image="")  # which is of another size, and compiles nothing more
@@ -41,19 +58,8 @@ def warmup(recipe: Recipe) -> str:
         trainer.seek(0)
         trainer.rate = lambda step: 0.0
         trainer.step()
-    compile_ahead()
-    arithmetic_peak(0.0, recipe.compute.precision)
     crop = center_crop(recipe, data)
     evaluate(trainer.model, data, crop, comm)
     small = np.zeros((recipe.data.crop // 2 + 1, recipe.data.crop, 3), np.uint8)  # a picture that must be resampled
     crop.apply(small, 0, 0, np.empty((recipe.data.crop, recipe.data.crop, 3), np.float32))
     checksum(0, small)  # as reading a shard does
-    return (
-        f"{_compiled() - before} functions compiled for {ARCH.name} in {time.perf_counter() - start:.1f} s, "
-        f"{_compiled()} in {cache_folder()}"
-    )
-
-
-def _compiled() -> int:
-    """Compiled functions in the cache."""
-    return sum(1 for _ in cache_folder().rglob("*.nbc"))

@@ -80,7 +80,7 @@ MAY_IMPORT = {
 }
 KNOW_ALL = {
     "train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "drill", "starter", "warmup", "config",
-    "portable", "show", "__main__",
+    "portable", "show", "__main__", "phases", "lint", "mlperf",
 }  # fmt: skip
 ONLY_IN = {
     "mpi4py": {"knltrain/comm/communicator.py"},
@@ -90,6 +90,7 @@ ONLY_IN = {
         f"knltrain/{name}.py"
         for name in (
             "train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "starter", "warmup", "show", "portable",
+            "phases", "lint", "mlperf",
         )
     },
 }

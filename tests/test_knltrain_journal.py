@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,14 +45,15 @@ MACHINE = {"cores": 2, "ranks": 2, "threads_per_rank": 1, "kernels": "avx2"}
 
 def make(folder, stream, rank=0, total=100, progress="lines", every=(0, 0)):
     due = dict(zip(("evaluation", "checkpoint"), every, strict=True))
-    return Journal(folder, rank, 64, total, 10, due, Screen(progress, stream=stream), val_images=660)
+    return Journal(folder, rank, 64, total, total / 10, due, Screen(progress, stream=stream), val_images=660)
 
 
 def one_step(writer, clock, step, seconds=1.0, loss=None, accuracy=0.5, waits=()):
     writer.begin_step(None)
     clock.now += seconds
     loss = 2.0 / step if loss is None else loss
-    writer.end_step(None, Step(step, step / 10, 0.1, loss, accuracy, 64, 0.5, True, False, False, dict(waits)))
+    done = Step(step, step / 10, 0.1, loss, accuracy, 64, 0.5, True, False, False, dict(waits))
+    writer.end_step(SimpleNamespace(global_batch=64), done)
 
 
 def run(writer, clock, steps, seconds=1.0):

@@ -12,7 +12,7 @@ from knltrain.config import derive, load_recipe
 from knltrain.experiment import build_network
 from knltrain.inherit import published
 from knltrain.models import declare
-from knltrain.optim import learning_rate
+from knltrain.phases import leg_of, legs
 
 IMAGENET = 1_281_167
 NOT_IMAGENET = {
@@ -38,6 +38,10 @@ FIGURES = {
     "resnet50_512_lars": (2502, 225_180, 391, {391: 4}),
     "resnet50_1k_lars": (1251, 112_590, 391, {391: 2**2.5}),
     "resnet50_4k_lars": (312, 28_080, 390, {390: 2**3.5}),
+    "resnet50_14k_surfsara": (89, 8010, 445, {0: 0.1, 445: 4.8 * (1 - 445 / 8010), 7608: 0.254, 7809: 0.254 / 4}),
+    "resnet50_16ep_ffcv": (312, 4992, 624, {0: 1.7e-4, 624: 1.7, 2808: 1.7 * 2185 / 4369}),
+    "resnet50_32ep_ffcv": (312, 9984, 624, {624: 1.7}),
+    "resnet50_88ep_ffcv": (312, 27_456, 624, {624: 1.7}),
     "resnet50_8k_lars": (156, 14_040, 390, {390: 16}),
     "resnet50_16k_lars": (78, 7020, 390, {390: 2**4.5}),
     "resnet50_32k_lars": (39, 3510, 546, {546: 32}),
@@ -69,6 +73,15 @@ CHOICES = {
 }
 
 
+# name: what its phases change, and at which step
+PHASES = {
+    "resnet50_14k_surfsara": [(7608, {"augmentation": "crop_flip", "weight_decay": 1e-4, "crop": 224})],
+    "resnet50_16ep_ffcv": [(3744, {"crop": 192})],
+    "resnet50_32ep_ffcv": [(7800, {"crop": 192})],
+    "resnet50_88ep_ffcv": [(22_152, {"crop": 192})],
+}
+
+
 def test_every_published_experiment_is_pinned():
     assert sorted([*FIGURES, *NOT_IMAGENET]) == sorted(published()) and len(FIGURES) >= 22
 
@@ -80,11 +93,21 @@ def test_experiment__has_the_figures_of_its_source(name):
     derived = derive(recipe, IMAGENET)
     found = (derived.steps_per_epoch, derived.total_steps, derived.schedule["warmup_steps"])
     assert found == (steps_per_epoch, steps, warmup)
-    assert {step: learning_rate(step, **derived.schedule) for step in rates} == pytest.approx(rates, rel=1e-6)
+    plan = legs(recipe, IMAGENET)
+    assert {step: leg_of(plan, step).rate(step) for step in rates} == pytest.approx(rates, rel=1e-6)
+    assert plan[-1].stop == steps
     values = vars(recipe.model) | recipe.model.args | vars(recipe.data) | vars(recipe.schedule) | vars(recipe.optim)
     values |= vars(recipe.batch) | vars(recipe.compute)
     expected = CHOICES.get(name, {})
     assert {key: values.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_experiment__has_the_phases_of_its_source(name):
+    plan = legs(load_recipe(name), IMAGENET)
+    for leg, (start, changes) in zip(plan[1:], PHASES[name], strict=True):
+        values = vars(leg.recipe.data) | vars(leg.recipe.optim)
+        assert leg.start == start and {key: values[key] for key in changes} == changes
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -46,10 +46,10 @@ def train(folder, run, *options, ranks=1, **more):
     return run_mpi(ranks, *command, *options, **more)
 
 
-def newest_state(folder, run):
+def newest_state(folder, run, steps=STEPS):
     """Arrays of the run's last checkpoint, which must be of the last step."""
     arrays, meta = load(checkpoints(folder / run / "checkpoints")[-1])
-    assert meta["step"] == STEPS
+    assert meta["step"] == steps
     return arrays
 
 
