@@ -7,8 +7,7 @@ second reading of a chunk for its M2 comes from cache), backward reads x and dy 
 Statistics: see `moments`. A convolution hands over those of its blocks of pixels, taken while they lay in cache; then
 forward reads x only once.
 
-Inner loops index whole arrays, x[r, c]: a row view in each iteration would count references, atomically, in a cache
-line that all threads share.
+What a pass does to a row of pixels is in `affine`.
 """
 
 import numba
@@ -26,10 +25,10 @@ from ._shapes import (
     optional,
     optional_tensor,
 )
+from .affine import ALL, SCALE, SHIFT, WHERE_X, WHERE_Y, gradient_row, normalize_row, sum_row
 from .ahead import ask_ahead
-from .element import narrow, widen
 from .moments import merge_moments, part_moments
-from .store import goes_past, store_row
+from .store import goes_past
 
 # ---- workspace: two partial results per chunk, and the rows of coefficients ------------------------------------
 
@@ -75,20 +74,16 @@ def _moments_body(i, rows, x, partial):
 
 @kernel
 def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
-    mean, scale, shift = coefficients[0], coefficients[1], coefficients[2]
-    row = np.empty(mean.size, np.float32)
+    columns, pitch = x.shape[1], coefficients.strides[0]
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
         ask_ahead(x, r)
         if residual.size:
             ask_ahead(residual, r)
-            for c in range(mean.size):
-                value = (widen(x[r, c]) - mean[c]) * scale[c] + shift[c] + widen(residual[r, c])
-                row[c] = low if value < low else value
-        else:
-            for c in range(mean.size):
-                value = (widen(x[r, c]) - mean[c]) * scale[c] + shift[c]
-                row[c] = low if value < low else value
-        store_row(row.ctypes.data, mean.size, y.dtype, y.ctypes.data + r * y.strides[0], False, past)
+        normalize_row(
+            columns, x.ctypes.data + r * x.strides[0], x.dtype, min(1, residual.size),
+            residual.ctypes.data + r * x.strides[0], coefficients.ctypes.data, pitch, low,
+            y.ctypes.data + r * y.strides[0], y.dtype, past,
+        )  # fmt: skip
 
 
 @kernel
@@ -140,7 +135,7 @@ def _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residu
     residual = optional_tensor("batchnorm: residual", residual, x)
     low = np.float32(0 if relu else -np.inf)
     x, y, residual = x.reshape(-1, columns), y.reshape(-1, columns), residual.reshape(-1, columns)
-    past = goes_past(y, columns, x, residual)
+    past = int(goes_past(y, columns, x, residual))
     _normalize(rows, x, gamma, beta, mean, var, float(eps), coefficients, residual, low, y, past)
 
 
@@ -185,40 +180,26 @@ def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=F
 
 
 @kernel
-def _masked_gradient(r, x, y, dy, relu, coefficients, g):
-    """g = row r of dy, 0 where the rectifier behind had nothing to pass on; its y follows from x where y is empty."""
-    mean, scale, shift = coefficients[0], coefficients[4], coefficients[5]
+def _ask_for_gradient(r, x, y, dy):
     ask_ahead(x, r)
     ask_ahead(dy, r)
     if y.size:
         ask_ahead(y, r)
-        for c in range(mean.size):
-            gradient = widen(dy[r, c])
-            g[c] = gradient if widen(y[r, c]) > 0 else np.float32(0)
-    elif relu:
-        for c in range(mean.size):
-            gradient = widen(dy[r, c])
-            g[c] = gradient if (widen(x[r, c]) - mean[c]) * scale[c] + shift[c] > 0 else np.float32(0)
-    else:
-        for c in range(mean.size):
-            g[c] = widen(dy[r, c])
 
 
 @kernel
-def _sums_body(i, rows, x, y, dy, relu, coefficients, dresidual, partial):
+def _sums_body(i, rows, x, y, dy, mask, coefficients, dresidual, partial):
     # sums of g and of g * (x - mean)
-    mean, sum_g, sum_gx = coefficients[0], partial[i, 0], partial[i, 1]
-    sum_g[:] = 0
-    sum_gx[:] = 0
-    g = np.empty(mean.size, np.float32)
+    partial[i] = 0
+    sum_g, pitch, shift = partial.ctypes.data + i * partial.strides[0], coefficients.strides[0], dy.strides[0]
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        _masked_gradient(r, x, y, dy, relu, coefficients, g)
-        if dresidual.size:
-            for c in range(mean.size):
-                dresidual[r, c] = narrow(dresidual.dtype, g[c])  # exact: what dy has, or zero
-        for c in range(mean.size):
-            sum_g[c] += g[c]
-            sum_gx[c] += g[c] * (widen(x[r, c]) - mean[c])
+        _ask_for_gradient(r, x, y, dy)
+        here = r * x.strides[0]
+        sum_row(
+            x.shape[1], x.ctypes.data + here, x.dtype, y.ctypes.data + here, dy.ctypes.data + r * shift, dy.dtype,
+            mask, coefficients.ctypes.data, pitch, sum_g, sum_g + partial.strides[1], min(1, dresidual.size),
+            dresidual.ctypes.data + r * shift,
+        )  # fmt: skip
 
 
 @kernel
@@ -233,22 +214,23 @@ def _merge_sums(partial, sum_g, sum_gx):
 
 
 @kernel
-def _input_gradient_body(i, rows, x, y, dy, relu, coefficients, dx, past):
-    mean, along_g, along_x, along_1 = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
-    g = np.empty(mean.size, np.float32)
+def _input_gradient_body(i, rows, x, y, dy, mask, coefficients, dx, past):
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        _masked_gradient(r, x, y, dy, relu, coefficients, g)
-        for c in range(mean.size):
-            g[c] = g[c] * along_g[c] + (widen(x[r, c]) - mean[c]) * along_x[c] + along_1[c]
-        store_row(g.ctypes.data, mean.size, dx.dtype, dx.ctypes.data + r * dx.strides[0], False, past)
+        _ask_for_gradient(r, x, y, dy)
+        here = r * x.strides[0]
+        gradient_row(
+            x.shape[1], x.ctypes.data + here, x.dtype, y.ctypes.data + here, dy.ctypes.data + r * dy.strides[0],
+            dy.dtype, mask, coefficients.ctypes.data, coefficients.strides[0],
+            dx.ctypes.data + r * dx.strides[0], dx.dtype, past,
+        )  # fmt: skip
 
 
 @kernel(parallel=True)
-def _sums(rows, x, y, dy, relu, gamma, beta, mean, var, eps, dresidual, partial, coefficients, dgamma, dbeta):
+def _sums(rows, x, y, dy, mask, gamma, beta, mean, var, eps, dresidual, partial, coefficients, dgamma, dbeta):
     _fill_row(coefficients[0], mean)
-    _affine_rows(gamma, beta, var, eps, coefficients[4], coefficients[5])
+    _affine_rows(gamma, beta, var, eps, coefficients[SCALE], coefficients[SHIFT])
     for i in numba.prange(partial.shape[0]):
-        _sums_body(np.int64(i), rows, x, y, dy, relu, coefficients, dresidual, partial)
+        _sums_body(np.int64(i), rows, x, y, dy, mask, coefficients, dresidual, partial)
     channels = mean.size
     sum_g, sum_gx = np.zeros(channels), np.zeros(channels)
     _merge_sums(partial, sum_g, sum_gx)
@@ -268,9 +250,9 @@ def _sums(rows, x, y, dy, relu, gamma, beta, mean, var, eps, dresidual, partial,
 
 
 @kernel(parallel=True)
-def _input_gradient(rows, x, y, dy, relu, coefficients, dx, past):
+def _input_gradient(rows, x, y, dy, mask, coefficients, dx, past):
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
-        _input_gradient_body(np.int64(i), rows, x, y, dy, relu, coefficients, dx, past)
+        _input_gradient_body(np.int64(i), rows, x, y, dy, mask, coefficients, dx, past)
 
 
 def batchnorm_backward(x, y, dy, gamma, beta, mean, var, eps, dx, dgamma, dbeta, workspace, relu=False, dresidual=None):
@@ -309,7 +291,9 @@ def batchnorm_backward(x, y, dy, gamma, beta, mean, var, eps, dx, dgamma, dbeta,
 
     shape = (-1, partial.shape[2])
     x, y, dy, dx, dresidual = (a.reshape(shape) for a in (x, y, dy, dx, dresidual))
-    _sums(rows, x, y, dy, relu, gamma, beta, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
+    mask = WHERE_Y if y.size else WHERE_X if relu else ALL
+    _sums(rows, x, y, dy, mask, gamma, beta, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
     if dresidual.size:  # holds g already, masked
-        relu, y, dy = False, y[:0], dresidual
-    _input_gradient(rows, x, y, dy, relu, coefficients, dx, goes_past(dx, dx.shape[1], x, dy))
+        mask, y, dy = ALL, y[:0], dresidual
+    past = int(goes_past(dx, dx.shape[1], x, dy, y))
+    _input_gradient(rows, x, y, dy, mask, coefficients, dx, past)

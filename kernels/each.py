@@ -5,10 +5,9 @@ inputs it cannot, and a loop over 16-bit numbers then takes five times as long (
 """
 
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._ir import Lanes, address_of, literals, number_type, times
+from ._ir import Lanes, address_of, literals, number_type, strips, times
 from .arch import V
 
 RAISE, SUM, MASK = range(3)
@@ -29,14 +28,11 @@ def each(typing, function, a, b, low, y):
     def codegen(context, builder, sig, args):
         size = context.make_array(y)(context, builder, args[4]).nitems
         places = [address_of(context, builder, sig.args[i], args[i]) for i in (1, 2, 4)]
-        block = size.type(VECTORS * V)
-        whole = builder.sub(size, builder.srem(size, block))
-        for first, last, width in ((size.type(0), whole, VECTORS * V), (whole, size, 1)):
+        for width, index in strips(builder, size, VECTORS * V):
             lanes = [Lanes(builder, width, number) for number in numbers]
-            with cgutils.for_range_slice(builder, first, last, size.type(width), size.type) as (index, _):
-                here = [builder.add(places[i], times(builder, index, numbers[i].bytes)) for i in range(3)]
-                of_a, of_b = lanes[0].load(here[0]), lanes[1].load(here[1])
-                lanes[2].store(_value(builder, lanes[2], constants[0], of_a, of_b, args[3]), here[2])
+            here = [builder.add(places[i], times(builder, index, numbers[i].bytes)) for i in range(3)]
+            of_a, of_b = lanes[0].load(here[0]), lanes[1].load(here[1])
+            lanes[2].store(_value(builder, lanes[2], constants[0], of_a, of_b, args[3]), here[2])
         return context.get_dummy_value()
 
     return types.void(function, a, b, types.float32, y), codegen

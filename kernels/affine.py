@@ -1,0 +1,131 @@
+"""A row of pixels through batch norm, vector by vector: normalized, summed up for its gradient, or that gradient.
+
+`table` is the address of rows of float32 coefficients, one of each number of the row of pixels and `pitch` bytes apart,
+`sums` that of rows of sums. x, dy, y and the results are addresses of the row; what is absent is never read. A result
+may lie where x, dy or y does. Nothing is checked here.
+"""
+
+from itertools import product
+
+from numba import types
+from numba.extending import intrinsic
+
+from ._ir import Lanes, number_type, strips, times
+from .arch import V
+from .number import FP32
+
+AT_ONCE = 2 * V  # numbers
+MEAN, SCALE, SHIFT = 0, 4, 5  # rows of the table: what x is normalized by, for the mask
+ALL, WHERE_Y, WHERE_X = range(3)  # of dy is passed on: all; where y > 0; where the normalized x is
+_I64 = types.int64
+
+
+def _cases(builder, *choices):
+    """A branch for each combination of what the choices (value, how many it may be) are: yields it inside."""
+    for numbers in product(*(range(many) for _, many in choices)):
+        met = [
+            builder.icmp_signed("==", choice[0], choice[0].type(n)) for choice, n in zip(choices, numbers, strict=True)
+        ]
+        with builder.if_then(builder.and_(*met)):
+            yield numbers
+
+
+class _Strip:
+    """The numbers of a row that are handled at once."""
+
+    def __init__(self, builder, width, index, table, pitch):
+        self.builder, self.width, self.index, self.table, self.pitch = builder, width, index, table, pitch
+        self.lanes = Lanes(builder, width)
+
+    def _there(self, address, number):
+        lanes = Lanes(self.builder, self.width, number)
+        return lanes, self.builder.add(address, times(self.builder, self.index, number.bytes))
+
+    def load(self, address, number=FP32):
+        lanes, there = self._there(address, number)
+        return lanes.load(there)
+
+    def store(self, value, address, number=FP32, past=False):
+        lanes, there = self._there(address, number)
+        lanes.store(value, there, past=past and self.width > 1)
+
+    def row(self, number):
+        """Of the table."""
+        return self.load(self.builder.add(self.table, times(self.builder, self.pitch, number)))
+
+    def add(self, value, address):
+        self.store(self.builder.fadd(self.load(address), value), address)
+
+    def passed(self, mask, x, y, dy):
+        """What of dy is passed on; x: less its mean."""
+        if mask == ALL:
+            return dy
+        test = y if mask == WHERE_Y else self.lanes.fma(x, self.row(SCALE), self.row(SHIFT))
+        zero = self.lanes.constant(0)
+        return self.builder.select(self.builder.fcmp_ordered(">", test, zero), dy, zero)
+
+    def gradient(self, mask, x, y, dy):
+        """x less its mean, and what of dy is passed on; (address, Number) each."""
+        centred = self.builder.fsub(self.load(*x), self.row(MEAN))
+        return centred, self.passed(mask, centred, self.load(*y) if mask == WHERE_Y else None, self.load(*dy))
+
+
+@intrinsic
+def normalize_row(typing, count, x, kind, added, residual, table, pitch, low, y, y_kind, past):
+    """y = max((x - mean) * row 1 + row 2 of the table + residual, low); added: whether there is a residual."""
+    read, written = number_type(kind), number_type(y_kind)
+
+    def codegen(context, builder, sig, args):
+        n, x_, _, added_, residual_, table_, pitch_, low_, y_, _, past_ = args
+        for adds, goes_past in _cases(builder, (added_, 2), (past_, 2)):
+            for width, index in strips(builder, n, AT_ONCE):
+                strip = _Strip(builder, width, index, table_, pitch_)
+                centred = builder.fsub(strip.load(x_, read), strip.row(MEAN))
+                value = strip.lanes.fma(centred, strip.row(1), strip.row(2))
+                if adds:
+                    value = builder.fadd(value, strip.load(residual_, read))
+                floor = strip.lanes.splat(low_)
+                value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
+                strip.store(value, y_, written, past=goes_past)
+        return context.get_dummy_value()
+
+    signature = types.void(_I64, _I64, kind, _I64, _I64, _I64, _I64, types.float32, _I64, y_kind, _I64)
+    return signature, codegen
+
+
+@intrinsic
+def sum_row(typing, count, x, kind, y, dy, dy_kind, mask, table, pitch, sum_g, sum_gx, kept, result):
+    """sum_g += g, sum_gx += g * (x - mean), g = what of dy is passed on; kept: whether g is also stored at `result`."""
+    of_x, of_dy = number_type(kind), number_type(dy_kind)
+
+    def codegen(context, builder, sig, args):
+        n, x_, _, y_, dy_, _, mask_, table_, pitch_, sum_g_, sum_gx_, kept_, result_ = args
+        for masks, keeps in _cases(builder, (mask_, 3), (kept_, 2)):
+            for width, index in strips(builder, n, AT_ONCE):
+                strip = _Strip(builder, width, index, table_, pitch_)
+                centred, g = strip.gradient(masks, (x_, of_x), (y_, of_x), (dy_, of_dy))
+                if keeps:
+                    strip.store(g, result_, of_dy)  # exact: what dy has, or zero
+                strip.add(g, sum_g_)
+                strip.store(strip.lanes.fma(g, centred, strip.load(sum_gx_)), sum_gx_)
+        return context.get_dummy_value()
+
+    return types.void(_I64, _I64, kind, _I64, _I64, dy_kind, *[_I64] * 7), codegen
+
+
+@intrinsic
+def gradient_row(typing, count, x, kind, y, dy, dy_kind, mask, table, pitch, dx, dx_kind, past):
+    """dx = g * row 1 + (x - mean) * row 2 + row 3 of the table, g = what of dy is passed on."""
+    of_x, of_dy, written = number_type(kind), number_type(dy_kind), number_type(dx_kind)
+
+    def codegen(context, builder, sig, args):
+        n, x_, _, y_, dy_, _, mask_, table_, pitch_, dx_, _, past_ = args
+        for masks, goes_past in _cases(builder, (mask_, 3), (past_, 2)):
+            for width, index in strips(builder, n, AT_ONCE):
+                strip = _Strip(builder, width, index, table_, pitch_)
+                centred, g = strip.gradient(masks, (x_, of_x), (y_, of_x), (dy_, of_dy))
+                rest = strip.lanes.fma(centred, strip.row(2), strip.row(3))
+                strip.store(strip.lanes.fma(g, strip.row(1), rest), dx_, written, past=goes_past)
+        return context.get_dummy_value()
+
+    return types.void(_I64, _I64, kind, _I64, _I64, dy_kind, _I64, _I64, _I64, _I64, dx_kind, _I64), codegen
