@@ -98,14 +98,15 @@ def _training(commands):
 
     plan = commands.add_parser("plan", help="what a recipe takes on machines that are only described; how to set it up")
     plan.add_argument("recipe", type=Path, nargs="?", help="file or name of a published recipe")
-    plan.add_argument("--on", default="stampede2_knl7250", metavar="MACHINE", help="a name, or a .toml file")
+    on = {"default": "stampede2_knl7250", "metavar": "MACHINE"}
+    plan.add_argument("--on", **on, help="a name, or a .toml file (default stampede2_knl7250)")
     plan.add_argument("--nodes", default="1..4096", metavar="N", help="64, or 16,32, or powers of two in 1..4096")
     ranks = {"type": _number(most=4096), "default": 0, "metavar": "N"}
     plan.add_argument("--ranks", **ranks, help="a node (default: the quickest)")
     plan.add_argument("--set", **SETTINGS, help="as for train")
-    pictures = {"type": _number(least=1), "default": 1_281_167, "metavar": "N"}
-    plan.add_argument("--images", **pictures, help="pictures to train on (default ImageNet's 1281167)")
-    plan.add_argument("--classes", type=_number(least=1, most=2**20), default=1000, metavar="N", help="default 1000")
+    for kind in ("images", "classes"):
+        told = f"{kind} (default: of the recipe's shards; where they are not here ImageNet's)"
+        plan.add_argument(f"--{kind}", type=_number(most=2**30), default=0, metavar="N", help=told)
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw speed and minutes over nodes")
     plan.add_argument("--published", action="store_true", help="instead: published runs beside predictions")
     plan.add_argument("--measure", type=Path, metavar="TOML", help="instead: write the file of this machine")

@@ -212,11 +212,14 @@ def _warmup(args):
     warm_mark(cache_folder(), find_recipe(args.recipe), args.set).touch()
 
 
-def _plan(args):
-    from .plan import command
+IMAGENET = 1_281_167, 1000  # pictures and classes, where a recipe's are not here
 
+
+def _plan(args):
     if args.published:
-        command.published(args.json)
+        from .plan.command import published
+
+        published(args.json)
     elif args.measure:
         from .plan.measure import measure
 
@@ -224,13 +227,23 @@ def _plan(args):
     elif args.recipe is None:
         raise ValueError("no recipe; expected one, as `knltrain plan resnet50_8k_sgd --on skx8160`, or --published")
     else:
-        from .config import derive, load_recipe
-        from .experiment import build_network
+        _plan_recipe(args)
 
-        recipe = load_recipe(args.recipe, args.set)
-        derived = derive(recipe, args.images)
-        training = command.training_of(recipe, args.recipe.stem, derived, lambda: build_network(recipe, args.classes))
-        command.plan(training, args.on, args.nodes, args.ranks, args.json, args.plot)
+
+def _plan_recipe(args):
+    from .config import derive, load_recipe
+    from .experiment import build_network
+    from .plan.command import plan, training_of
+
+    recipe, images, classes = load_recipe(args.recipe, args.set), args.images, args.classes
+    if Path(recipe.data.train).exists() and not (images and classes):
+        from .data import DataSet
+
+        data = DataSet(recipe.data.train)
+        images, classes = images or len(data), classes or len(data.class_names)
+    images, classes = images or IMAGENET[0], classes or IMAGENET[1]
+    training = training_of(recipe, args.recipe.stem, derive(recipe, images), lambda: build_network(recipe, classes))
+    plan(training, args.on, args.nodes, args.ranks, args.json, args.plot)
 
 
 def _simulate(args, options):

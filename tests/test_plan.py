@@ -169,7 +169,7 @@ def test_exchange__exposed_is_what_backward_does_not_hide(jobs, reserved, expose
 
 def training(program, **changes) -> Training:
     facts = {"steps": 100, "evaluations": 0, "val_images": 1, "checkpoints": 0, "image_bytes": 1, "decoded": False}
-    return Training("t", lambda slot: program, 512, 64, **(facts | changes))
+    return Training("t", lambda slot: program, 1.0, 512, 64, **(facts | changes))
 
 
 def test_predict__minutes_are_steps_and_node_hours_are_nodes(alexnet):

@@ -14,25 +14,28 @@ from .run import JPEG_BYTES, Training, best, choices
 from .show import choice_table, plan_table, published_table, step_record, step_table
 
 VAL_IMAGES = 50_000
+STORED = 256  # pixels of a side of raw ImageNet
 SLOTS = (0.25, 0.5, 1, 2)  # factors on the recipe's slot batch that are tried
 
 
-def training_of(recipe, name: str, derived, build, images_stored: int = 256) -> Training:
+def training_of(recipe, name: str, derived, build) -> Training:
     """What of a recipe counts. derived: its numbers of steps; build: () → (layers, input shape)."""
     decoded = recipe.data.augmentation in ("scale_aspect", "color")
-    precision = recipe.compute.precision
+    precision, crop = recipe.compute.precision, recipe.data.crop
+    side = STORED if STORED // 2 < crop < STORED else crop
     every = derived.checkpoint_every_steps
     evaluations = derived.total_steps // derived.evaluate_every_steps if derived.evaluate_every_steps else 1
     return Training(
         name,
         lru_cache(lambda slot: training_program(*build(), slot, number_named(precision).dtype)),
+        derived.total_steps / derived.steps_per_epoch,
         recipe.batch.global_batch,
         recipe.batch.slot_batch,
         derived.total_steps,
         evaluations if recipe.data.val else 0,
         VAL_IMAGES,
         derived.total_steps // every if every else 1,
-        JPEG_BYTES if decoded else 3 * images_stored**2,
+        JPEG_BYTES if decoded else 3 * side**2,
         decoded,
         lars=recipe.optim.trust_coefficient > 0,
         precision=precision,

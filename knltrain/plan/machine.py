@@ -26,7 +26,6 @@ RULES = {
     "node.core_memory_gb_s": Rule("GB/s of memory that one core can draw", float, above=0, most=1e4),
     "node.cache_mb": Rule("MB that stay in caches between two ops, of a core", float, most=1e4),
     "node.core_cache_gb_s": Rule("GB/s of one core from there", float, above=0, most=1e4),
-    "node.memory_gb": Rule("GB of memory", float, above=0, most=1e6),
     "node.call_us": Rule("us to call a kernel", float, most=1e5),
     "node.fork_us": Rule("us to start and join all threads", float, most=1e5),
     "network.gb_s": Rule("GB/s of a node, out and in at once", float, above=0, most=1e4),

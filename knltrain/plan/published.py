@@ -59,6 +59,7 @@ class Published:
         self.anchors, self.rows = table["anchors"], {row["id"]: row for row in table["rows"]}
 
     def predictions(self) -> list[Row]:
+        """All rows of the file, in its order."""
         return [self._row(row) for row in self.rows.values()]
 
     def share(self, name: str) -> float:

@@ -27,6 +27,7 @@ class Training:
 
     name: str
     program: Callable
+    epochs: float
     global_batch: int
     slot_batch: int
     steps: int

@@ -8,8 +8,7 @@ from .machine import Machine
 from .published import WITHIN, Row
 from .run import Prediction, Training
 
-SHOWN_CHOICES = 6
-GAIN = 0.98  # of the recipe's own minutes: what is not quicker is not shown
+GAIN = 0.98  # of the minutes of a way that changes less: what is not quicker is not shown
 IDLE = 0.10  # of the cores' time, from which on an op is listed
 SMALL = 0.004  # of a step, below which it is not
 
@@ -19,7 +18,8 @@ def plan_table(training: Training, machine: Machine, rows: Sequence[Prediction])
     first = rows[0]
     lines = [
         f"{training.name} on {machine.name}: {machine.processor}; {machine.fabric}",
-        f"{training.steps:,} steps of {training.global_batch:,} images, slots of {training.slot_batch}, "
+        f"{training.steps:,} steps ({training.epochs:.4g} epochs) of {training.global_batch:,} images, slots of "
+        f"{training.slot_batch}, "
         f"{training.precision}, {training.wire} on the wire; {training.evaluations} evaluations; "
         f"{training.image_bytes / 1e3:,.0f} kB a picture",
         "",
@@ -43,27 +43,27 @@ def plan_table(training: Training, machine: Machine, rows: Sequence[Prediction])
 
 
 def choice_table(training: Training, found: Sequence[Prediction]) -> str:
-    """The recipe's own way, and what is quicker but changes more than time: of each kind the quickest."""
-    kinds = {}
-    for one in found:  # the quickest first
-        kinds.setdefault((one.slot_batch, one.wire, one.fc), one)
-    own = kinds.get((training.slot_batch, training.wire, "sum"), found[-1])
-    better = [one for one in kinds.values() if one.minutes < GAIN * own.minutes][:SHOWN_CHOICES]
-    lines = [f"set up on {own.nodes} nodes:", _choice(own, ["as the recipe says"])]
-    return "\n".join(lines + [_choice(one, _changes(training, one)) for one in better])
+    """The recipe's own way, and what is quicker than all ways that change less of the experiment than it does."""
+    kept = []
+    for one in sorted(found, key=lambda one: (len(_changes(training, one)), one.minutes)):
+        less = [other for other in kept if set(_changes(training, other)) <= set(_changes(training, one))]
+        if all(one.minutes < GAIN * other.minutes for other in less):
+            kept.append(one)
+    lines = [_choice(one, _changes(training, one) or ["as the recipe says"]) for one in kept]
+    return "\n".join([f"set up on {kept[0].nodes} nodes:", *lines])
 
 
 def _choice(one: Prediction, notes: list[str]) -> str:
     return (
-        f"  {one.minutes:8,.1f} minutes  {one.ranks_a_node:2} ranks a node, slots of {one.slot_batch:3}, "
-        f"{one.wire}, exposed {1e3 * one.exposed_s:5,.0f} ms, buckets of {one.bucket_bytes >> 10:6,} KiB  "
-        + "; ".join(notes)
+        f"  {one.minutes:8,.1f} minutes  {one.ranks_a_node:2} ranks a node, slots of {one.slot_batch:3}, {one.wire}, "
+        f"exposed {1e3 * one.exposed_s:5,.0f} ms, buckets of {one.bucket_bytes >> 10:6,} KiB  {'; '.join(notes)}"
     )
 
 
 def _changes(training: Training, one: Prediction) -> list[str]:
+    """What a way changes of the experiment, or of the program."""
     notes = ["batch norm over other slots"] if one.slot_batch != training.slot_batch else []
-    notes += ["gradients rounded"] if one.wire not in ("fp32", training.wire) else []
+    notes += [f"gradients travel in {one.wire}"] if one.wire != training.wire else []
     return notes + {"sum": [], "factors": ["dense layers by factors"], "split": ["dense layers split"]}[one.fc]
 
 
