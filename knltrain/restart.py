@@ -4,6 +4,7 @@ Only rank 0 touches the disk. It broadcasts what it read, so a run may continue 
 512 ranks do not read one file at once. Files are written in the background, from a copy of the state.
 """
 
+import math
 import time
 from pathlib import Path
 
@@ -144,8 +145,20 @@ class Restart:
 
     # ---- failing ---------------------------------------------------------------------------------------------
 
-    def fail(self, what: str, step):
-        """`what` is NaN or infinite in `step`: say where and what to do, on all ranks alike."""
+    def check(self, step, weights: bool):
+        """That the loss of `step`, its gradients and, where asked for, the weights after it are numbers.
+
+        Raises FloatingPointError, on all ranks alike.
+        """
+        if not math.isfinite(step.loss):
+            self._fail("the loss", step)
+        if self.scaling and self.scaling.hopeless:
+            self._fail(f"the gradient of {self.scaling.failed} steps in a row, whatever the loss scale,", step)
+        if weights and not np.isfinite(self.parameters.value).all():
+            self._fail("a weight", step)
+
+    def _fail(self, what: str, step):
+        """`what` is NaN or infinite in `step`: say where and what to do."""
         flags = self.comm.gather(step.finite)
         ranks = ", ".join(str(rank) for rank, good in enumerate(flags) if not good)
         self.writer.busy(PATIENCE_S)

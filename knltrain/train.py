@@ -1,10 +1,7 @@
 """The training loop: the one page that knows the whole story."""
 
 import dataclasses
-import math
 from contextlib import closing
-
-import numpy as np
 
 from knltrain.kernels import ARCH, THREADING_LAYER, product
 
@@ -45,20 +42,10 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         sweep()
     data, val = open_data(recipe, comm)
     _phase(observers, "shards")
-    plan, check_every = legs(recipe, len(data)), recipe.comm.check_every_steps * (comm.size > 1)
-    derived, last, total = plan[0].derived, plan[-1], plan[-1].stop
-    threads, mirror, screen.every = recipe.data.reader_threads, recipe.data.val_mirror, recipe.run.log_every_seconds
-    every = {"evaluation": derived.evaluate_every_steps, "checkpoint": derived.checkpoint_every_steps}
-    length = (recipe.batch.global_batch, total, last.own(total) / last.derived.steps_per_epoch, every)
-    journal = Journal(run_dir, comm.rank, *length, screen, len(val))
-    boards = Dashboards(run_dir, recipe.run.tensorboard, recipe.run.mlflow, resolved(recipe), journal.note)
-    journal.listeners.append(boards.tell)
-    if recipe.run.mlperf_log and comm.rank == 0:
-        images = (len(data), len(val))
-        journal.listeners.append(MlperfLog(run_dir, recipe, plan[0], images, comm.size, journal.note).tell)
-    observers = [*observers, Tracer(run_dir, comm, traced_steps(recipe.run.trace)), journal, boards]
-    life.warn = journal.note
-    observers.append(Gauge(comm, total))  # behind the journal, as it records
+    plan = legs(recipe, len(data))
+    derived, total, check_every = plan[0].derived, plan[-1].stop, recipe.comm.check_every_steps
+    journal, boards = _journal(recipe, plan, life, comm, screen, (len(data), len(val)))
+    observers = [*observers, Tracer(run_dir, comm, traced_steps(recipe.run.trace)), journal, boards, Gauge(comm, total)]
 
     with (
         closing(journal),
@@ -68,20 +55,15 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         closing(Restart(run_dir, trainer, comm, identity(recipe, data), recipe.run, journal.note)) as restart,
     ):
         trainer.note, trainer.record = journal.note, journal.record
-        for line in trainer.begun_with:
-            journal.note(line)
         _phase(observers, "model")
         trainer.done = restart.restore(resume)
-        if restart.begun_epochs:
-            journal.note(_prolonged(recipe, len(data), restart.begun_epochs, trainer.done))
         if comm.gather(life.finished(trainer.total))[0]:
             journal.note(f"{run_dir} is done after step {trainer.total}: nothing is left to train")
             life.end(trainer.done, trainer.total)
             return 0
         machine = _machine(recipe, trainer, comm, placement, watch)
         journal.start(resolved(recipe), machine, _begin(recipe, derived, data, trainer, watch))
-        findings = [f"lint: {finding}" for finding in lint(recipe, len(data), len(data.class_names))]
-        for line in [*trainer.reducer.notes(), *misfits(recipe, data, val), *findings]:
+        for line in _notes(recipe, trainer, restart.begun_epochs, data, val):
             journal.note(line)
         with placement.on("readers"):
             trainer.seek(trainer.done)
@@ -90,32 +72,17 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         _phase(observers, "checkpoint")
 
         for step in trainer:
-            if not math.isfinite(step.loss):
-                restart.fail("the loss", step)
-            if trainer.scaling and trainer.scaling.hopeless:
-                restart.fail(f"the gradient of {trainer.scaling.failed} steps in a row, whatever the loss scale,", step)
-            model, leg, end = trainer.model, trainer.leg, step.number == total
+            leg, end = trainer.leg, step.number == total
             evaluating = end or _due(trainer.own, leg.derived.evaluate_every_steps)
-            saving = end or _due(trainer.own, leg.derived.checkpoint_every_steps)
+            saving = end or _due(trainer.own, leg.derived.checkpoint_every_steps) or step.save or step.stop
             checking = end or _due(step.number, check_every)
-            saving, top1 = saving or step.save or step.stop, None
-            if (evaluating or saving) and not np.isfinite(model.parameters.value).all():
-                restart.fail("a weight", step)
-            if evaluating:
-                crop = center_crop(leg.recipe, val)
-                result = evaluate(model, val, crop, comm, threads, mirror, life.stop_asked)
-                if result:
-                    journal.evaluation(step.number, step.epoch, result.top1, result.top5, result.images)
-                    if comm.rank == 0:
-                        journal.keep(PREDICTIONS, {"step": step.number, **result.facts(val)})
-                    top1 = result.top1
-                else:
-                    journal.evaluation_left()
-                    trainer.stopped = saving = True
+            restart.check(step, weights=evaluating or saving)
+            top1 = _evaluate(recipe, trainer, step, val, comm, life, journal) if evaluating else None
+            saving |= trainer.stopped
             if saving or checking:
                 trainer.update.complete()
             if checking and comm.size > 1:
-                compare_replicas(comm, state(model.parameters), step.number)
+                compare_replicas(comm, state(trainer.model.parameters), step.number)
             if saving:
                 restart.save(step.number, top1)
 
@@ -123,6 +90,42 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         life.end(trainer.done, trainer.total)
         journal.record("end", _end(run_dir, trainer))
     return max(comm.gather(life.exit_code))  # nobody leaves before all is written
+
+
+def _journal(recipe, plan, life, comm, screen, images: tuple[int, int]) -> tuple[Journal, Dashboards]:
+    """What is told of the run: its records, from which the screen and the dashboards draw."""
+    derived, last, total, run = plan[0].derived, plan[-1], plan[-1].stop, recipe.run
+    screen.every = run.log_every_seconds
+    every = {"evaluation": derived.evaluate_every_steps, "checkpoint": derived.checkpoint_every_steps}
+    length = (recipe.batch.global_batch, total, last.own(total) / last.derived.steps_per_epoch, every)
+    journal = Journal(life.run_dir, comm.rank, *length, screen, images[1])
+    boards = Dashboards(life.run_dir, run.tensorboard, run.mlflow, resolved(recipe), journal.note)
+    journal.listeners.append(boards.tell)
+    if run.mlperf_log and comm.rank == 0:
+        journal.listeners.append(MlperfLog(life.run_dir, recipe, plan[0], images, comm.size, journal.note).tell)
+    life.warn = journal.note
+    return journal, boards
+
+
+def _notes(recipe, trainer, begun_epochs: float, data, val) -> list[str]:
+    """What a reader should know besides the numbers, a line each."""
+    longer = [_prolonged(recipe, len(data), begun_epochs, trainer.done)] if begun_epochs else []
+    findings = [f"lint: {finding}" for finding in lint(recipe, len(data), len(data.class_names))]
+    return [*trainer.begun_with, *longer, *trainer.reducer.notes(), *misfits(recipe, data, val), *findings]
+
+
+def _evaluate(recipe, trainer, step, val, comm, life, journal) -> float | None:
+    """Top-1 on `val`, told to the journal; None where it was left, and the training with it, as a stop is asked for."""
+    how = (recipe.data.reader_threads, recipe.data.val_mirror, life.stop_asked)
+    result = evaluate(trainer.model, val, center_crop(trainer.leg.recipe, val), comm, *how)
+    if not result:
+        journal.evaluation_left()
+        trainer.stopped = True
+        return None
+    journal.evaluation(step.number, step.epoch, result.top1, result.top5, result.images)
+    if comm.rank == 0:
+        journal.keep(PREDICTIONS, {"step": step.number, **result.facts(val)})
+    return result.top1
 
 
 def _phase(observers, name: str):
