@@ -6,11 +6,13 @@ ever loaded.
 """
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numba
@@ -19,6 +21,7 @@ from numba.core.caching import FunctionCache
 from .private import claim
 
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")  # where launchers put it: one of many ranks speaks
+_COMPILES_S = 120.0  # the slowest kernel takes a tenth of that
 
 # ---- on-disk cache -------------------------------------------------------------------------------------------
 
@@ -74,18 +77,60 @@ def _claim_writable(folder: Path) -> Path:
 
 
 class _Cache:
-    """A kernel's cache on disk, looked for when the kernel is first called: who compiles nothing needs no place."""
+    """A kernel's cache on disk, looked for when the kernel is first called: who compiles nothing needs no place.
+
+    Of processes that miss a kernel at once one compiles it, and the others wait and load. A file is locked from the
+    miss until the result is saved, so that Numba's index, too, is written by one at a time.
+    """
 
     def __init__(self, function):
-        self._function = function
+        self._function, self._lock = function, None
 
     @functools.cached_property
     def _found(self):
         numba.config.CACHE_DIR = str(cache_folder())
         return FunctionCache(self._function)
 
+    def load_overload(self, signature, target):
+        found = self._found.load_overload(signature, target)
+        if found is None and self._lock is None:
+            self._lock = _lock(cache_folder() / f"{self._function.__module__}.{self._function.__qualname__}.lock")
+            found = self._found.load_overload(signature, target)
+            if found is not None:
+                self._unlock()
+        return found
+
+    def save_overload(self, signature, result):
+        try:
+            self._found.save_overload(signature, result)
+        finally:
+            self._unlock()
+
+    def _unlock(self):
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def __getattr__(self, name):
         return getattr(self._found, name)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of `path`; None where a file system has no locks, or nobody seems to let go."""
+    end = time.monotonic() + _COMPILES_S
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        return None
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) or time.monotonic() > end:
+                os.close(descriptor)
+                return None
+        time.sleep(0.02)
 
 
 # ---- OpenMP --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from mpirun import ROOT
 from tinyrun import write_recipe
 
-from knltrain.kernels import claim, private
+from knltrain.kernels import _jit, claim, private
 
 STRANGER = 12345
 ADD = (  # compiles one small kernel
@@ -132,3 +132,23 @@ def test_cache__is_not_touched_by_commands_that_compile_nothing(tmp_path):
         done = run("-m", "knltrain", *command, HOME=str(tmp_path / "home"), TMPDIR=str(tmp_path))
         assert done.returncode == (2 if "shards" in command else 0) and "Traceback" not in done.stderr, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cache__of_processes_that_miss_a_kernel_at_once_one_compiles(tmp_path):
+    program = ADD.replace("print(cache_folder())", "print(sum(accumulate_serial.stats.cache_misses.values()))")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    how = {"env": env, "stdout": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen([sys.executable, "-c", program], **how) for _ in range(3)]
+    misses = [int(process.communicate(timeout=300)[0]) for process in running]
+    assert sorted(misses) == [0, 0, 1]
+
+
+def test_cache__does_not_wait_forever(tmp_path, monkeypatch):
+    monkeypatch.setattr(_jit, "_COMPILES_S", 0.05)
+    held = _jit._lock(tmp_path / "lock")
+    assert held is not None and _jit._lock(tmp_path / "lock") is None
+    os.close(held)
+    again = _jit._lock(tmp_path / "lock")
+    assert again is not None
+    os.close(again)
+    assert _jit._lock(tmp_path / "nowhere" / "lock") is None  # no place for a lock: everybody compiles
