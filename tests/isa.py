@@ -1,7 +1,8 @@
 """Run by test_kernels_isa in processes of their own, which compile for the CPU that NUMBA_CPU_NAME names.
 
-signatures OUT TEST..           run kernel tests and note with which types each compiled function was called
-compile SIGNATURES OUT TEST..   compile those functions without running them; OUT/*.s is their assembly; then run tests
+signatures OUT TEST..     run kernel tests and note with which types each compiled function was called
+compile SIGNATURES OUT    compile those functions without running them; OUT/*.s is their assembly
+run SIGNATURES OUT TEST.. all that on a machine that can run the code: the tests compile what is then read
 """
 
 import importlib
@@ -25,29 +26,29 @@ def compiled_functions():
                 yield f"{module.name.removeprefix('knltrain.kernels.')}.{name}", function
 
 
-def run_tests(tests):
-    return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests])) if tests else 0
-
-
 def note_signatures(out, *tests):
-    code = run_tests(tests)
+    code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
     Path(out).write_bytes(pickle.dumps({name: function.signatures for name, function in compiled_functions()}))
     return code
 
 
-def compile_all(signatures, out, *tests):
+def compile_all(signatures, out):
     wanted = pickle.loads(Path(signatures).read_bytes())
     for name, function in compiled_functions():
         for number, signature in enumerate(wanted.get(name, ())):
-            function.compile(signature)
+            function.compile(signature)  # nothing to do where it ran
             text = function.inspect_asm(signature)
             if "ret" not in text:
                 place = kernels.cache_folder()
                 raise RuntimeError(f"{name} came from the cache, which holds no assembly: remove {place}")
             Path(out, f"{name}.{number}.s").write_text(text)
     Path(out, "complete").touch()
-    return run_tests(tests)
+
+
+def run(signatures, out, *tests):
+    code = note_signatures(signatures, *tests)
+    return code or compile_all(signatures, out)
 
 
 if __name__ == "__main__":
-    sys.exit({"signatures": note_signatures, "compile": compile_all}[sys.argv[1]](*sys.argv[2:]))
+    sys.exit({"signatures": note_signatures, "compile": compile_all, "run": run}[sys.argv[1]](*sys.argv[2:]))

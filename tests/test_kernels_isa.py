@@ -53,28 +53,23 @@ def finish(process):
     return output
 
 
-def pytest_arguments(tests):
-    return ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-
-
 @pytest.fixture(scope="module")
 def runs():
     """CPU → its running process: tests, where the host can run them; for KNL first the assembly, unless it is kept."""
     running = {}
+    able = {cpu: tests for cpu, (needs, tests) in CPUS.items() if needs <= HOST}
     try:
-        for cpu in ("haswell", "generic"):
-            needs, tests = CPUS[cpu]
-            if needs <= HOST:
-                running[cpu] = start(cpu, *pytest_arguments(tests))
-        needs, tests = CPUS["knl"]
-        tests = tests if needs <= HOST else []
         if not (assembly_folder() / "complete").exists():
             shutil.rmtree(assembly_folder().parent, ignore_errors=True)  # a cache without its assembly
             assembly_folder().mkdir(parents=True)
-            finish(start(None, "isa.py", "signatures", signatures(), *ALL))
-            running["knl"] = start("knl", "isa.py", "compile", signatures(), assembly_folder(), *tests)
-        elif tests:
-            running["knl"] = start("knl", *pytest_arguments(tests))
+            kept = (signatures(), assembly_folder())
+            if "knl" in able:
+                running["knl"] = start("knl", "isa.py", "run", *kept, *able.pop("knl"))
+            else:
+                finish(start(None, "isa.py", "signatures", signatures(), *ALL))
+                running["knl"] = start("knl", "isa.py", "compile", *kept)
+        for cpu, tests in able.items():
+            running[cpu] = start(cpu, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
         yield running
     finally:
         for process in running.values():
