@@ -25,7 +25,8 @@ import numpy as np
 from .observe import StepObserver
 
 NODE_CACHE = "KNLTRAIN_NODE_CACHE"
-COMPILES = ("model.", "data.", "optim.", "compute.")  # settings that may need other kernels
+COMPILES = ("model.", "data.", "compute.", "optim.")  # keys that may need other kernels; of the data not
+PLACES = ("data.train", "data.val")  # where they lie
 LAUNCHER = ("PMI", "PMIX", "OMPI", "PRTE", "HYDI", "HYDRA", "SLURM", "MPI_LOCAL", "GFORTRAN")  # of variables
 
 
@@ -96,7 +97,7 @@ def share_kernels(comm, recipe: Path, overrides=()) -> Path | None:
 
 
 def warm_mark(folder: Path, recipe: Path, overrides=()) -> Path:
-    """The file in the cache `folder` that says: the kernels of this recipe are compiled for this kind of CPU.
+    """The file in the cache `folder` that says: the kernels of such a recipe are compiled for this kind of CPU.
 
     `knltrain warmup` leaves it. Raises OSError or ValueError where the recipe cannot be read.
     """
@@ -104,8 +105,14 @@ def warm_mark(folder: Path, recipe: Path, overrides=()) -> Path:
 
     from .inherit import parts_of_file
 
-    kinds = [one for one in overrides if one.startswith(COMPILES) and not one.startswith(("data.train=", "data.val="))]
-    facts = [kernels.CPU, kernels.__file__, repr(parts_of_file(recipe)), *kinds]
+    parts = parts_of_file(recipe)
+    keys = {"model.folder": parts[-1].folder} if ".py:" in repr(parts) else {}  # where a network of one's own lies
+    for part in parts:
+        tables = ((section, table) for section, table in part.table.items() if isinstance(table, dict))
+        keys |= {f"{section}.{key}": value for section, table in tables for key, value in table.items()}
+    keys |= dict(one.partition("=")[::2] for one in overrides)
+    kinds = sorted(f"{key}={keys[key]}" for key in keys if key.startswith(COMPILES) and key not in PLACES)
+    facts = [kernels.CPU, kernels.__file__, *kinds]
     return folder / f"warm-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}"
 
 
@@ -145,7 +152,7 @@ def _pack(folder: Path) -> bytes:
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w") as tar:
         if folder.is_dir():
-            tar.add(folder, ".", filter=lambda entry: None if entry.name.endswith(".tmp") else entry)
+            tar.add(folder, ".", filter=lambda entry: None if entry.name.endswith((".tmp", ".lock")) else entry)
     return memory.getvalue()
 
 

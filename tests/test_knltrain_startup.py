@@ -13,6 +13,7 @@ from knltrain.journal import read_log
 from knltrain.kernels import cache_folder
 
 CACHE = cache_folder()
+TEXT = "[model]\nname = 'resnet_cifar8'\n[data]\n"
 
 
 def compiled(folder):
@@ -48,7 +49,7 @@ def warmups(tmp_path, monkeypatch):
     monkeypatch.setattr(startup.subprocess, "run", run)
     for key, value in {"PMI_RANK": "3", "SLURM_JOB_ID": "1", "KNLTRAIN_NODE_CACHE": str(tmp_path / "node")}.items():
         monkeypatch.setenv(key, value)
-    (tmp_path / "r.toml").write_text("a recipe")
+    (tmp_path / "r.toml").write_text(TEXT)
 
     def start(*overrides, recipe=tmp_path / "r.toml"):
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "shared"))  # which names the node's folder afterwards
@@ -75,7 +76,10 @@ def test_start__compiles_again_for_another_recipe_or_processor_only(tmp_path, wa
     for more in ([], ["run.seed=2"], ["data.train=/there"], ["model.width=8"], ["model.width=8", "run.epochs=3"]):
         start(*more)
     assert [command[-1] for command, _ in calls] == [str(recipe), "model.width=8"]
-    recipe.write_text("another recipe")
+    (tmp_path / "beside.toml").write_text(f"{TEXT}train = '/elsewhere'\n[run]\nepochs = 3\n")
+    start(recipe=tmp_path / "beside.toml")  # trains the same network
+    assert len(calls) == 2
+    recipe.write_text(f"{TEXT}\n[compute]\nprecision = 'bf16'\n")
     start()
     monkeypatch.setattr("knltrain.kernels.CPU", "another processor")
     start()
