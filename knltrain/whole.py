@@ -20,12 +20,17 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], None], durab
             content(temporary)
         else:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        if durable:
-            _sync(temporary)
-        os.replace(temporary, path)
+        put(temporary, path, durable)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def put(temporary: Path, path: Path, durable: bool = True) -> None:
+    """Give a file that is whole its name. Where there was one of that name, it is replaced. Raises OSError."""
+    if durable:
+        _sync(temporary)
+    os.replace(temporary, path)
     if durable:
         _sync(path.parent)  # the new name itself must reach the disk
 

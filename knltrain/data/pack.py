@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..whole import put
 from .decode import DecodeError, require_decoder, to_stored
 from .plan import make_plan
 from .progress import Progress, on_first_rank
@@ -227,10 +228,6 @@ def _finish(out, plan, rows, rank, ranks, comm):
             temporary.unlink()
     if comm is not None:
         comm.barrier()
-    if rank == 0:
-        folder = os.open(out, os.O_RDONLY)
-        os.fsync(folder)  # the new names too are on the disk
-        os.close(folder)
 
 
 # ---- one rank's shards ---------------------------------------------------------------------------------------
@@ -276,15 +273,13 @@ def _write(path, rows, skipped, plan):
     check_room(path.parent, wanted)
     try:
         write_shard(temporary, rows, skipped=skipped, **facts)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        put(temporary, path.with_suffix(".partial"))
     except (OSError, RuntimeError) as error:  # HDF5 says it in many lines, and on closing in other types
         full = [number for number in FULL if os.strerror(number) in str(error) or getattr(error, "errno", 0) == number]
         if not full:
             raise
         written = temporary.stat().st_blocks * 512
         raise OSError(_no_room(path.parent, wanted, written, os.strerror(full[0]))) from None
-    os.rename(temporary, path.with_suffix(".partial"))
 
 
 def check_room(folder: Path, wanted: int) -> dict:

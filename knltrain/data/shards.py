@@ -31,6 +31,7 @@ from knltrain.kernels import crc32c
 
 from ..hdf5 import Untrusted, attributes, opened, stored
 from ..keys import Rule
+from ..whole import put
 
 FORMAT, VERSION = "knltrain-shard", 2
 METADATA = {"raw": ("class_names", "names", "labels", "checksums")}
@@ -144,9 +145,7 @@ def finish_shard(temporary: Path, path: Path, total_rows: int, first_row: int | 
         file.attrs.modify("total_rows", total_rows)  # in place: the bytes do not depend on how often this is done
         if first_row is not None:
             file.attrs.modify("first_row", first_row)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.rename(temporary, path)
+    put(temporary, path)
 
 
 def _fixed_utf8(texts):

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from knltrain.kernels import claim
 
+from ..whole import put
+
 STAGES = ("none", "local", "memory")
 MEMORY = Path("/dev/shm")
 MEMORY_SHARE = 0.8  # of the free memory that staged shards may take: the training needs some too
@@ -53,7 +55,7 @@ def stage_files(kind: str, paths: list[str], identity: str, comm=None) -> list[s
     for path, copy in list(zip(paths, copies, strict=True))[share :: len(neighbours)]:
         if not _is_copied(path, copy):
             shutil.copyfile(path, copy.with_suffix(".partial"))
-            os.rename(copy.with_suffix(".partial"), copy)
+            put(copy.with_suffix(".partial"), copy, durable=False)
     if comm is not None:
         comm.barrier()
     return [str(copy) for copy in copies]
