@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     whole = _Parser(prog="knltrain", description="Synchronous large-batch training on many CPU ranks.")
     whole.add_argument("--version", action="version", version=f"knltrain {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_training, _exchange, _data, _bench, _site):
+    for add in (_training, _recipes, _exchange, _data, _bench, _site):
         add(commands)
     whole.commands = tuple(commands.choices)
     return whole
@@ -72,6 +72,13 @@ def _training(commands):
     evaluate.add_argument("--by-class", action="store_true", help="the accuracy of each class too")
     evaluate.set_defaults(run_command="evaluate")
 
+    predict = commands.add_parser("predict", help="the most probable classes of picture files")
+    predict.add_argument("path", type=Path, metavar="RUN_OR_FILE")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files, and folders of them")
+    predict.add_argument("--top", type=_number(above=0), default=5, metavar="N", help="classes of each (default 5)")
+    predict.add_argument("--json", action="store_true", help="an object a line")
+    predict.set_defaults(run_command="predict")
+
     report = commands.add_parser("report", help="runs as one HTML page: result, curves, time, ranks, mistakes, recipe")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders; several are overlaid")
     report.add_argument("--out", type=Path, metavar="HTML", help="default RUN/report.html; of several, here")
@@ -80,6 +87,8 @@ def _training(commands):
         report.add_argument(f"--{kind}", type=Path, metavar=kind.upper(), help="the curves as a figure too")
     report.set_defaults(run_command="report")
 
+
+def _recipes(commands):
     init = commands.add_parser("init", help="write a recipe to begin with, annotated, for given shards")
     init.add_argument("dir", type=Path, help="shards to train on")
     init.add_argument("--val", type=Path, metavar="DIR", help="shards to evaluate on (default: `val` beside `train`)")
@@ -122,15 +131,9 @@ def _training(commands):
     lint = commands.add_parser("lint", help="what large-batch experience says against a recipe: fact, source, cure")
     lint.add_argument("recipe", type=Path)
     lint.add_argument("--set", **SETTINGS, help="as for train")
-    lint.add_argument("--images", **number, help="to train on (default: the recipe's shards, else ImageNet's)")
+    pictures = {"type": _number(least=1), "default": 0, "metavar": "N"}
+    lint.add_argument("--images", **pictures, help="to train on (default: the recipe's shards, else ImageNet's)")
     lint.set_defaults(run_command="lint")
-
-    predict = commands.add_parser("predict", help="the most probable classes of picture files")
-    predict.add_argument("path", type=Path, metavar="RUN_OR_FILE")
-    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="picture files, and folders of them")
-    predict.add_argument("--top", type=_number(above=0), default=5, metavar="N", help="classes of each (default 5)")
-    predict.add_argument("--json", action="store_true", help="an object a line")
-    predict.set_defaults(run_command="predict")
 
 
 def _exchange(commands):

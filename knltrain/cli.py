@@ -66,24 +66,13 @@ def _pack(args):
     from .comm import world
 
     with all_ranks(world()) as comm:
-        from .data.pack import pack
+        from dataclasses import fields
+
+        from .data.pack import Packing, pack
         from .machine import take_share
 
-        pack(
-            _one_source(args.src),
-            args.out,
-            encoding=args.encoding,
-            size=args.size,
-            shard_bytes=args.shard_bytes,
-            max_bad=args.max_bad,
-            ground_truth=args.ground_truth,
-            synsets=args.synsets,
-            fit=args.fit,
-            classes_of=args.classes_of,
-            empty_classes=args.empty_classes,
-            threads=take_share(comm).threads,
-            comm=comm,
-        )
+        how = {f.name: getattr(args, f.name) for f in fields(Packing)}
+        pack(_one_source(args.src), args.out, threads=take_share(comm).threads, comm=comm, **how)
 
 
 def _one_source(paths):

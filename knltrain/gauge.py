@@ -12,7 +12,7 @@ SAMPLES = 100  # of a run, about
 
 
 class Gauge(StepObserver, Observer):
-    """Measures every so many steps of a run of total_steps, and has the trainer record it: stands behind the journal."""
+    """Measures every so many steps of a run of total_steps, and has the trainer record it; behind the journal."""
 
     def __init__(self, comm, total_steps: int):
         self.comm, self.every = comm, max(1, total_steps // SAMPLES)

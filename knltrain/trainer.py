@@ -6,7 +6,8 @@ Whoever wants to know, or to interfere, is an observer.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
 import numpy as np
@@ -38,28 +39,31 @@ from .phases import Leg, leg_of, legs
 DROPOUT = 2  # purpose of the random numbers that are not augmentation's
 
 
+@dataclass(eq=False)
 class Trainer:
-    """Trains `model` on `batches`, an iterator of slots: `for step in trainer`, or step by step.
+    """Trains `model` on `batches`: `for step in trainer`, or step by step."""
 
-    slots: how many this rank runs in a step; total_slots: all ranks together. rate: the learning rate of a step.
-    scaling: of the loss; None: there is none. done: steps done; total: where iteration ends. wishes: asked of this rank
-    in every slot, (stop, save); told to all. note, record: where an observer may print a line, or leave facts for the
-    log.
-    """
+    model: Model
+    optimizer: Lars
+    reducer: Reducer
+    update: Update
+    batches: Iterable  # an iterator of slots
+    _: KW_ONLY
+    rate: Callable[[int], float]  # the learning rate of a step
+    slots: int = 1  # that this rank runs in a step
+    total_slots: int = 1  # of all ranks together
+    total: int = 0  # steps, where iteration ends
+    steps_per_epoch: int = 1
+    seed: int = 0
+    scaling: LossScale | None = None  # of the loss
+    observers: Sequence[StepObserver] = ()
+    wishes: Callable[[], tuple] = lambda: (False, False)  # asked of this rank in every slot, (stop, save); told to all
+    note: Callable[[str], None] = lambda line: None  # where an observer may print a line,
+    record: Callable[[str, dict], None] = lambda kind, facts: None  # or leave facts for the log
 
-    def __init__(
-        self, model: Model, optimizer: Lars, reducer: Reducer, update: Update, batches: Iterable, *,
-        rate: Callable[[int], float], slots=1, total_slots=1, total=0, steps_per_epoch=1, seed=0,
-        scaling: LossScale | None = None, observers: Iterable[StepObserver] = (),
-    ):  # fmt: skip
-        self.model, self.optimizer, self.reducer, self.update, self.batches = model, optimizer, reducer, update, batches
-        self.rate, self.slots, self.total_slots = rate, slots, total_slots
-        self.total, self.steps_per_epoch, self.seed = total, steps_per_epoch, seed
-        self.global_batch, self.scaling = total_slots * model.slot_batch, scaling
-        self.observers, self.done, self.stopped = list(observers), 0, False
-        self.wishes: Callable[[], tuple] = lambda: (False, False)
-        self.note: Callable[[str], None] = lambda line: None
-        self.record: Callable[[str, dict], None] = lambda kind, facts: None
+    def __post_init__(self):
+        self.global_batch = self.total_slots * self.model.slot_batch
+        self.done, self.stopped = 0, False  # done: steps done
         self.begun_with: list[str] = []  # lines about weights that were not drawn at random
         self.offset = 0  # steps that the epochs before would have had in batches of this size, less those they had
         self.legs: list[Leg] = []

@@ -4,6 +4,7 @@ So a sample does not depend on which thread, rank or step makes it. What is draw
 which run without the interpreter's lock; here it is put together, by level.
 """
 
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -41,53 +42,48 @@ class Window(NamedTuple):
     mirror: bool
 
 
+@dataclass(eq=False)
 class Augment:
     """Cut, mirror and normalize: picture (H, W, 3) uint8 → sample (crop, crop, 3) float32.
 
-    Parameters
-    ----------
-    level : none: the centre. crop_flip: a random crop, mirrored half of the time (as all that follow). scale: the same
-        after scaling by a random factor 1..1.875. scale_aspect: a box of random area (share min_area..1) and aspect
-        (3/4..4/3), resampled. color: that, and brightness, contrast, saturation and lighting changed
-    crop : side of the sample
-    mean : 3 numbers in units of 0..255, or a mean picture (H, W, 3), for pictures of its size that are not resampled
-    std : 3 numbers in units of 0..255; (256, 256, 256) is Caffe's scale of 1/256
-    seed : of the whole run
-    pad : pixels of mean colour around a picture, into which crop_flip may reach
-    min_area : see level
-    cutout : side of a square of mean colour laid over each sample, its centre anywhere in it; 0: none (DeVries and
-        Taylor 2017, arXiv:1708.04552). Not at level none
-    short_side : pixels to which the short side of a picture is scaled before none, crop_flip and scale cut out their
-        crop (in one go with it); 0: it is cut out of the picture as it is stored
+    level: none: the centre. crop_flip: a random crop, mirrored half of the time (as all that follow). scale: the same
+    after scaling by a random factor 1..1.875. scale_aspect: a box of random area and aspect (3/4..4/3), resampled.
+    color: that, and brightness, contrast, saturation and lighting changed.
 
-    max_pixels : of a stored JPEG, which is refused if it claims more
+    cutout: DeVries and Taylor 2017, arXiv:1708.04552; its centre lies anywhere in the sample. Not at level none.
 
-    A picture smaller than the crop is enlarged.
-    Raises: ValueError for an unknown level or a number out of range.
+    A picture smaller than the crop is enlarged. Raises ValueError for an unknown level or a number out of range.
     """
 
-    def __init__(
-        self, level: str, crop: int, mean, std, *, seed=0, pad=0, min_area: float = 0.25, short_side=0, cutout=0,
-        max_pixels=MAX_PIXELS,
-    ):  # fmt: skip
-        if level not in LEVELS:
-            raise ValueError(f"augmentation {level!r}: expected one of {', '.join(LEVELS)}")
-        self.mean = np.ascontiguousarray(mean, np.float32)
-        self.inverse_std = (1 / np.asarray(std, np.float64)).astype(np.float32)
-        sizes = (pad, short_side, cutout)
-        if not (crop > 0 and min(sizes) >= 0 and 0 < min_area <= 1 and self.inverse_std.shape == (3,)):
+    level: str
+    crop: int  # pixels, side of the sample
+    mean: np.ndarray  # 3 numbers, 0..255, or for level none and crop_flip a picture (H, W, 3) as large as all others
+    std: np.ndarray  # 3 numbers, 0..255; (256, 256, 256) is Caffe's scale of 1/256
+    _: KW_ONLY
+    seed: int = 0  # of the whole run
+    pad: int = 0  # pixels of mean colour around a picture, into which crop_flip may reach
+    min_area: float = 0.25  # share of the picture, 0..1, that a scale_aspect box has at least
+    short_side: int = 0  # pixels to which a picture's is scaled before none, crop_flip, scale cut; 0: as it is stored
+    cutout: int = 0  # pixels, side of a square of mean colour laid over the sample; 0: none
+    max_pixels: int = MAX_PIXELS  # of a stored JPEG, which is refused if it claims more
+
+    def __post_init__(self):
+        if self.level not in LEVELS:
+            raise ValueError(f"augmentation {self.level!r}: expected one of {', '.join(LEVELS)}")
+        self.mean = np.ascontiguousarray(self.mean, np.float32)
+        self.inverse_std = (1 / np.asarray(self.std, np.float64)).astype(np.float32)
+        sizes = (self.pad, self.short_side, self.cutout)
+        good = self.crop > 0 and min(sizes) >= 0 and 0 < self.min_area <= 1 and self.inverse_std.shape == (3,)
+        if not good:
+            found = f"crop {self.crop}, pad, short_side, cutout {sizes}, min_area {self.min_area}, std {self.std}"
+            wanted = "crop > 0, pad, short_side and cutout >= 0, min_area in (0, 1], three numbers"
+            raise ValueError(f"{found}: expected {wanted}")
+        if self.mean.shape != (3,) and not (self.mean.ndim == 3 and self.level in ("none", "crop_flip")):
             raise ValueError(
-                f"crop {crop}, pad, short_side, cutout {sizes}, min_area {min_area}, std {std}: expected crop > 0, "
-                "pad, short_side and cutout >= 0, min_area in (0, 1], three numbers"
+                f"mean of shape {self.mean.shape} with augmentation {self.level}: expected three numbers, or a mean "
+                "picture (height, width, 3) with none or crop_flip"
             )
-        if self.mean.shape != (3,) and not (self.mean.ndim == 3 and level in ("none", "crop_flip")):
-            raise ValueError(
-                f"mean of shape {self.mean.shape} with augmentation {level}: expected three numbers, or a mean picture "
-                "(height, width, 3) with none or crop_flip"
-            )
-        self.level, self.crop, self.seed, self.pad, self.min_area = level, crop, seed, pad, min_area
-        self.short_side, self.max_pixels = short_side, max_pixels
-        self.cutout = 0 if level == "none" else cutout
+        self.cutout = 0 if self.level == "none" else self.cutout
 
     def window(self, height: int, width: int, epoch: int, row: int) -> Window:
         """The part of a picture of this size that is the sample of (seed, epoch, row)."""

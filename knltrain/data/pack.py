@@ -27,12 +27,11 @@ import numpy as np
 
 from ..whole import put
 from .decode import DecodeError, require_decoder, to_stored
-from .plan import make_plan
+from .plan import Packing, make_plan
 from .progress import Progress, on_first_rank
 from .ranks import from_first
 from .shards import Row, Shard, ShardError, finish_shard, write_shard
 
-MAX_SHARD_BYTES = 1 << 40
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,54 +49,24 @@ class PackReport:
     bad: list[tuple[str, str]] = field(default_factory=list)
 
 
-def pack(
-    src: str | os.PathLike,
-    out: str | os.PathLike,
-    *,
-    encoding: str = "raw",
-    size: int = 256,
-    shard_bytes: int = 256 << 20,
-    max_bad: int | float = 0.01,
-    ground_truth: str | os.PathLike | None = None,
-    synsets: str | os.PathLike | None = None,
-    fit: str = "crop",
-    classes_of: str | os.PathLike | None = None,
-    empty_classes: str = "drop",
-    threads: int | None = None,
-    comm=None,
-    report=sys.stderr,
-) -> PackReport:
+def pack(src: Path, out: Path, *, threads: int | None = None, comm=None, report=sys.stderr, **how) -> PackReport:
     """Pack picture files into shards; all ranks of `comm` together.
 
-    Parameters
-    ----------
-    src : class folders, tars or parquet, see `sources`
-    out : folder of the shards; absent or empty, but for what an earlier run left. Shards of this same packing that are
-        whole are kept; unfinished ones of another packing are removed
-    encoding : raw: size x size pixels (short side scaled, centre cut out); jpeg: files, short side scaled to size
-    size : pixels; 0 with jpeg keeps every picture as large as it is, and its bytes
-    shard_bytes : about the size of a shard; a rank holds two in memory
-    max_bad : files that may be unreadable before the run stops: an int is a count, a float a share from 0.0 to 1.0
-    ground_truth, synsets : for files without class folders, see `truth`; synsets alone names labels that are numbers
-    fit : of raw pictures: crop, or warp: the whole picture scaled to size x size, as Caffe's convert_imageset does
-    classes_of : shards whose classes, and so labels, these shall have; src may lack some
-    empty_classes : drop, or keep: class folders without a readable image are classes too
-    threads : of decoding on this rank; None takes the cores this process may use
-    report : text stream of progress (of rank 0's share) and of the names of bad files, or None
+    src: class folders, tars or parquet, see `sources`. out: folder of the shards; absent or
+    empty, but for what an earlier run left: shards of this same packing that are whole are kept, unfinished ones of
+    another are removed. how: see `Packing`. threads: of decoding on this rank; None takes the cores this process may
+    use. report: text stream of progress (of rank 0's share) and of the names of bad files, or None.
 
     Raises: ValueError with one line for bad input. Whatever ends a run early, whole shards stay in `out` and the same
     call goes on with them. In the main thread SIGTERM stops as Ctrl-C does, with KeyboardInterrupt before the next
     picture.
     """
-    src, out = Path(src), Path(out)
-    _check_arguments(encoding, size, shard_bytes, max_bad, ground_truth, synsets, fit)
+    src, out, how = Path(src), Path(out), Packing(**how)
     require_decoder()
     begin = time.perf_counter()
     rank, ranks = (comm.rank, comm.size) if comm is not None else (0, 1)
-    how = {"encoding": encoding, "size": size, "shard_bytes": shard_bytes, "fit": fit}
-    how |= {"ground_truth": ground_truth, "synsets": synsets, "classes_of": classes_of, "empty": empty_classes}
-    plan = make_plan(src, comm, on_first_rank(comm, report), **how)
-    allowed = max_bad if isinstance(max_bad, int) else int(max_bad * len(plan.order))
+    plan = make_plan(src, how, comm, on_first_rank(comm, report))
+    allowed = how.max_bad if isinstance(how.max_bad, int) else int(how.max_bad * len(plan.order))
     with _folder(out, comm):
         done = from_first(comm, lambda: _find_done(out, plan, on_first_rank(comm, report)))
         missing = [k for k in range(plan.shards) if k not in done["shards"]]
@@ -107,7 +76,7 @@ def pack(
         counts = _gather(comm, counts)
         rows = dict(zip(done["shards"], done["rows"], strict=True)) | {int(k): n for k, n in counts["rows"]}
         bad = [tuple(pair) for pair in [*done["bad"], *counts["bad"]]]
-        needed = plan.labels_expected if empty_classes == "drop" else ()
+        needed = plan.labels_expected if how.empty_classes == "drop" else ()
         _check_counts(src, plan, bad, allowed, {*done["labels"], *counts["labels"]}, needed)
         _finish(out, plan, rows, rank, ranks, comm)
     files = [out / f"shard-{k:05d}.h5" for k in range(plan.shards) if rows[k]]
@@ -121,21 +90,6 @@ def pack(
         f"{len(bad)} unreadable files skipped"
     )
     return result
-
-
-def _check_arguments(encoding, size, shard_bytes, max_bad, ground_truth, synsets, fit):
-    if encoding not in ("raw", "jpeg"):
-        raise ValueError(f"encoding {encoding!r}: expected raw or jpeg")
-    if not 0 <= size <= 8192 or (encoding == "raw" and size == 0):
-        raise ValueError(f"size {size}: expected 1 to 8192 pixels, or 0 with jpeg to keep the size of every picture")
-    if fit not in ("crop", "warp") or (fit == "warp" and encoding != "raw"):
-        raise ValueError(f"fit {fit!r} with {encoding}: expected crop, or with raw shards warp")
-    if not 1 <= shard_bytes <= MAX_SHARD_BYTES:
-        raise ValueError(f"shard bytes {shard_bytes}: expected 1 to {MAX_SHARD_BYTES}")
-    if not 0 <= max_bad <= (max_bad if isinstance(max_bad, int) else 1):
-        raise ValueError(f"max bad {max_bad}: expected a count of files, or a share from 0.0 to 1.0")
-    if ground_truth is not None and synsets is None:
-        raise ValueError("found a ground truth without synsets, expected both")
 
 
 @contextmanager
@@ -238,7 +192,7 @@ def _pack_shards(mine, plan, out, allowed, threads, rank, report, src):
     counts = {"rows": [], "bad": [], "labels": set()}
     progress = Progress(report if rank == 0 else None, sum(map(plan.files, mine)))
     loud, done = Progress(report, 0), 0
-    how = plan.encoding, plan.size, plan.fit
+    how = plan.how.encoding, plan.how.size, plan.how.fit
     converted = _convert((entry for k in mine for entry in plan.entries(k)), how, threads)
     with _check_for_signals() as check, ThreadPoolExecutor(1, "writer") as writer:
         writing = None
@@ -268,7 +222,7 @@ def _pack_shards(mine, plan, out, allowed, threads, rank, report, src):
 
 def _write(path, rows, skipped, plan):
     temporary = path.with_suffix(".writing")
-    facts = {"encoding": plan.encoding, "size": plan.size, "class_names": plan.class_names, "plan": plan.digest}
+    facts = {"encoding": plan.how.encoding, "size": plan.how.size, "class_names": plan.class_names, "plan": plan.digest}
     wanted = sum(memoryview(row.data).nbytes for row in rows)
     check_room(path.parent, wanted)
     try:

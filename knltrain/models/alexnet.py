@@ -27,17 +27,9 @@ NORMS = ("lrn", "bn", "jia")
 
 
 def alexnet(
-    classes=1000,
-    input_size=227,
-    norm="lrn",
-    groups=2,
-    width=1.0,
-    hidden=4096,
-    stem_size=11,
-    stem_stride=4,
-    dropout=0.5,
-    init="caffe",
-) -> tuple[Sequential, tuple]:
+    classes=1000, input_size=227, norm="lrn", groups=2, width=1.0, hidden=4096, stem_size=11, stem_stride=4,
+    dropout=0.5, init="caffe",
+) -> tuple[Sequential, tuple]:  # fmt: skip
     """AlexNet as a list of layers, and its input shape (H, W, 3).
 
     classes: outputs. input_size: pixels of the square crop. groups: 2 for the two halves of the original, 1 for the
@@ -66,14 +58,7 @@ def alexnet(
     def rectified(layer):
         return [layer, ReLU(f"{layer.name}.relu")]
 
-    def normalize(name, places) -> list[Layer]:
-        """The normalization named `name`, where the variant has one."""
-        if norm not in places:
-            return []
-        if norm == "lrn":
-            return [LocalResponseNorm(name, n=5, alpha=1e-4, beta=0.75)]
-        return [BatchNorm(name, affine=norm == "jia", eps=1e-4)]
-
+    normalize = partial(_normalize, norm)
     layers = [  # output at 227, two groups
         *conv("conv1", 96, stem_size, stride=stem_stride),  # 55 x 55 x 96
         *normalize("norm1", ["lrn"]),
@@ -97,6 +82,15 @@ def alexnet(
         dense("fc8", classes, 0.01, 0.01),  # classes
     ]
     return Sequential("alexnet", *layers), (input_size, input_size, 3)
+
+
+def _normalize(norm, name, places) -> list[Layer]:
+    """The normalization named `name`, where the variant `norm` has one."""
+    if norm not in places:
+        return []
+    if norm == "lrn":
+        return [LocalResponseNorm(name, n=5, alpha=1e-4, beta=0.75)]
+    return [BatchNorm(name, affine=norm == "jia", eps=1e-4)]
 
 
 def alexnet_bn(norm="bn", **options):
