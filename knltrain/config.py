@@ -22,7 +22,7 @@ PATHS = {("data", "train"), ("data", "val"), ("data", "mean_image"), ("model", "
 LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import these from where they are known would load
 SHUFFLES = ("quasi", "full", "sequential")  # Numba; a test compares them
 STAGES = ("none", "local", "memory")
-ALGORITHMS = ("auto", "hierarchical", "mpi", "ring", "halving", "doubling", "tree", "torus")
+ALGORITHMS = ("auto", "hierarchical", "halving", "doubling", "direct", "tree")
 PRECISIONS = WIRES = ("fp32", "bf16", "fp16")
 LOSS_SCALES = ("auto", "dynamic", *(2.0**k for k in range(25)))
 VARIANTS = ("caffe2017", "mlperf", "larc_clip", "nus")

@@ -15,12 +15,10 @@ from .comm import (
     Links,
     Reducer,
     ShardedUpdate,
+    Shares,
     Update,
     Watch,
-    allowed_ranks,
     compare_signatures,
-    sums_order,
-    waiting_sums,
 )
 from .config import Derived, Recipe, rules
 from .data import Augment, DataSet, Loader, Order, read_mean_image
@@ -31,18 +29,6 @@ from .optim import Lars, LossScale
 
 PREPROCESSING = ("crop", "short_side", "val_short_side", "mean", "std", "mean_image")
 UNSCALED_SHORT_SIDE = 256  # pixels; before a crop of pictures that were packed as large as they are
-
-
-def own_slots(slots: int, comm) -> range:
-    """The contiguous range of slots that this rank runs. Raises ValueError for a rank count that does not fit."""
-    allowed = allowed_ranks(slots)
-    if comm.size not in allowed:
-        raise ValueError(
-            f"{comm.size} ranks cannot share {slots} slots (global_batch / slot_batch); "
-            f"expected one of {', '.join(map(str, allowed))} ranks"
-        )
-    share = slots // comm.size
-    return range(comm.rank * share, (comm.rank + 1) * share)
 
 
 def open_data(recipe: Recipe, comm=None) -> tuple[DataSet, DataSet]:
@@ -92,7 +78,7 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
             facts[name] = _plain(value)
     if recipe.phases:
         facts["phases"] = [[p.from_epoch, {name: _plain(value) for name, value in p.settings}] for p in recipe.phases]
-    facts |= {"comm.sums": sums_order(recipe.comm.algorithm), "model.args": recipe.model.args}
+    facts["model.args"] = recipe.model.args
     facts["comm.wire"] = wire_of(recipe) + " in every sum" * (recipe.comm.wire == "auto" and wire_of(recipe) != "fp32")
     if recipe.compute.precision != "fp32":
         facts["compute.dot"] = DOT  # how the CPU multiplies 16-bit numbers, or KNLTRAIN_DOT says
@@ -114,11 +100,11 @@ def network_facts(recipe: Recipe, class_names: list[str], encoding: str, size: i
     return facts | {f"data.{key}": value for key, value in dataclasses.asdict(d).items() if key in PREPROCESSING}
 
 
-def make_links(recipe: Recipe, comm) -> Links:
-    """Who talks to whom, by the recipe's algorithm."""
+def make_links(recipe: Recipe, comm, shares: Shares) -> Links:
+    """Who talks to whom, by the recipe's algorithm, and who runs which slots."""
     c = recipe.comm
-    wire = {"wire": wire_of(recipe), "every_sum": c.wire == "auto"}
-    return Links(comm, c.algorithm, **wire, pretended_nodes=c.pretended_nodes, bandwidth=c.pretended_bandwidth)
+    how = {"wire": wire_of(recipe), "every_sum": c.wire == "auto", "shares": shares}
+    return Links(comm, c.algorithm, **how, pretended_nodes=c.pretended_nodes, bandwidth=c.pretended_bandwidth)
 
 
 def wire_of(recipe: Recipe) -> str:
@@ -134,9 +120,9 @@ def watch_ranks(recipe: Recipe, data: DataSet, comm, last_words=lambda: "") -> W
 
 
 def make_model(
-    recipe: Recipe, classes: int, slots: int = 0, ranks_on_node: int = 1, gradient_block=None, layers=None
+    recipe: Recipe, classes: int, kept: int | None = None, ranks_on_node: int = 1, gradient_block=None, layers=None
 ) -> Model:
-    """The recipe's network, planned and initialised; slots: how many this rank trains, 0 for evaluation only.
+    """The recipe's network, planned and initialised; kept: how many gradients the sums keep, None: it does not train.
 
     layers: (network, input shape) instead of the recipe's.
     """
@@ -148,9 +134,9 @@ def make_model(
         recipe.batch.global_batch,
         smoothing=recipe.optim.label_smoothing,
         seed=recipe.run.seed,
-        train=slots > 0,
+        train=kept is not None,
         ranks_on_node=ranks_on_node,
-        gradient_copies=waiting_sums(slots) if slots else 0,
+        gradient_copies=kept or 0,
         gradient_block=gradient_block,
         precision=recipe.compute.precision,
     )
@@ -213,11 +199,11 @@ def make_loss_scale(recipe: Recipe) -> LossScale | None:
     return scale and LossScale(None if scale == "dynamic" else scale)
 
 
-def make_reducer(recipe: Recipe, model: Model, slots: range, watch) -> Reducer:
+def make_reducer(recipe: Recipe, model: Model, watch) -> Reducer:
     """The sum of gradients over this rank's slots and all ranks."""
     c = recipe.comm
     how = (c.bucket_bytes, c.cut_before, c.overlap, c.shard_update)
-    return Reducer(model.parameters, model.parameters.block, len(slots), *how, watch)
+    return Reducer(model.parameters, model.parameters.block, *how, watch)
 
 
 def make_update(model: Model, optimizer: Lars, reducer: Reducer) -> Update:

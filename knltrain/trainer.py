@@ -15,7 +15,7 @@ import numpy as np
 from knltrain.kernels import sample_key
 
 from .arena import Parameters
-from .comm import Reducer, Update, make_block
+from .comm import Reducer, Shares, Update, kept_sums, make_block
 from .config import Recipe
 from .data import Loader
 from .experiment import (
@@ -28,7 +28,6 @@ from .experiment import (
     make_optimizer,
     make_reducer,
     make_update,
-    own_slots,
 )
 from .layers import Observer
 from .models import Model
@@ -75,19 +74,24 @@ class Trainer:
         """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's."""
         found = legs(recipe, len(data))
         for leg in found:
-            own_slots(leg.derived.slots, comm)
+            Shares.equal(leg.derived.slots, comm.size)
         check_sizes([leg.recipe for leg in found], len(data.class_names))
 
         def build(leg: Leg, parameters: Parameters | None = None) -> dict:
             """What changes from leg to leg; parameters: of the leg before."""
-            slots = own_slots(leg.derived.slots, comm)
-            block = partial(make_block, make_links(recipe, comm)) if parameters is None else lambda _: parameters.block
-            model = make_model(leg.recipe, len(data.class_names), len(slots), placement.ranks_on_node, block, layers)
+            shares = Shares.equal(leg.derived.slots, comm.size)
+            slots = shares.ranges[comm.rank]
+            old = parameters and parameters.block
+            block = partial(make_block, make_links(recipe, comm, shares)) if old is None else lambda _: old
+            if old is not None:
+                old.arrange(shares)
+            where = (kept_sums(slots, shares.slots), placement.ranks_on_node, block)
+            model = make_model(leg.recipe, len(data.class_names), *where, layers)
             if parameters is not None:
                 model.parameters.take(parameters)
             optimizer = make_optimizer(leg.recipe, model)
             with placement.on("communication"):
-                reducer = make_reducer(recipe, model, slots, watch)
+                reducer = make_reducer(recipe, model, watch)
             with placement.on("readers"):
                 loader = make_loader(leg.recipe, leg.derived, data, slots)
             parts = {"model": model, "optimizer": optimizer, "reducer": reducer, "batches": loader, "rate": leg.rate}

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from knltrain.arena import Parameter, Parameters, Statistic
-from knltrain.comm import Links, Reducer, make_block, world
+from knltrain.comm import Links, Reducer, Shares, make_block, world
 
 
 def slot_gradient(slot: int, size: int) -> np.ndarray:
@@ -23,11 +23,11 @@ def sum_slots(comm, slots: int, bucket_bytes: int, steps: int = 2, **options) ->
         parameters.add(Parameter(name, shape, lambda rng, shape=shape: np.zeros(shape, np.float32)))
     parameters.add(Statistic("mean", (17,), 0.0, 0.9))
     overlap = options.pop("overlap", True)
-    parameters.allocate(0, partial(make_block, Links(comm, **options)))
-    share = slots // comm.size
-    reducer = Reducer(parameters, parameters.block, share, bucket_bytes, overlap=overlap)
+    shares = Shares.of(slots, options.pop("speeds", [1.0] * comm.size))
+    parameters.allocate(0, partial(make_block, Links(comm, shares=shares, **options)))
+    reducer = Reducer(parameters, parameters.block, bucket_bytes, overlap=overlap)
     for _ in range(steps):
-        for slot in range(comm.rank * share, (comm.rank + 1) * share):
+        for slot in shares.ranges[comm.rank]:
             parameters.gradient[:] = slot_gradient(slot, parameters.gradient.size)
             for parameter in reversed(parameters.parameters):
                 reducer.ready(parameter)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from knltrain.comm.algorithms import cut_at
-from knltrain.comm.gradients import cut
+from knltrain.comm.buckets import cut
 
 
 def _tensors(sizes, head):

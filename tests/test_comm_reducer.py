@@ -1,4 +1,4 @@
-"""The sum over slots: one binary tree, the same bits on 1, 2, 4 and 8 ranks and with any bucket size."""
+"""The sum over slots: one binary tree, the same bits on any number of ranks, any shares and with any bucket size."""
 
 import json
 from functools import partial
@@ -6,9 +6,10 @@ from functools import partial
 import numpy as np
 import pytest
 from mpirun import ROOT, run_mpi
+from ranks import on_ranks
 from sum_slots import slot_gradient, sum_slots
 
-from knltrain.comm import Links, Reducer, allowed_ranks, make_block
+from knltrain.comm import Links, Reducer, make_block
 from knltrain.comm.communicator import Serial
 from knltrain.comm.wire import Wire
 
@@ -19,22 +20,16 @@ HEAD = 48  # floats of scalars and statistic
 
 
 def _tree(slots, rounded=lambda x: x):
-    """The specification, written as recursion: runs of the odd part from left to right, then pairs of runs.
+    """The specification, written as recursion: an even number in halves, an odd one behind the largest power of two.
 
     rounded: what happens to both addends of a sum, and to the result.
     """
-    run = slots
-    while run % 2 == 0:
-        run //= 2
 
     def total(first, count):
-        if count == run:
-            result = slot_gradient(first, SIZE)
-            for slot in range(first + 1, first + run):
-                result = rounded(result) + rounded(slot_gradient(slot, SIZE))
-            return result
-        half = count // 2
-        return rounded(total(first, half)) + rounded(total(first + half, half))
+        if count == 1:
+            return slot_gradient(first, SIZE)
+        left = count // 2 if count % 2 == 0 else max(2**k for k in range(20) if 2**k < count)
+        return rounded(total(first, left)) + rounded(total(first + left, count - left))
 
     return rounded(total(0, slots))
 
@@ -50,7 +45,7 @@ def _rounded(wire):
     return rounded
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 4, 6, 8, 12, 16])
+@pytest.mark.parametrize("slots", [1, 2, 3, 4, 7, 8, 12, 23])
 def test_reducer__sums_slots_along_the_tree(slots):
     total = sum_slots(Serial(), slots, 1 << 20)
     assert total.size == SIZE
@@ -62,22 +57,42 @@ def test_reducer__bucket_size_changes_no_bit(bucket_bytes):
     assert np.array_equal(sum_slots(Serial(), 12, bucket_bytes), _tree(12))
 
 
+def _on_all(ranks, slots, bucket_bytes, layout=(), **options):
+    """The sums that all ranks have, which must be the same."""
+    results = on_ranks(ranks, lambda comm: sum_slots(comm, slots, bucket_bytes, **options), layout)
+    assert all(np.array_equal(result, results[0], equal_nan=True) for result in results)
+    return results[0]
+
+
+@pytest.mark.parametrize("options", [{"algorithm": "direct"}, {"algorithm": "tree"}, {}, {"pretended_nodes": 3}])
+@pytest.mark.parametrize("ranks", [2, 3, 5, 6, 7, 8, 12])
+def test_reducer__any_number_of_ranks_gives_the_same_bits(ranks, options):
+    assert np.array_equal(_on_all(ranks, 12 if ranks > 4 else 23, 900, **options), _tree(12 if ranks > 4 else 23))
+
+
 @pytest.mark.parametrize(
-    ("ranks", "slots", "bucket_bytes", "options"),
+    ("ranks", "slots", "options"),
     [
-        (2, 2, 1 << 20, {}),
-        (2, 6, 500, {"overlap": False}),
-        (4, 12, 700, {"pretended_nodes": 2}),
-        (4, 4, 900, {"algorithm": "halving"}),
-        (4, 4, 900, {"algorithm": "tree", "overlap": False}),
-        (4, 8, 3000, {"algorithm": "doubling"}),
-        (8, 8, 64, {}),
-        (8, 8, 1000, {"pretended_nodes": 4}),
+        (4, 8, {"speeds": [1, 1, 0.5, 0.3]}),
+        (4, 8, {"speeds": [0.1, 1, 1, 1], "pretended_nodes": 2, "overlap": False}),
+        (8, 64, {"speeds": [1, 1, 1, 0.7, 1, 1, 0.7, 0.2], "layout": [3, 1, 4]}),
+        (6, 30, {"layout": [2, 2, 2]}),
+        (6, 24, {"layout": [3, 3]}),
+        (8, 8, {"layout": [3, 3, 2]}),
+        (2, 6, {"overlap": False}),
+        (4, 12, {"pretended_nodes": 2}),
+        (4, 4, {"algorithm": "halving"}),
+        (4, 8, {"algorithm": "doubling"}),
     ],
 )
-def test_reducer__any_number_of_ranks_gives_the_same_bits(tmp_path, ranks, slots, bucket_bytes, options):
+def test_reducer__any_shares_on_any_nodes_give_the_same_bits(ranks, slots, options):
+    assert np.array_equal(_on_all(ranks, slots, 700, **options), _tree(slots))
+
+
+@pytest.mark.parametrize(("ranks", "slots", "nodes"), [(3, 16, 0), (5, 12, 0), (6, 24, 2), (8, 8, 4), (12, 16, 5)])
+def test_reducer__does_the_same_under_mpi(tmp_path, ranks, slots, nodes):
     result = tmp_path / "total.npy"
-    arguments = [str(slots), str(bucket_bytes), str(result), json.dumps(options)]
+    arguments = [str(slots), "1000", str(result), json.dumps({"pretended_nodes": nodes})]
     run = run_mpi(ranks, str(ROOT / "tests" / "sum_slots.py"), *arguments)
     assert run.returncode == 0, run.stderr
     assert np.array_equal(np.load(result), _tree(slots))
@@ -93,14 +108,13 @@ def test_reducer__rounds_every_sum_where_it_is_asked_to(slots, wire):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "slots", "options"), [(2, 6, {}), (4, 12, {"pretended_nodes": 2}), (4, 4, {"algorithm": "halving"})]
+    ("ranks", "slots", "options"),
+    [(2, 6, {}), (4, 12, {"pretended_nodes": 2}), (4, 4, {"algorithm": "halving"}), (5, 23, {"pretended_nodes": 2})]
+    + [(3, 8, {"algorithm": name}) for name in ("direct", "tree")],
 )
-def test_reducer__rounds_every_sum_alike_on_any_number_of_ranks(tmp_path, ranks, slots, options):
-    result = tmp_path / "total.npy"
-    options = json.dumps(options | {"wire": "bf16", "every_sum": True})
-    run = run_mpi(ranks, str(ROOT / "tests" / "sum_slots.py"), str(slots), "700", str(result), options)
-    assert run.returncode == 0, run.stderr
-    assert np.array_equal(np.load(result), _tree(slots, _rounded("bf16")))
+def test_reducer__rounds_every_sum_alike_on_any_number_of_ranks(ranks, slots, options):
+    total = _on_all(ranks, slots, 700, wire="bf16", every_sum=True, **options)
+    assert np.array_equal(total, _tree(slots, _rounded("bf16")))
 
 
 def test_reducer__refuses_to_end_a_slot_with_gradients_missing():
@@ -110,10 +124,4 @@ def test_reducer__refuses_to_end_a_slot_with_gradients_missing():
     parameters.add(Parameter("w", (3,), lambda rng: np.zeros(3, np.float32)))
     parameters.allocate(0, partial(make_block, Links(Serial())))
     with pytest.raises(RuntimeError, match="gradients of w"):
-        Reducer(parameters, parameters.block, 1, 64).end_slot()
-
-
-def test_allowed_ranks__are_the_powers_of_two_that_divide_the_slots():
-    assert allowed_ranks(1) == [1]
-    assert allowed_ranks(24) == [1, 2, 4, 8]
-    assert allowed_ranks(512) == [2**j for j in range(10)]
+        Reducer(parameters, parameters.block, 64).end_slot()

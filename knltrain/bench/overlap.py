@@ -45,7 +45,7 @@ def _measure(comm, work, bucket_bytes, delay, links) -> dict:
     with ExitStack() as stack:
 
         def exchanging(block, bucket_bytes, overlap):
-            reducer = Reducer(parameters, block, 1, bucket_bytes, overlap=overlap)
+            reducer = Reducer(parameters, block, bucket_bytes, overlap=overlap)
             return stack.enter_context(closing(work.like(reducer=reducer, ranks=comm.size)))
 
         ways = {"alone": work, "hidden": exchanging(parameters.block, bucket_bytes, True)}

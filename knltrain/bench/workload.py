@@ -43,7 +43,7 @@ class Workload(Trainer):
         images, labels = (pixels.astype(np.float32) - 127.5) / 60, data.labels.astype(np.int64)
         self.batch = Batch(images, labels, np.arange(slot_batch), 0)
         alone = make_block(Links(Serial()), parameters.gradient.size, of=parameters.block)
-        reducer = Reducer(parameters, alone, 1)
+        reducer = Reducer(parameters, alone)
         update, rate = Update(parameters, optimizer, reducer), lambda step: LEARNING_RATE
         super().__init__(model, optimizer, reducer, update, itertools.repeat(self.batch), rate=rate)
 

@@ -3,32 +3,35 @@
 from .block import MessageBlock, compile_ahead, make_block
 from .communicator import Serial, world
 from .curve import Curve, fit, measure, predicted
-from .gradients import Reducer, ShardedUpdate, Update, waiting_sums
+from .gradients import Reducer
 from .guards import compare_replicas, compare_signatures
-from .links import ALGORITHMS, Links, allowed_ranks, sums_order
+from .links import ALGORITHMS, TRAINING, Links
+from .shares import Shares
+from .tree import kept_sums
+from .update import ShardedUpdate, Update
 from .watch import Watch
 from .wire import WIRES
 
 __all__ = [
     "ALGORITHMS",
-    "Curve",
+    "TRAINING",
     "WIRES",
+    "Curve",
     "Links",
     "MessageBlock",
     "Reducer",
     "Serial",
+    "Shares",
     "ShardedUpdate",
     "Update",
     "Watch",
-    "allowed_ranks",
     "compare_replicas",
     "compare_signatures",
     "compile_ahead",
     "fit",
+    "kept_sums",
     "make_block",
     "measure",
     "predicted",
-    "sums_order",
-    "waiting_sums",
     "world",
 ]

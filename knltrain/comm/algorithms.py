@@ -1,22 +1,24 @@
-"""Sums over ranks by messages: six algorithms, one interface.
+"""Sums over ranks by messages: six algorithms, one interface; `piecewise` has two more.
 
-P ranks, n bytes, messages of latency a and bandwidth b. Every algorithm works in place on a flat float32 x, and sums
-element by element in an order that is a function of P alone where `tree` says so: the binary tree over ranks,
-((0 + 1) + (2 + 3)) + ..., that the sums over slots begin (see `gradients`). Where a vector is cut into parts, part p is
-x[bounds[p] : bounds[p + 1]].
+P ranks, n bytes, messages of latency a and bandwidth b. Every algorithm works in place on a flat float32 x. Where a
+vector is cut into parts, part p is x[bounds[p] : bounds[p + 1]]. Those between ranks of equal shares follow the tree of
+sums (see `tree`) if the table says so, those of `piecewise` between ranks of any shares; the others are what `bench
+allreduce` compares with.
 
 | name     | time                             | ranks        | tree | source                                  |
 | -------- | -------------------------------- | ------------ | ---- | --------------------------------------- |
-| mpi      | the library's                    | any          | no   | MPI_Allreduce                           |
-| ring     | 2(P-1) a + 2 (P-1)/P n/b         | any          | no   | Patarasuk and Yuan 2009                 |
 | halving  | 2 log2(P) a + 2 (P-1)/P n/b      | power of two | yes  | Thakur, Rabenseifner and Gropp 2005     |
 | doubling | log2(P) (a + n/b)                | power of two | yes  | the same                                |
-| tree     | 2 ceil(log2 P) (a + n/b)         | any          | yes  | binomial reduce, then broadcast         |
+| direct   | (k P + log2 P) a + (k+1) (P-1)/P n/b, k partial sums a rank | any | yes |                       |
+| tree     | 2 depth (a + n/b)                | any          | yes  | binomial reduce, then broadcast         |
+| mpi      | the library's                    | any          | no   | MPI_Allreduce                           |
+| ring     | 2(P-1) a + 2 (P-1)/P n/b         | any          | no   | Patarasuk and Yuan 2009                 |
 | torus    | 2(R+C-2) a + 2 (P-1)/P n/b       | any          | no   | Mikami et al. 2018, P = R rows of C     |
 """
 
 import bisect
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -41,30 +43,39 @@ def cut_at(edges: list[int], start: int, stop: int, parts: int) -> list[int]:
 
 
 class Algorithm:
-    """A sum over `group` in the format of `wire`."""
+    """A sum over `group`, whose ranks have these shares of the slots, in the format of `wire`.
 
-    tree = False  # sums along the binary tree over ranks
+    rows: the partial sums of this rank, left to right. Where there is one, as an algorithm that is not `piecewise`
+    wants it, it stands in x already.
+    """
+
     any_size = True  # works on any number of ranks, not only on powers of two
+    piecewise = False  # works where ranks have several partial sums
     scatters = True  # can stop half-way, when each rank holds a part of the sum: `reduce_scatter`, `allgather`
 
-    def __init__(self, group, wire):
-        self.group, self.wire = group, wire
-        if not self.any_size and group.size & (group.size - 1):
-            name = type(self).__name__.lower()
-            raise ValueError(f"algorithm {name} over {group.size} ranks; expected a power of two, or ring, tree, torus")
+    def __init__(self, group, wire, shares):
+        self.group, self.wire, self.shares = group, wire, shares
+        name = type(self).__name__.lower()
+        if not self.any_size and not shares.even:
+            raise ValueError(
+                f"algorithm {name} over {group.size} ranks; expected equal shares on a power of two of ranks, or "
+                "direct, tree"
+            )
+        if not self.piecewise and (most := max(map(len, shares.parts))) > 1:
+            raise ValueError(f"algorithm {name} with {most} partial sums on a rank; expected direct or tree")
 
-    def allreduce(self, x: np.ndarray):
-        """x = the sum of x over all ranks, the same bits on every rank."""
+    def allreduce(self, x: np.ndarray, rows: Sequence[np.ndarray] = ()):
+        """x = the sum over all ranks, the same bits on every rank; rows may be written over."""
         bounds = cut_evenly(x.size, self.group.size)
-        self.reduce_scatter(x, bounds)
+        self.reduce_scatter(x, bounds, rows)
         self.allgather(x, bounds)
 
     def part(self) -> int:
         """Number of the part that this rank owns between `reduce_scatter` and `allgather`."""
         return self.group.rank
 
-    def reduce_scatter(self, x: np.ndarray, bounds: list[int]):
-        """This rank's part of x = the sum of it over all ranks; the rest of x is undefined afterwards."""
+    def reduce_scatter(self, x: np.ndarray, bounds: list[int], rows: Sequence[np.ndarray] = ()):
+        """This rank's part of x = the sum over all ranks; the rest of x is undefined afterwards, as are rows."""
         raise TypeError(f"{type(self).__name__} sums whole vectors only")
 
     def allgather(self, x: np.ndarray, bounds: list[int]):
@@ -77,19 +88,19 @@ class Mpi(Algorithm):
 
     scatters = False
 
-    def __init__(self, group, wire):
-        super().__init__(group, wire)
+    def __init__(self, group, wire, shares):
+        super().__init__(group, wire, shares)
         if wire.short or group.size != group.comm.size:
             raise ValueError(f"algorithm mpi with wire {wire.name}; expected fp32, over all ranks")
 
-    def allreduce(self, x):
+    def allreduce(self, x, rows=()):
         self.group.comm.sum(x)
 
 
 class Ring(Algorithm):
     """Parts go round: each rank adds its own to what comes from the left and hands it on to the right."""
 
-    def reduce_scatter(self, x, bounds):
+    def reduce_scatter(self, x, bounds, rows=()):
         rank, size = self.group.rank, self.group.size
         for step in range(size - 1):
             out, into = (rank - step - 1) % size, (rank - step - 2) % size
@@ -109,7 +120,7 @@ class Halving(Algorithm):
     In step j rank r meets rank r xor 2^j and each keeps half of what they have: at full bandwidth the tree over ranks.
     """
 
-    tree, any_size = True, False
+    any_size = False
 
     def _path(self):
         """(peer, parts kept, parts sent) of every step; parts are (first, last + 1)."""
@@ -125,7 +136,7 @@ class Halving(Algorithm):
     def part(self):
         return [(0, 1), *(keep for _, keep, _ in self._path())][-1][0]
 
-    def reduce_scatter(self, x, bounds):
+    def reduce_scatter(self, x, bounds, rows=()):
         for peer, keep, send in self._path():
             self.wire.add_from(self.group, _parts(x, bounds, send), peer, _parts(x, bounds, keep), peer)
 
@@ -138,9 +149,9 @@ class Halving(Algorithm):
 class Doubling(Algorithm):
     """In step j rank r and rank r xor 2^j swap everything: half the messages of `halving`, for small vectors."""
 
-    tree, any_size, scatters = True, False, False
+    any_size, scatters = False, False
 
-    def allreduce(self, x):
+    def allreduce(self, x, rows=()):
         distance = 1
         while distance < self.group.size:
             peer = self.group.rank ^ distance
@@ -150,40 +161,16 @@ class Doubling(Algorithm):
             self.wire.round(x)
 
 
-class Tree(Algorithm):
-    """Sums go down a binomial tree to rank 0, the result comes back up: small vectors on any number of ranks."""
-
-    tree, scatters = True, False
-
-    def allreduce(self, x):
-        rank, size = self.group.rank, self.group.size
-        distances = [1 << j for j in range((size - 1).bit_length())]
-        for distance in distances:
-            if rank & distance:
-                self.wire.add_from(self.group, x, rank - distance, None, 0)
-                break
-            if rank + distance < size:
-                self.wire.add_from(self.group, None, 0, x, rank + distance)
-        if size > 1 and rank == 0:
-            self.wire.round(x)
-        for distance in reversed(distances):
-            below = rank % (2 * distance)
-            if below == distance:
-                self.wire.copy_from(self.group, None, 0, x, rank - distance)
-            elif below == 0 and rank + distance < size:
-                self.wire.copy_from(self.group, x, rank + distance, None, 0)
-
-
 class Torus(Algorithm):
     """Ranks as R rows of C: rings along rows, then along columns on 1/C of the vector, and back."""
 
-    def __init__(self, group, wire):
-        super().__init__(group, wire)
+    def __init__(self, group, wire, shares):
+        super().__init__(group, wire, shares)
         self.rows = next(r for r in range(math.isqrt(group.size), 0, -1) if group.size % r == 0)
         self.columns = group.size // self.rows
         self.row, self.column = divmod(group.rank, self.columns)
-        self.along_row = Ring(group.sub(self.row * self.columns + c for c in range(self.columns)), wire)
-        self.along_column = Ring(group.sub(r * self.columns + self.column for r in range(self.rows)), wire)
+        self.along_row = Ring(group.sub(self.row * self.columns + c for c in range(self.columns)), wire, shares)
+        self.along_column = Ring(group.sub(r * self.columns + self.column for r in range(self.rows)), wire, shares)
 
     def part(self):
         return self.column * self.rows + self.row
@@ -193,7 +180,7 @@ class Torus(Algorithm):
         first = self.column * self.rows
         return bounds[:: self.rows], bounds[first : first + self.rows + 1]
 
-    def reduce_scatter(self, x, bounds):
+    def reduce_scatter(self, x, bounds, rows=()):
         rows, columns = self._bounds(bounds)
         self.along_row.reduce_scatter(x, rows)
         self.along_column.reduce_scatter(x, columns)
@@ -202,16 +189,6 @@ class Torus(Algorithm):
         rows, columns = self._bounds(bounds)
         self.along_column.allgather(x, columns)
         self.along_row.allgather(x, rows)
-
-
-BY_NAME = {
-    "mpi": Mpi,
-    "ring": Ring,
-    "halving": Halving,
-    "doubling": Doubling,
-    "tree": Tree,
-    "torus": Torus,
-}
 
 
 def _parts(x, bounds, parts):

@@ -1,8 +1,9 @@
 """The gradients of this rank, and their sum over all ranks, slice by slice: by messages, or in shared memory first.
 
-By messages a slice is summed in each rank's own block. In shared memory the blocks of a node's ranks lie in one window:
+By messages a slice is summed in each rank's own block. In shared memory the blocks of a node's ranks lie in windows:
 each rank sums its slice of all of them at memory speed, into the first rank's block; between nodes the ranks of equal
-number exchange their slices; then all ranks of the node read the one copy.
+number exchange their slices; then all ranks of the node read the one copy. A rank whose slots are several subtrees of
+the tree of sums has a row for each; backward writes the last one.
 """
 
 import os
@@ -23,12 +24,13 @@ from knltrain.kernels import (
 )
 
 from ..arena import GradientBlock
-from .algorithms import Algorithm, cut_at, cut_evenly
+from .algorithms import LINE, Algorithm, cut_at, cut_evenly
 from .links import Links
+from .shares import Shares
+from .tree import add_up, joins
 from .wire import WIRES, Wire
 
 SMALL_BYTES = 1 << 16  # below, latency counts more than bandwidth
-ROUNDED_TILE = 1 << 14  # floats summed at once with rounding: large beside a call, small beside a cache
 _SPINS = 4000  # looks at a meeting point before sleeping, about 50 us: only where each rank has a core
 
 
@@ -41,41 +43,66 @@ def make_block(links: Links, floats: int, of: "MessageBlock | None" = None) -> "
     note = ""
     if links.shared:
         blocks = of.blocks if of else links.node.window(4 * floats)
-        if all(links.comm.gather(blocks is not None)):
-            return SharedBlock(links, blocks.view(np.float32)[links.node.rank, :floats], blocks.view(np.float32))
+        more = blocks is not None and _more_rows(links, links.shares, floats)
+        if all(links.comm.gather(blocks is not None and more is not None)):
+            rows = blocks.view(np.float32)
+            return SharedBlock(links, rows[links.node.rank, :floats], rows, more)
         note = (
-            f"too little shared memory for {links.node.size} gradients of {4 * floats >> 20} MiB on a node: "
+            f"too little shared memory for {links.node.size} ranks' gradients of {4 * floats >> 20} MiB on a node: "
             "summing by messages, which is slower; enlarge /dev/shm"
         )
     return MessageBlock(links, of.mine if of else aligned_zeros(floats), note=note)
+
+
+def _more_rows(links, shares: Shares, floats: int) -> np.ndarray | None:
+    """Shared memory for the partial sums of a node's ranks but the last of each: (ranks, most of a rank, floats).
+
+    None, on all ranks of the node, where there is too little. Collective on the node.
+    """
+    ranks = links.nodes[links.number]
+    most, row = max(len(shares.parts[rank]) for rank in ranks) - 1, -(-floats // LINE) * LINE
+    if most == 0:
+        return np.empty((len(ranks), 0, floats), np.float32)
+    window = links.node.window(4 * row * most)
+    return None if window is None else window.view(np.float32)[:, : row * most].reshape(len(ranks), most, row)
 
 
 class MessageBlock(GradientBlock):
     """A block that is summed by messages between all ranks, in place: `total` is `mine`.
 
     note: what a user should know about the choice. blocks: of all ranks of this node, where they share memory.
+    rows: the partial sums of this rank, left to right; the last one is `mine`.
     """
 
     def __init__(self, links: Links, mine: np.ndarray, blocks: np.ndarray | None = None, note: str = ""):
         super().__init__(mine, mine if blocks is None else blocks[0, : mine.size])
         self.links, self.blocks, self.note = links, blocks, note
-        slices, nodes, self._first = 1, links.comm.size, 0
+        self._first, slices, nodes = 0, 1, links.comm.size
         if blocks is not None:
             slices, nodes = links.slices, len(links.nodes)
             self._first = links.node.rank * nodes if links.across else None  # of this rank's parts
-        self._parts, self._width, self._methods = slices * nodes, nodes, links.methods(blocks is not None)
+        self._parts, self._width = slices * nodes, nodes
         self._cut = lambda start, stop, parts: cut_evenly(stop - start, parts)  # bounds of the parts, from start on
         self._own = {}
+        self.rows = [mine]
+        self._settle()
+
+    def arrange(self, shares: Shares):
+        """From now on the ranks run these slots. Collective. Raises ValueError where shared memory is short."""
+        self.links.arrange(shares)
+        self._settle()
+
+    def _settle(self):
+        """Methods and rows for the shares of the links."""
+        links = self.links
+        self._methods = links.methods(self.blocks is not None)
+        if self.blocks is None:
+            more = len(links.shares.parts[links.comm.rank]) - 1
+            self.rows = [*(aligned_zeros(self.mine.size) for _ in range(more)), self.mine]
 
     def cut_only_at(self, edges: list[int]):
         """From now on a part begins at one of these floats of the block, ascending: an update wants whole chunks."""
         self._cut, self._own = partial(cut_at, edges), {}
-
-    @property
-    def tree(self) -> bool:
-        """Whether sums keep the one tree over ranks, so that another number of ranks gives the same bits."""
-        size = self.links.comm.size
-        return size & (size - 1) == 0 and all(method.tree for pair in self._methods.values() for method in pair)
 
     def __str__(self):
         names = (type(method).__name__.lower() for method in self._methods.get(self.links.wire, ()))
@@ -100,9 +127,9 @@ class MessageBlock(GradientBlock):
     def reduce_scatter(self, start: int, stop: int):
         """total[part] = the sum over all ranks, where `part` is this rank's own share of [start:stop]."""
         begin, wire = time.perf_counter(), self.links.wire
-        mine = self._sum_node(start, stop, wire)
+        mine, rows = self._sum_node(start, stop, wire)
         if mine.size and self._methods:
-            self._scattering(wire).reduce_scatter(mine, self._inner(start, stop))
+            self._scattering(wire).reduce_scatter(mine, self._inner(start, stop), rows)
         if self.links.every_sum:
             wire.round(self.total[self.part(start, stop)])
         self._pretend(begin, stop - start, wire)
@@ -120,9 +147,9 @@ class MessageBlock(GradientBlock):
         """This rank has read all sums it wants. Returns when all of the node have: the block may be written again."""
 
     def _sum(self, start, stop, wire):
-        mine = self._sum_node(start, stop, wire)
+        mine, rows = self._sum_node(start, stop, wire)
         if mine.size and self._methods:
-            self._methods[wire][mine.nbytes > SMALL_BYTES].allreduce(mine)
+            self._methods[wire][mine.nbytes > SMALL_BYTES].allreduce(mine, rows)
         elif self.links.every_sum:
             wire.round(mine)
         self._meet(1)
@@ -131,7 +158,7 @@ class MessageBlock(GradientBlock):
         method = self._methods[wire][1]
         if not method.scatters:
             name = type(method).__name__.lower()
-            raise ValueError(f"{name} leaves no parts; expected halving, ring, torus or hierarchical")
+            raise ValueError(f"{name} leaves no parts; expected halving, direct or hierarchical")
         return method
 
     def _pretend(self, begin: float, numbers: int, wire):
@@ -165,9 +192,9 @@ class MessageBlock(GradientBlock):
 
     # ---- inside the node: nothing to do, until memory is shared ------------------------------------------------
 
-    def _sum_node(self, start, stop, wire) -> np.ndarray:
-        """This rank's slice of [start:stop], summed over the node."""
-        return self.mine[start:stop]
+    def _sum_node(self, start, stop, wire) -> tuple[np.ndarray, list[np.ndarray]]:
+        """This rank's slice of the total of [start:stop], and the partial sums of the node there."""
+        return self.mine[start:stop], [row[start:stop] for row in self.rows]
 
     def _meet(self, point: int):
         """Meet the ranks of this node."""
@@ -176,29 +203,51 @@ class MessageBlock(GradientBlock):
 class SharedBlock(MessageBlock):
     """A block that is summed inside its node first; `total` is the first rank's block.
 
-    Each slice belongs to a rank of the node, each part of it to one of the nodes.
+    Each slice belongs to a rank of the node, each part of it to one of the nodes. more: see `_more_rows`.
     """
 
-    def __init__(self, links: Links, mine: np.ndarray, blocks: np.ndarray):
-        super().__init__(links, mine, blocks)
+    def __init__(self, links: Links, mine: np.ndarray, blocks: np.ndarray, more: np.ndarray):
         node = links.node
         self._meeting = node.window(4 * 64)[0, : 4 * 64].view(np.int32).reshape(4, 16)
         self._turns = [0, 0, 0]
         self._scratch = sum_scratch(node.size)
         self._spins = _SPINS if node.size <= _cores() else _SPINS // 40
-
-    @property
-    def tree(self):
-        return self.links.continues_tree
+        self._more = more
+        super().__init__(links, mine, blocks)
 
     def __str__(self):
         return f"shared memory + {super().__str__()}" if self._methods else "shared memory"
+
+    def arrange(self, shares):
+        more = _more_rows(self.links, shares, self.mine.size)
+        if not all(self.links.comm.gather(more is not None)):
+            raise ValueError(
+                f"found too little shared memory for {shares}; expected room for as many gradients on a node: enlarge "
+                '/dev/shm, or set comm.algorithm = "direct"'
+            )
+        self._more = more
+        super().arrange(shares)
+
+    def _settle(self):
+        super()._settle()
+        links, floats = self.links, self.mine.size
+        parts = [links.shares.parts[rank] for rank in links.nodes[links.number]]
+        rows = [
+            [*self._more[rank, : len(own) - 1, :floats], self.blocks[rank, :floats]] for rank, own in enumerate(parts)
+        ]
+        self.rows = rows[links.node.rank]
+        self._node_rows = [row for own in rows for row in own]
+        self._additions, self._sums = joins([part for own in parts for part in own], links.shares.slots)
+        ranks = len(parts)  # is it the order of the kernel?
+        pairs, _ = joins([range(i, i + 1) for i in range(ranks)], ranks)
+        usual = len(self._node_rows) == ranks and (ranks % 2 == 1 or ranks & (ranks - 1) == 0)
+        self._pairs = usual and self._additions == pairs
 
     def release(self):
         self._meet(2)
 
     def _sum(self, start, stop, wire):
-        if len(self.links.nodes) > 1 or self.links.every_sum:
+        if len(self.links.nodes) > 1 or self.links.every_sum or not self._pairs:
             super()._sum(start, stop, wire)
             return
         first, last = self._slice(start, stop)  # the whole exchange of one node in one call of a kernel
@@ -211,22 +260,15 @@ class SharedBlock(MessageBlock):
 
     def _sum_node(self, start, stop, wire):
         first, last = self._slice(start, stop)
+        mine, rounded = self.total[first:last], self.links.every_sum and wire.short
         self._meet(0)
-        if self.links.every_sum and wire.short:
-            self._sum_rounded(first, last, wire)
-        else:
+        if self._pairs and not rounded:
             sum_blocks(self.blocks, first, last, self._scratch)
-        return self.total[first:last]
-
-    def _sum_rounded(self, first, last, wire):
-        """As `sum_blocks`, in the same order, with all addends rounded; blocks of other ranks are written over."""
-        ranks = len(self.blocks)
-        for start in range(first, last, ROUNDED_TILE):
-            tile, distance = self.blocks[:, start : min(last, start + ROUNDED_TILE)], 1
-            while distance < ranks:
-                for rank in range(0, ranks - distance, 2 * distance):
-                    wire.add(tile[rank], tile[rank + distance])
-                distance *= 2
+            return mine, [mine]
+        rows = [row[first:last] for row in self._node_rows]  # what is not this rank's is written over, too
+        add = (wire if rounded else self.links.exact).add
+        add_up(rows, self._additions, add, into=mine if len(self._sums) == 1 else None)
+        return mine, [mine] if len(self._sums) == 1 else [rows[i] for i in self._sums]
 
     def _meet(self, point):
         self._turns[point] += 1

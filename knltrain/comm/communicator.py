@@ -30,6 +30,9 @@ class Serial:
     def exchange(self, out: np.ndarray, to: int, into: np.ndarray, source: int):
         raise RuntimeError(f"one rank has no peer {to} to exchange with; expected this to be called under mpiexec")
 
+    def trade(self, sends: list, receives: list):
+        raise RuntimeError("one rank has no peers to trade with; expected this to be called under mpiexec")
+
     def broadcast(self, array: np.ndarray):
         """Give every rank rank 0's numbers, in place."""
 
@@ -87,13 +90,17 @@ class World:
         return cls(mpi, everybody.Split(0, int(first[0]) * everybody.size + everybody.rank))
 
     def exchange(self, out: np.ndarray | None, to: int, into: np.ndarray | None, source: int):
-        """Send `out` to rank `to` and receive `into` from rank `source`, contiguous; None: only the other half.
+        """Send `out` to rank `to` and receive `into` from rank `source`, contiguous; None: only the other half."""
+        self.trade([] if out is None else [(out, to)], [] if into is None else [(into, source)])
+
+    def trade(self, sends: list[tuple[np.ndarray, int]], receives: list[tuple[np.ndarray, int]]):
+        """Send (array, to rank) and receive (array, from rank) all at once; contiguous, in order between two ranks.
 
         Waits as a guest on a busy machine: it looks for a moment, then sleeps between looks. (MPI's blocking calls
         spin, and would take the core from a thread that computes.)
         """
-        requests = [] if into is None else [self._comm.Irecv(into, source)]
-        if out is not None:
+        requests = [self._comm.Irecv(into, source) for into, source in receives]
+        for out, to in sends:
             requests.append(self._comm.Isend(out, to))
             self.sent_bytes += out.nbytes
         for _ in range(_LOOKS):

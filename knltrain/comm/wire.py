@@ -42,6 +42,26 @@ class Wire:
             setattr(self, buffer, np.empty(size, self.dtype))
         return getattr(self, buffer)[:size]
 
+    def room(self, shape: tuple[int, int]) -> np.ndarray:
+        """Where rows that travel may arrive."""
+        return self._room("_into", shape[0] * shape[1]).reshape(shape)
+
+    def coded(self, x: np.ndarray) -> np.ndarray:
+        """x as it travels, in memory of its own where that is another format."""
+        if not self.short:
+            return x
+        out = np.empty(x.size, self.dtype)
+        self.encode(x, out)
+        return out
+
+    def plain(self, travelled: np.ndarray) -> np.ndarray:
+        """What has travelled, as float32, in memory of its own where that is another format."""
+        if not self.short:
+            return travelled
+        x = np.empty(travelled.size, np.float32)
+        self.decode(travelled, x)
+        return x
+
     def _outgoing(self, x):
         if not self.short or x is None:
             return x

@@ -1,0 +1,113 @@
+"""From sums of gradients to new weights: every rank updates everything, or each its part.
+
+With the sharded update a bucket is only reduce-scattered; each rank updates the part of the weights whose gradient sums
+it holds, and the weights, not the gradients, are gathered (Xu et al. 2020, arXiv:2004.13336): the same bytes travel,
+and the update costs each rank 1/P. The norms that LARS needs are sums over chunks of a tensor that were always taken
+one by one; here the ranks share them out and add zeros for the others', which is exact. So the weights have the same
+bits either way.
+"""
+
+import math
+from functools import partial
+
+import numpy as np
+
+from knltrain.kernels import NORM_CHUNK, combine_norms, squared_norm_chunks
+
+from ..arena import Parameters
+
+
+class Update:
+    """Every rank updates every parameter, as its sum arrives."""
+
+    def __init__(self, parameters: Parameters, optimizer, reducer):
+        self.parameters, self.optimizer, self.reducer = parameters, optimizer, reducer
+
+    def step(self, lr: float, scale: float = 0.0) -> bool:
+        """One step of the optimizer after the last slot; whether it was done. Collective.
+
+        scale: of the gradients, a power of two. Where it is given, every norm is taken before the first update: if one
+        is not finite, which all ranks see in the same sums, no weight is changed. 0: there is none, and no such look.
+        """
+        optimizer, reducer = self.optimizer, self.reducer
+        if not scale:
+            optimizer.step(lr, reducer.reduced())
+            return True
+        arrived = [(p, optimizer.norms(p)) for p in reducer.arriving()]
+        fits = all(math.isfinite(gg) for _, (_, gg) in arrived)
+        if fits:
+            optimizer.begin(lr, scale)
+            for p, norms in arrived:
+                optimizer.update(p, norms)
+        reducer.end_step()
+        return fits
+
+    def complete(self):
+        """Give every rank the whole state, momentum included, as a checkpoint wants it. Collective."""
+
+
+class ShardedUpdate(Update):
+    """Each rank updates its part of every bucket."""
+
+    def __init__(self, parameters: Parameters, optimizer, reducer):
+        super().__init__(parameters, optimizer, reducer)
+        self.rows, count = {}, 0  # of the table of norms: those of a parameter's chunks
+        for p in parameters.parameters:
+            chunks = -(-p.size // NORM_CHUNK)
+            self.rows[p.name] = slice(count, count + chunks)
+            count += chunks
+        self.norms = np.zeros((count, 2))
+        self.pieces = [self._pieces(bucket) for bucket in reducer.buckets]
+
+    def _pieces(self, bucket) -> list[tuple]:
+        """(parameter, slice of its elements) for everything in this rank's part of the bucket."""
+        part, pieces = self.reducer.block.part(bucket.start, bucket.stop), []
+        for p in self.parameters.parameters:
+            here = self.parameters.gradient_slice(p)
+            first, last = max(part.start, here.start), min(part.stop, here.start + p.size)
+            if p.name in bucket.waits_for and first < last:
+                pieces.append((p, slice(first - here.start, last - here.start)))
+        return pieces
+
+    def step(self, lr: float, scale: float = 0.0) -> bool:
+        optimizer, reducer, comm = self.optimizer, self.reducer, self.reducer.block.links.comm
+        self.norms[...] = 0
+        for job, pieces in zip(list(reducer.jobs), self.pieces, strict=True):
+            reducer.worker.wait(job)
+            for p, part in pieces:
+                if scale or optimizer.adapts(p):
+                    sums = squared_norm_chunks(p.w.reshape(-1)[part], p.gradient.reshape(-1)[part])
+                    row = self.rows[p.name].start + part.start // NORM_CHUNK
+                    self.norms[row : row + len(sums)] = sums
+        comm.sum(self.norms)
+        fits = not scale or bool(np.isfinite(self.norms[:, 1]).all())
+        if fits:
+            self._update(lr, scale or 1.0)
+        reducer.end_step()
+        return fits
+
+    def _update(self, lr, scale):
+        optimizer = self.optimizer
+        optimizer.begin(lr, scale)
+        norms = {name: combine_norms(self.norms[rows]) for name, rows in self.rows.items()}
+        for pieces in self.pieces:
+            for p, part in pieces:
+                optimizer.update(p, norms[p.name], part)
+        self._gather("w", self.parameters.value)
+
+    def complete(self):
+        self._gather("v", self.parameters.momentum)
+        self.reducer.end_step()
+
+    def _gather(self, name: str, block: np.ndarray):
+        """Fill `block` from the parts of all ranks; they travel in the gradient's memory, which is free by now."""
+        reducer, gathered, head = self.reducer, self.reducer.block, self.reducer.head
+        sent = []
+        for bucket, pieces in zip(reducer.buckets[:-1], self.pieces, strict=False):
+            for p, part in pieces:
+                p.gradient.reshape(-1)[part] = getattr(p, name).reshape(-1)[part]
+            work = partial(gathered.allgather, bucket.start, bucket.stop)
+            sent.append((bucket, reducer.submit(f"weights of {bucket}", work)))
+        for bucket, job in sent:
+            reducer.worker.wait(job)
+            block[bucket.start - head : bucket.stop - head] = gathered.total[bucket.start : bucket.stop]

@@ -1,0 +1,93 @@
+"""Ranks as threads of one process: a communicator as that of MPI, for tests of what ranks do together."""
+
+import json
+import queue
+import threading
+from collections import defaultdict
+
+import numpy as np
+
+LIMIT_S = 20
+
+
+class _Everybody:
+    """What the ranks of a communicator share."""
+
+    def __init__(self, size: int):
+        self.barrier, self.board = threading.Barrier(size, timeout=LIMIT_S), [None] * size
+        self.messages = defaultdict(queue.Queue)  # (from, to) → arrays
+        self.nodes, self.windows, self.lock = {}, [], threading.Lock()
+
+
+class Rank:
+    """The communicator of one of the threads. layout: ranks of each node, if not all on one."""
+
+    threads_may_call = True
+    library = "threads"
+
+    def __init__(self, everybody, rank, size, layout=()):
+        self._all, self.rank, self.size, self._layout = everybody, rank, size, layout
+        self.sent_bytes = self.messages = self._windows = 0
+
+    def exchange(self, out, to, into, source):
+        self.trade([] if out is None else [(out, to)], [] if into is None else [(into, source)])
+
+    def trade(self, sends, receives):
+        for out, to in sends:
+            self._all.messages[self.rank, to].put(out.copy())
+            self.sent_bytes += out.nbytes
+        self.messages += len(sends)
+        for into, source in receives:
+            np.copyto(into, self._all.messages[source, self.rank].get(timeout=LIMIT_S), casting="no")
+
+    def gather(self, value):
+        self._all.board[self.rank] = json.dumps(value)
+        self._all.barrier.wait()
+        everything = [json.loads(text) for text in self._all.board]
+        self._all.barrier.wait()
+        return everything
+
+    def barrier(self):
+        self._all.barrier.wait()
+
+    def sum(self, array, blocking=True):
+        array[...] = sum(np.array(one, array.dtype).reshape(array.shape) for one in self.gather(array.tolist()))
+
+    def node(self, pretended=0):
+        count = min(pretended, self.size) or 1
+        nodes = [rank * count // self.size for rank in range(self.size)]
+        layout = self._layout or [nodes.count(node) for node in range(count)]
+        number, local = 0, self.rank
+        while local >= layout[number]:
+            number, local = number + 1, local - layout[number]
+        with self._all.lock:
+            everybody = self._all.nodes.setdefault((number, tuple(layout)), _Everybody(layout[number]))
+        return Rank(everybody, local, layout[number])
+
+    def window(self, nbytes):
+        with self._all.lock:
+            if self._windows == len(self._all.windows):
+                self._all.windows.append(np.zeros((self.size, nbytes), np.uint8))
+        self._windows += 1
+        return self._all.windows[self._windows - 1]
+
+
+def on_ranks(size: int, work, layout=()) -> list:
+    """[work(communicator)] of all ranks. Raises the first error of a rank."""
+    everybody, results, errors = _Everybody(size), [None] * size, []
+
+    def run(rank):
+        try:
+            results[rank] = work(Rank(everybody, rank, size, layout))
+        except BaseException as error:
+            errors.append(error)
+            everybody.barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * LIMIT_S)
+    if errors:
+        raise errors[0]
+    return results
