@@ -50,12 +50,6 @@ def test_folder__with_other_files_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_ranks__that_are_no_power_of_two_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="power of two"):
-        demo.demo(tmp_path / "out", ranks=3)
-    assert not (tmp_path / "out").exists()
-
-
 def test_mpiexec__absent_names_the_cure(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))

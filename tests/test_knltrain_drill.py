@@ -26,8 +26,8 @@ def test_drill__notices_what_is_not_as_expected(tmp_path, capsys, monkeypatch):
 
 
 def test_drill__refuses_what_cannot_be(tmp_path):
-    with pytest.raises(ValueError, match="power of two"):
-        drill(tmp_path, ranks=3, count=1, seed=0, launcher=None)
+    with pytest.raises(ValueError, match="expected 1 to 16"):
+        drill(tmp_path, ranks=17, count=1, seed=0, launcher=None)
     with pytest.raises(ValueError, match="expected one of kill"):
         drill(tmp_path, ranks=2, count=1, seed=0, launcher=None, kinds=["earthquake"])
     with pytest.raises(ValueError, match="found --kind freeze, .* on 1 ranks"):  # nobody else is there to notice

@@ -158,7 +158,7 @@ def _table(rows) -> str:
 def _forecast(rows, link) -> str:
     """What the fitted link means on many nodes, one rank each."""
     points = [(row["bytes"], row["seconds"]) for row in rows if (row["algorithm"], row["wire"]) == ("auto", "fp32")]
-    names = ("ring", "halving", "doubling", "tree", "torus")
+    names = ("ring", "halving", "direct", "doubling", "tree", "torus")
     lines = [f"the default here: {fit(points)}"] if len(points) > 1 else []
     lines += [
         f"a message here:   {link}; predicted with such links, ms:",

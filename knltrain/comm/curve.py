@@ -59,6 +59,7 @@ def predicted(algorithm: str, ranks: int, nbytes: int, link: Curve) -> float:
         "halving": (2 * depth, most),
         "doubling": (depth, depth),
         "tree": (2 * depth, 2 * depth),
+        "direct": (ranks - 1 + depth, most),
         "torus": (2 * (rows + ranks // rows - 2), most),
     }[algorithm]
     return messages * link.alpha + share * nbytes / link.beta
