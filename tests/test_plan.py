@@ -133,7 +133,7 @@ def test_cost__tasks_are_those_of_the_kernels(network, monkeypatch):
 def test_exchange__is_the_formula_of_the_algorithm():
     n = 1 << 24
     assert sum_seconds(n, MACHINE, Scheme(8)) == (0.0, pytest.approx(2 * 3 * 1e-6 + 2 * 7 / 8 * n / 1e9))
-    assert sum_seconds(n, MACHINE, Scheme(6))[1] == pytest.approx(2 * 5 * 1e-6 + 2 * 5 / 6 * n / 1e9)
+    assert sum_seconds(n, MACHINE, Scheme(6))[1] == pytest.approx((5 + 3) * 1e-6 + 2 * 5 / 6 * n / 1e9)
     assert sum_seconds(1 << 12, MACHINE, Scheme(8))[1] == pytest.approx(3 * (1e-6 + (1 << 12) / 1e9))
     assert sum_seconds(n, MACHINE, Scheme(1, 4)) == (pytest.approx(5 * n / 50e9), 0.0)
     four = sum_seconds(n, MACHINE, Scheme(8, 4, "bf16"))[1]  # a quarter of the bytes on a quarter of the link, halved

@@ -46,10 +46,11 @@ def measure(run: Callable[[int], None], sizes, gather: Callable, repeats: int = 
     return points
 
 
-def predicted(algorithm: str, ranks: int, nbytes: int, link: Curve) -> float:
+def predicted(algorithm: str, ranks: int, nbytes: int, link: Curve, parts: float = 1) -> float:
     """Seconds of an exchange between `ranks` nodes, one rank each, over links like `link`; sums count for nothing.
 
-    The formulas of `algorithms`: messages times alpha, and bytes that a rank sends divided by beta.
+    The formulas of `algorithms`: messages times alpha, and bytes that a rank sends divided by beta. parts: partial
+    sums of a node, of which `direct` sends all.
     """
     depth = math.ceil(math.log2(ranks))
     rows = next(r for r in range(math.isqrt(ranks), 0, -1) if ranks % r == 0)
@@ -59,7 +60,7 @@ def predicted(algorithm: str, ranks: int, nbytes: int, link: Curve) -> float:
         "halving": (2 * depth, most),
         "doubling": (depth, depth),
         "tree": (2 * depth, 2 * depth),
-        "direct": (ranks - 1 + depth, most),
+        "direct": (parts * (ranks - 1) + depth, (parts + 1) / 2 * most),
         "torus": (2 * (rows + ranks // rows - 2), most),
     }[algorithm]
     return messages * link.alpha + share * nbytes / link.beta

@@ -25,13 +25,17 @@ FC_MODES = ("sum", "factors", "split")
 
 
 class Scheme(NamedTuple):
-    """nodes x ranks a node; wire: format of gradients; fc: of FC_MODES; group: nodes that share a split layer."""
+    """nodes x ranks a node; wire: format of gradients; fc: of FC_MODES; group: nodes that share a split layer.
+
+    parts: partial sums of a node, on average; 0: equal shares in a power of two.
+    """
 
     nodes: int
     ranks: int = 1
     wire: str = "fp32"
     fc: str = "sum"
     group: int = 8
+    parts: float = 0.0
 
 
 class Job(NamedTuple):
@@ -66,10 +70,10 @@ def sum_seconds(nbytes: float, machine: Machine, scheme: Scheme) -> tuple[float,
     if nodes == 1:
         return inside, 0.0
     share = nbytes / ranks * WIRE_BYTES[scheme.wire] / 4
-    power = nodes & (nodes - 1) == 0
-    name = ("halving" if power else "ring") if share > SMALL_BYTES else "doubling" if power else "tree"
-    core = predicted(name, nodes, share, Curve(0.0, 1e9 * machine.core_ghz)) * machine.exchange_cycles
-    return inside + core, predicted(name, nodes, share, link(machine, ranks)) - core
+    even, parts = nodes & (nodes - 1) == 0 and not scheme.parts, scheme.parts or 1
+    name = ("halving" if even else "direct") if share > SMALL_BYTES else "doubling" if even else "tree"
+    core = predicted(name, nodes, share, Curve(0.0, 1e9 * machine.core_ghz), parts) * machine.exchange_cycles
+    return inside + core, predicted(name, nodes, share, link(machine, ranks), parts) - core
 
 
 def bucket_size(total_bytes: float, machine: Machine, scheme: Scheme) -> int:
@@ -93,7 +97,8 @@ def exchange(
     def send(nbytes):
         core, wire = sum_seconds(nbytes, machine, scheme)
         jobs.append(Job(clock, core, wire))
-        return 2 * (scheme.nodes - 1) / scheme.nodes * nbytes * WIRE_BYTES[scheme.wire] / 4
+        copies = 1 + (scheme.parts or 1)
+        return copies * (scheme.nodes - 1) / scheme.nodes * nbytes * WIRE_BYTES[scheme.wire] / 4
 
     blocking = 0.0
     for cost in step.backward:

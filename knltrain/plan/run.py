@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from ..comm import Shares
 from ..machine import RESERVE_FROM, RESERVE_TWO_FROM
 from .cost import StepCost, step_cost
 from .exchange import FC_MODES, Scheme, exchange, fully_connected
@@ -82,8 +83,12 @@ def predict(training: Training, machine: Machine, scheme: Scheme) -> Prediction 
         return None
     cores, kept = cores_of(machine, scheme.ranks)
     program, step = training.program(training.slot_batch), _step(training, machine, cores, scheme.ranks)
+    shares = Shares.equal(slots, ranks)
+    between = shares.merged([range(node, node + scheme.ranks) for node in range(0, ranks, scheme.ranks)])
+    if not between.even:
+        scheme = scheme._replace(parts=sum(map(len, between.parts)) / scheme.nodes)
     sums = exchange(program, step, machine, scheme, training.global_batch, kept > 0)
-    mine = -(-slots // ranks)
+    mine = max(map(len, shares.ranges))
     compute = mine * (step.forward_s + step.backward_s) + step.update_s
     images = mine * scheme.ranks * training.slot_batch  # of a node in a step
     reading = images * training.image_bytes / (machine.read_gb_s * 1e9)
