@@ -34,6 +34,11 @@ def machine_line() -> str:
     return f"{machine_facts()['processor']}, {numba.get_num_threads()} threads, {ARCH.name} kernels ({shape})"
 
 
+def multiplied(precision: str) -> str:
+    """What the multiply-add loop multiplies, in words."""
+    return "float32" if product(precision) == "fp32" else "pairs of bf16"
+
+
 @dataclass(frozen=True)
 class Timing:
     """Medians over the repetitions of one kernel."""
@@ -52,7 +57,7 @@ class Ceiling:
     """
 
     def __init__(self, largest: int = 0, precision: str = "fp32"):
-        self.peaks, self.pairs = [], product(precision) != "fp32"
+        self.peaks, self.precision, self.pairs = [], precision, product(precision) != "fp32"
         self.rounds = 1000
         fma_peak(self.rounds, self.pairs)  # compiles
         seconds = min(clock(fma_peak, self.rounds, self.pairs) for _ in range(5))

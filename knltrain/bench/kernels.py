@@ -15,7 +15,7 @@ from knltrain.kernels import set_threads
 from ..layers import CONVOLUTION, KINDS, Observer, Op
 from ..layers import run as run_op
 from . import twins
-from .ceiling import Ceiling, Timing, machine_line
+from .ceiling import Ceiling, Timing, machine_line, multiplied
 from .workload import Workload
 
 CHECK_BATCH = 2  # images of the step whose results are compared with NumPy
@@ -188,7 +188,7 @@ def _head(what: str, ceiling, bandwidths, worst) -> str:
     low, middle, high = np.percentile(peaks, [10, 50, 90])
     return "\n".join([
         machine_line(),
-        f"peak    {middle:.0f} GFLOP/s (multiply-add loop, {'pairs of bf16' if ceiling.pairs else 'float32'}; "
+        f"peak    {middle:.0f} GFLOP/s (multiply-add loop, {multiplied(ceiling.precision)}; "
         f"{low:.0f} to {high:.0f} while this ran)",
         f"memory  {read:.0f} GB/s read, {copy:.0f} copy, {fill:.0f} fill (256 MiB)",
         f"{what}: the distinct kernel calls of one training step. All results were compared with NumPy\n"

@@ -10,7 +10,7 @@ import numba
 from knltrain.kernels import set_threads
 
 from ..layers import KINDS, Observer
-from .ceiling import Ceiling, clock, machine_line
+from .ceiling import Ceiling, clock, machine_line, multiplied
 from .torch_process import MODELS, TorchProcess, check_installed, configurations, peak_memory_bytes
 from .workload import CLASSES, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Workload
 
@@ -200,7 +200,8 @@ def table(record: dict, flops: int) -> str:
     total = sum(kinds.values())
     lines = [
         machine_line(),
-        f"peak    {record['peak_gflop_per_s']:.0f} GFLOP/s (multiply-add loop, float32, between the steps)",
+        f"peak    {record['peak_gflop_per_s']:.0f} GFLOP/s (multiply-add loop, {multiplied(record['precision'])}, "
+        "between the steps)",
         f"{record['model']}, slot batch {record['slot_batch']}, {record['precision']}: one step is "
         f"{flops / 1e9:.1f} GFLOP of convolutions and fully connected layers",
         "",
