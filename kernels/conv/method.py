@@ -79,8 +79,8 @@ class Blocks(Method):
             # where the grid alone gives too few tasks channels are cut too; but each range reads all of the input
             ranges = min(blocks, max(ceil(self.tasks(), along), ceil(width, MOST_WIDTH)))
             job = Job(
-                x.reshape(-1), self.zeros, weights.reshape(-1), bias, y.reshape(-1), moments, *grid, self.all_taps,
-                self.form, x.shape[0], ranges, accumulate, relu, goes_past(y, width), self.staged,
+                x.reshape(-1), self.zeros, weights.reshape(-1).view(np.float32), bias, y.reshape(-1), moments, *grid,
+                self.all_taps, self.form, x.shape[0], ranges, accumulate, relu, goes_past(y, width), self.staged,
                 np.empty(0, self.panels.dtype),
             )  # fmt: skip
             self.nest(along * ranges, job)

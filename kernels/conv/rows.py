@@ -62,7 +62,7 @@ def _panel(job, part, block, c0, count, own):
     depth, width, item = job.geometry[DEPTH], job.geometry[WIDTH], job.weights.itemsize
     k0, side, apart = block * BLOCK, (block - part.lo) % SIDE_BY_SIDE, own.shape[1] * F32_BYTES
     b, rest = own.ctypes.data + side * apart, min(width - k0, (part.hi - block) * BLOCK)
-    kind, to = job.weights.dtype, job.panels.dtype
+    kind, to = np.float32, job.panels.dtype
     c0, count = c0 * in_unit(to), count * in_unit(to)
     if job.form == COLUMNS:
         source = job.weights.ctypes.data + (k0 * depth + c0) * item

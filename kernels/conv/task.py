@@ -25,7 +25,7 @@ class Job(NamedTuple):
 
     x: np.ndarray
     zeros: np.ndarray  # the pixel that lies outside
-    weights: np.ndarray
+    weights: np.ndarray  # or panels of them, units of four bytes: one type, one compilation
     bias: np.ndarray  # (K,) or empty
     y: np.ndarray
     moments: np.ndarray  # (blocks, 2, K), to be told mean and M2 of each block, or empty
