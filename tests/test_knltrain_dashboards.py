@@ -1,6 +1,10 @@
 """A run in TensorBoard and MLflow, as these read it themselves; and that a run does not need them."""
 
+import json
+import re
+import subprocess
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -156,3 +160,25 @@ def test_run__is_in_tensorboard_as_it_is_in_its_log(tmp_path, monkeypatch):
     trust = next(r for r in log if r["kind"] == "trust")["ratios"]
     assert events.Scalars("trust/fc.w")[0].value == pytest.approx(trust["fc.w"], rel=1e-6)
     assert [image.step for image in events.Images("samples")] == [1, 4]
+    pages = "scalars/tags", "scalars/scalars?run=run/tensorboard&tag=train/loss", "images/tags"
+    tags, points, images = ask_tensorboard(tmp_path, *pages)
+    assert {"train/loss", "val/top1", "trust/fc.w"} <= set(tags["run/tensorboard"])
+    losses = [r["loss"] for r in log if r["kind"] == "step"]
+    assert [value for _, _, value in points] == pytest.approx(losses, rel=1e-6)
+    assert "samples" in images["run/tensorboard"]
+
+
+def ask_tensorboard(folder, *paths):
+    """What TensorBoard itself, started on `folder`, answers its pages, as they ask it."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", "--load_fast", "false"]
+    how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--host", "127.0.0.1"], **how) as server:
+        try:
+            url = next(found[0] for line in server.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+/", line)))
+            answers = []
+            for path in paths:
+                with urllib.request.urlopen(f"{url}data/plugin/{path}", timeout=120) as answer:
+                    answers.append(json.load(answer))
+            return answers
+        finally:
+            server.kill()
