@@ -220,7 +220,8 @@ def _plan(args):
 
 
 def _plan_recipe(args):
-    from .config import derive, load_recipe
+    from .config import load_recipe
+    from .derived import derive
     from .experiment import build_network
     from .plan.command import plan, training_of
 

@@ -20,9 +20,10 @@ from .comm import (
     Watch,
     compare_signatures,
 )
-from .config import Derived, Recipe, rules
+from .config import Recipe, rules
 from .data import Augment, DataSet, Loader, Order, read_mean_image
 from .data.ranks import from_first
+from .derived import Derived
 from .models import Model, build, declare
 from .models.state import load as load_state
 from .optim import Lars, LossScale

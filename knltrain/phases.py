@@ -13,7 +13,8 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from .config import Derived, Recipe, at_phase, derive
+from .config import Recipe, at_phase
+from .derived import Derived, derive
 from .optim import learning_rate
 
 

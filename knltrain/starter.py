@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import derive, parse_recipe
+from .config import parse_recipe
 from .data import DataSet
+from .derived import derive
 from .experiment import open_data
 from .models import build
 from .text import printable

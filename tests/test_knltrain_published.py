@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from knltrain.config import derive, load_recipe
+from knltrain.config import load_recipe
+from knltrain.derived import derive
 from knltrain.experiment import build_network
 from knltrain.inherit import published
 from knltrain.models import declare
