@@ -1,7 +1,7 @@
 """What must be true before Numba is imported, and the order of files when several workers share them.
 
 Two threads exist, also on one core, so that 1 and 2 can be compared; they do not spin where they wait, since other
-workers (`pytest -n 3 --dist loadfile`) want the cores.
+workers (`pytest -n 4 --dist loadfile`) want the cores.
 """
 
 import os
@@ -9,8 +9,12 @@ import os
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, len(os.sched_getaffinity(0)))))
 os.environ.setdefault("KMP_BLOCKTIME", "0")
 
-# the longest first: whoever takes one of these last would leave the other workers idle
-LONG = ("test_jobs_slurm", "test_knltrain_train", "test_comm_exchange", "test_knltrain_survival", "test_kernels_isa")
+# the longest first: whoever takes one of these last would leave the other workers idle. The first of all has other
+# processes compile, while its worker waits
+LONG = (
+    "test_kernels_isa", "test_jobs_slurm", "test_kernels_conv", "test_knltrain_train", "test_kernels_assembly",
+    "test_docs_commands", "test_knltrain_drill", "test_knltrain_survival", "test_comm_exchange",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

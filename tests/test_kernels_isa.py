@@ -40,6 +40,7 @@ def start(cpu, *arguments, cache=None):
     own = {"NUMBA_CPU_NAME": cpu, "NUMBA_CACHE_DIR": str(cache or f"{kernels.cache_folder()}-{cpu}")} if cpu else {}
     own |= {"NUMBA_CPU_FEATURES": KNL_FEATURES} if cpu == "knl" else {}
     own |= {"TEST_NUMBERS": NUMBERS.get(cpu or "knl", "fp32")}  # for this machine: to note what KNL's tests compile
+    own |= {"TEST_DOTS": "widen"}  # none of these CPUs multiplies pairs of bf16
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)], cwd=HERE, env=os.environ | {"PYTHONPATH": path} | own, text=True,
