@@ -232,7 +232,8 @@ def _plan_recipe(args):
         data = DataSet(recipe.data.train)
         images, classes = images or len(data), classes or len(data.class_names)
     images, classes = images or IMAGENET[0], classes or IMAGENET[1]
-    training = training_of(recipe, args.recipe.stem, derive(recipe, images), lambda: build_network(recipe, classes))
+    name = args.recipe.stem + ", its first phase throughout" * bool(recipe.phases)
+    training = training_of(recipe, name, derive(recipe, images), lambda: build_network(recipe, classes))
     plan(training, args.on, args.nodes, args.ranks, args.json, args.plot)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from knltrain.cli import main
+from knltrain.comm import Curve, predicted
 from knltrain.models import build
-from knltrain.plan import command
-from knltrain.plan.cost import op_cost, step_cost, task_count, training_program, update_cost
+from knltrain.plan import command, measure
+from knltrain.plan.cost import Cost, op_cost, step_cost, task_count, training_program, update_cost
 from knltrain.plan.exchange import Job, Scheme, _exposed, exchange, sum_seconds
 from knltrain.plan.machine import KNOWN, RULES, Machine, MachineError, load_machine, machines
 from knltrain.plan.published import WITHIN, Published
@@ -278,3 +279,45 @@ def test_plan__wrong_arguments_are_one_line(capsys, arguments, expected):
 
 def test_rules__are_all_used_by_name():
     assert {MACHINE.__getattr__(name.partition(".")[2]) for name in RULES} <= set(ROUND.values())
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def cost(share="forward", tasks=2, roofline=1e-3) -> Cost:
+    return Cost("l", "forward", share, tasks, 0.0, 0.0, roofline, "flops")
+
+
+def test_measure__a_share_is_ideal_over_taken_without_calls():
+    numbers = {"node.call_us": 10.0, "node.fork_us": 40.0}
+    seen = [
+        (cost(), 2.05e-3),
+        (cost(roofline=3e-3), 6.05e-3),
+        (cost("update", tasks=1), 1.01e-3),
+        (cost(roofline=1e-9), 1),
+    ]
+    found = measure.shares(seen, numbers, threads=2)
+    assert found == {"shares.forward": pytest.approx(0.5), "shares.update": pytest.approx(1.0)}
+
+
+def test_measure__calls_are_ops_that_do_nothing():
+    seen = [(cost(tasks=1, roofline=1e-9), 5e-6), (cost(roofline=1e-9), 25e-6), (cost(), 1.0)]
+    assert measure.calls(seen, 2) == {"node.call_us": pytest.approx(5), "node.fork_us": pytest.approx(20)}
+    assert measure.calls(seen, 1)["node.fork_us"] == 0
+
+
+def test_measure__a_link_from_bench_allreduce(tmp_path):
+    path, link = tmp_path / "rows.json", Curve(20e-6, 1e9)
+    row = {"algorithm": "halving", "wire": "fp32", "ranks": 4}
+    rows = [row | {"bytes": n, "seconds": predicted("halving", 4, n, link)} for n in (1 << 20, 1 << 24)]
+    path.write_text(json.dumps([*rows, {"algorithm": "mpi", "wire": "fp32"}]))
+    found = measure.read_link(path)
+    assert found == {"network.gb_s": pytest.approx(1.0), "network.latency_us": pytest.approx(20)}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '[{"algorithm": "ring"}]', "nan"])
+def test_measure__a_wrong_link_is_one_line(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="expected what `bench allreduce"):
+        measure.read_link(path)
