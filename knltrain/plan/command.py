@@ -37,6 +37,7 @@ def training_of(recipe, name: str, derived, build) -> Training:
         derived.total_steps // every if every else 1,
         JPEG_BYTES if decoded else 3 * side**2,
         decoded,
+        recipe.data.stage != "none",
         lars=recipe.optim.trust_coefficient > 0,
         precision=precision,
         wire=precision if recipe.comm.wire == "auto" else recipe.comm.wire,

@@ -75,11 +75,15 @@ def _width(op: Op) -> int:
     return shape.w[2] if op.kind == "backward_input" else shape.k_group
 
 
+def is_dense(op: Op) -> bool:
+    """Whether an op of a convolution is of a fully connected layer: one on images of one pixel."""
+    return op.others["plan"].x_shape[1:3] == (1, 1)
+
+
 def share_name(op: Op) -> str:
     """Which of the machine's shares of the roofline an op reaches."""
     if op.kind in CONVOLUTION:
-        plan = op.others["plan"]
-        return op.kind + ("_fc" if plan.unpacked else "_winograd" if op.arithmetic < op.flops else "")
+        return op.kind + ("_fc" if is_dense(op) else "_winograd" if op.arithmetic < op.flops else "")
     if op.kind in ("packing", UPDATE):
         return op.kind
     return SHARE_OF_KERNEL.get(op.name.partition("_")[0], "other")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..comm import Curve, predicted
 from ..layers import Program
-from .cost import StepCost
+from .cost import StepCost, is_dense
 from .machine import Machine
 
 SMALL_BYTES = 1 << 16  # of a slice: below, doubling or tree, as in `comm.block`
@@ -129,7 +129,7 @@ def _exposed(jobs: list[Job], backward: float, reserved: bool) -> float:
 
 def fully_connected(program: Program) -> dict[str, tuple[int, int]]:
     """(C, K) of the weights of each fully connected layer, by the parameter's name."""
-    ops = [op for op in program.backward if op.kind == "backward_weight" and op.others["plan"].unpacked]
+    ops = [op for op in program.backward if op.kind == "backward_weight" and is_dense(op)]
     return {op.writes["dw"].owner.name: op.writes["dw"].shape[2:] for op in ops}
 
 

@@ -37,6 +37,7 @@ class Training:
     checkpoints: int
     image_bytes: int
     decoded: bool  # pictures are JPEG
+    staged: bool = False  # and lie on the node
     lars: bool = True
     precision: str = "fp32"
     wire: str = "fp32"
@@ -91,7 +92,7 @@ def predict(training: Training, machine: Machine, scheme: Scheme) -> Prediction 
     mine = max(map(len, shares.ranges))
     compute = mine * (step.forward_s + step.backward_s) + step.update_s
     images = mine * scheme.ranks * training.slot_batch  # of a node in a step
-    reading = images * training.image_bytes / (machine.read_gb_s * 1e9)
+    reading = 0.0 if training.staged else images * training.image_bytes / (machine.read_gb_s * 1e9)
     decoding = images / (scheme.ranks * max(1, kept) * machine.core_ghz * machine.reader_images_ghz)
     feed = max(reading, decoding if training.decoded else 0.0)
     seconds = max(compute + sums.exposed, feed)

@@ -39,6 +39,8 @@ def plan_table(training: Training, machine: Machine, rows: Sequence[Prediction])
         f"{last.bucket_bytes >> 10:,} KiB, {last.sent_bytes / 1e6:,.0f} MB sent by a node in a step; "
         f"evaluation {last.evaluation_s:,.0f} s, checkpoints {last.checkpoint_s:,.0f} s"
     )
+    if last.input_s == last.step_s:
+        lines.append("a step waits for its pictures: data.stage, raw shards, or readers on more cores")
     return "\n".join(lines)
 
 
