@@ -11,7 +11,7 @@ from knltrain.cli import main
 from knltrain.comm import Curve, predicted
 from knltrain.models import build
 from knltrain.plan import command, measure
-from knltrain.plan.cost import Cost, op_cost, step_cost, task_count, training_program, update_cost
+from knltrain.plan.cost import Cost, op_cost, step_cost, task_count, training_program, update_cost, waste
 from knltrain.plan.exchange import Job, Scheme, _exposed, exchange, sum_seconds
 from knltrain.plan.machine import KNOWN, RULES, Machine, MachineError, load_machine, machines
 from knltrain.plan.published import WITHIN, Published
@@ -97,9 +97,16 @@ def test_cost__flops_made_count_and_shares_divide(alexnet):
     half = Machine(
         "half", numbers=ROUND | {f"shares.{op.kind}": 0.5, "node.core_memory_gb_s": 1e4, "node.memory_gb_s": 1e5}
     )
-    busy = 10 * (1 - op_cost(op, half, 10).idle)
+    busy = 10 * (1 - op_cost(op, half, 10).idle) / waste(op)
     assert op_cost(op, half, 10).seconds == pytest.approx(op.arithmetic / (busy * 10e9) / 0.5)
     assert op_cost(op, half, 10, "bf16").seconds == pytest.approx(op.arithmetic / (busy * 20e9) / 0.5)
+
+
+def test_cost__waste_of_tiles(alexnet):
+    by = {(op.owner.name, op.kind): waste(op) for op in alexnet.ops if op.flops}
+    assert by["conv1", "forward"] == pytest.approx(1 + 48 / 363)  # 11 x 11 x 3 steps, 96 channels are three tiles
+    assert by["conv2", "backward_input"] == pytest.approx(64 / 48 * (1 + 8 * (1 / 48 + 1 / 128)))  # two groups, 5x5
+    assert by["fc8", "forward"] == pytest.approx(1024 / 1000 * 70 / 64)  # 64 images are five tiles of 14 rows
 
 
 class Asked(Exception):

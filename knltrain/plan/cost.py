@@ -1,12 +1,15 @@
 """What an op of a step costs on a machine: a roofline of the cores that its tasks keep busy, times a share of it.
 
     busy    = tasks / ceil(tasks / cores)              tasks are handed out evenly: the last wave may be half empty
-    compute = flops made / (busy x core_gflops x lanes)     lanes: output channels / those of whole tiles of 32
+    compute = flops made x waste / (busy x core_gflops)
     memory  = bytes / min(busy x core_memory_gb_s, memory_gb_s)     from caches where the op's bytes fit them:
               bytes / (busy x core_cache_gb_s)
     seconds = max(compute, memory) / share + fork + call
 
 flops and bytes are the program's own (`Op.arithmetic`, `Op.nbytes`): what is read and written from end to end, once.
+waste: what tiles do besides their products, seen on two cores of Zen 4: tiles of 32 channels (and, where images are
+single pixels, of 14 rows) that are not full; what a tile does once, as much as 48 steps of its depth; packing in
+backward-weight, as much as 16 output channels; Winograd's transforms, as much as 8 channels on either side.
 Left out: where memory lies (NUMA), lines that two cores write, waiting for weights that many tasks read again.
 """
 
@@ -20,6 +23,7 @@ from ..layers import CONVOLUTION, UPDATE, Op, Program, SoftmaxCrossEntropy, Tens
 from .machine import Machine
 
 BLOCK, MOST_WIDTH = 32, 512  # output channels of a tile of AVX-512, and the most of a task: the kernels' own
+ONCE, PACK, TRANSFORM, ROWS = 48, 16, 8, 14  # of tiles: see `waste`
 WAYS = 4  # tasks a core that Winograd's method and unpacked weights aim at
 PART, UPDATE_PART = 1 << 15, 1 << 16  # numbers in a task of the passes over memory, and of the update
 LARS_PASSES, SGD_PASSES = (4, 3, 2), (2, 3, 2)  # tensors read for the norms, then read and written by the update
@@ -75,6 +79,21 @@ def _width(op: Op) -> int:
     return shape.w[2] if op.kind == "backward_input" else shape.k_group
 
 
+def waste(op: Op) -> float:
+    """The flops that tiles of a convolution spend, over those of its products."""
+    (r, s, c, _), k = op.others["plan"].w_shape, op.others["plan"].shape.k_group
+    width, images = _width(op), op.others["plan"].x_shape[0]
+    full = -(-width // BLOCK) * BLOCK / width
+    if op.arithmetic < op.flops:
+        return full * (1 + TRANSFORM * (1 / c + 1 / k))
+    if op.kind == "backward_weight":
+        return full * (1 + PACK / k)
+    if is_dense(op):
+        return full * -(-images // ROWS) * ROWS / images
+    taps = r * s / (1 if op.kind == "forward" else op.others["plan"].shape.stride ** 2)
+    return full * (1 + ONCE / (taps * (c if op.kind == "forward" else k)))
+
+
 def is_dense(op: Op) -> bool:
     """Whether an op of a convolution is of a fully connected layer: one on images of one pixel."""
     return op.others["plan"].x_shape[1:3] == (1, 1)
@@ -93,8 +112,7 @@ def op_cost(op: Op, machine: Machine, cores: int, precision: str = "fp32") -> Co
     """The cost of one op of a program."""
     done = tuple(parameter.name for parameter in op.completes())
     where = op.owner.name, op.kind, share_name(op)
-    width = _width(op) if op.kind in CONVOLUTION else BLOCK
-    flops = op.arithmetic * -(-width // BLOCK) * BLOCK / width
+    flops = op.arithmetic * (waste(op) if op.kind in CONVOLUTION else 1)
     return _cost(machine, cores, precision, where, task_count(op, cores), flops, op.nbytes, done)
 
 
