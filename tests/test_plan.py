@@ -309,8 +309,8 @@ def test_measure__a_share_is_ideal_over_taken_without_calls():
 
 def test_measure__calls_are_ops_that_do_nothing():
     seen = [(cost(tasks=1, roofline=1e-9), 5e-6), (cost(roofline=1e-9), 25e-6), (cost(), 1.0)]
-    assert measure.calls(seen, 2) == {"node.call_us": pytest.approx(5), "node.fork_us": pytest.approx(20)}
-    assert measure.calls(seen, 1)["node.fork_us"] == 0
+    assert measure.calls(seen, 2, between=3e-6) == {"node.call_us": pytest.approx(8), "node.fork_us": pytest.approx(20)}
+    assert measure.calls(seen, 1, between=0.0)["node.fork_us"] == 0
 
 
 def test_measure__a_link_from_bench_allreduce(tmp_path):

@@ -50,8 +50,9 @@ def measure(path: Path, allreduce: Path | None = None) -> str:
     numbers = ceilings()
     rough = Machine("rough", numbers=dict.fromkeys(KNOWN, 1.0) | numbers | {"node.call_us": 0.0, "node.fork_us": 0.0})
     threads, looks = int(numbers["node.cores"]), [best_ops(name, images) for name, images in NETWORKS]
-    seen = [(op_cost(op, rough, threads), seconds) for ops in looks for op, seconds in ops.items()]
-    numbers |= calls(seen, threads)
+    seen = [(op_cost(op, rough, threads), seconds) for ops, _ in looks for op, seconds in ops.items()]
+    ops, step = looks[-1]  # of many small ops: there the time between them counts
+    numbers |= calls(seen, threads, between=max(0.0, step - sum(ops.values())) / len(ops))
     numbers |= shares(seen, numbers, threads)
     text = _toml(numbers | link)
     write_whole(path, text)
@@ -92,23 +93,23 @@ def best_rate(ceiling: Ceiling, nbytes: int) -> float:
     return 2 * nbytes * repeats / min(clock(copy, name) for name in ways for _ in range(4 * LOOKS))
 
 
-def best_ops(name: str, images: int) -> dict:
-    """Least seconds of every op of a step."""
+def best_ops(name: str, images: int) -> tuple[dict, float]:
+    """Least seconds of every op of a step, and of the whole."""
     workload, best = Workload(name, images), Best()
     workload.step()
     workload.observe(best)
-    for _ in range(LOOKS):
-        workload.step()
+    whole = min(clock(workload.step) for _ in range(LOOKS))
     workload.observe(None)
-    return best.ops
+    return best.ops, whole
 
 
-def calls(seen, threads: int) -> dict[str, float]:
-    """us of a call, and of a fork, from ops that do hardly anything."""
+def calls(seen, threads: int, between: float) -> dict[str, float]:
+    """us of a call, with the seconds between two ops, and of a fork, from ops that do hardly anything."""
     small = [(cost.tasks, seconds) for cost, seconds in seen if cost.roofline < SMALL_S]
     alone = statistics.median([seconds for tasks, seconds in small if tasks == 1] or [0.0])
     many = statistics.median([seconds for tasks, seconds in small if tasks > 1] or [alone])
-    return {"node.call_us": 1e6 * alone, "node.fork_us": 1e6 * max(0.0, many - alone) if threads > 1 else 0.0}
+    fork = max(0.0, many - alone) if threads > 1 else 0.0
+    return {"node.call_us": 1e6 * (alone + between), "node.fork_us": 1e6 * fork}
 
 
 def shares(seen, numbers: dict, threads: int) -> dict[str, float]:
