@@ -296,21 +296,15 @@ def cost(share="forward", tasks=2, roofline=1e-3) -> Cost:
 
 
 def test_measure__a_share_is_ideal_over_taken_without_calls():
-    numbers = {"node.call_us": 10.0, "node.fork_us": 40.0}
-    seen = [
-        (cost(), 2.05e-3),
-        (cost(roofline=3e-3), 6.05e-3),
-        (cost("update", tasks=1), 1.01e-3),
-        (cost(roofline=1e-9), 1),
-    ]
-    found = measure.shares(seen, numbers, threads=2)
+    seen = [(cost(), 2.05e-3), (cost(roofline=3e-3), 6.05e-3), (cost("update", tasks=1), 1.05e-3)]
+    seen.append((cost(roofline=1e-9), 1.0))  # a call, not counted
+    found = measure.shares(seen, call=50.0)
     assert found == {"shares.forward": pytest.approx(0.5), "shares.update": pytest.approx(1.0)}
 
 
 def test_measure__calls_are_ops_that_do_nothing():
-    seen = [(cost(tasks=1, roofline=1e-9), 5e-6), (cost(roofline=1e-9), 25e-6), (cost(), 1.0)]
-    assert measure.calls(seen, 2, between=3e-6) == {"node.call_us": pytest.approx(8), "node.fork_us": pytest.approx(20)}
-    assert measure.calls(seen, 1, between=0.0)["node.fork_us"] == 0
+    seen = [(cost(roofline=1e-9), 5e-6), (cost(), 1.0)]
+    assert measure.call_us(seen, between=3e-6) == pytest.approx(8)
 
 
 def test_measure__a_link_from_bench_allreduce(tmp_path):

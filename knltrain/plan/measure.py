@@ -1,19 +1,21 @@
 """The machine file of this machine: its ceilings, and what share of them the ops of three networks reach.
 
-The best of some looks at each op and each ceiling: a neighbour's work makes a machine slower, never quicker. Network
-and storage cannot be seen from one process: what an allreduce between nodes took may be given, the rest is `extends`.
+Ops run on one core and are timed by the CPU time of their thread, the best of some looks: a neighbour's work makes a
+machine slower, never quicker. Only memory on all cores and starting threads are timed by the clock. Network and storage
+cannot be seen from one process: what an allreduce between nodes took may be given, the rest is `extends`.
 """
 
 import json
 import statistics
+import time
 from collections import defaultdict
 from pathlib import Path
 
 import numba
 
-from knltrain.kernels import set_threads, stream
+from knltrain.kernels import fma_peak, set_threads, stream
 
-from ..bench.ceiling import Ceiling, clock
+from ..bench.ceiling import Ceiling
 from ..bench.workload import Workload
 from ..comm import Curve, predicted
 from ..journal import machine_facts
@@ -23,8 +25,8 @@ from .cost import op_cost
 from .machine import KNOWN, Machine, load_machine
 
 NETWORKS = (("resnet50", 8), ("alexnet", 16), ("resnet_cifar20", 32))  # and images
-LOOKS = 12  # at an op; at a ceiling, which takes milliseconds, PEAKS
-PEAKS = 150
+LOOKS = 8  # at an op; at a ceiling, which takes milliseconds, PEAKS
+PEAKS = 100
 STREAM_BYTES = 64 << 20
 SMALL_S = 2e-6  # of roofline: a call of such an op is nothing but a call
 CACHE_SIZES = [1 << k for k in range(17, 27)]  # bytes
@@ -32,13 +34,26 @@ BASE = "skx8160"  # for what is not measured
 
 
 class Best(Observer):
-    """The least seconds of each op."""
+    """The least CPU seconds of each op."""
 
     def __init__(self):
-        self.ops = {}
+        self.ops, self.start = {}, 0.0
+
+    def begin(self, op):
+        self.start = time.thread_time()
 
     def end(self, op, seconds):
-        self.ops[op] = min(seconds, self.ops.get(op, seconds))
+        self.ops[op] = min(time.thread_time() - self.start, self.ops.get(op, seconds))
+
+
+def least(run, looks: int, clock=time.thread_time) -> float:
+    """Seconds of the quickest of some calls."""
+    times = []
+    for _ in range(looks):
+        begin = clock()
+        run()
+        times.append(clock() - begin)
+    return min(times)
 
 
 def measure(path: Path, allreduce: Path | None = None) -> str:
@@ -49,38 +64,43 @@ def measure(path: Path, allreduce: Path | None = None) -> str:
     link = read_link(allreduce) if allreduce else {}
     numbers = ceilings()
     rough = Machine("rough", numbers=dict.fromkeys(KNOWN, 1.0) | numbers | {"node.call_us": 0.0, "node.fork_us": 0.0})
-    threads, looks = int(numbers["node.cores"]), [best_ops(name, images) for name, images in NETWORKS]
-    seen = [(op_cost(op, rough, threads), seconds) for ops, _ in looks for op, seconds in ops.items()]
+    set_threads(1)
+    looks = [best_ops(name, images) for name, images in NETWORKS]
+    seen = [(op_cost(op, rough, 1), seconds) for ops, _ in looks for op, seconds in ops.items()]
     ops, step = looks[-1]  # of many small ops: there the time between them counts
-    numbers |= calls(seen, threads, between=max(0.0, step - sum(ops.values())) / len(ops))
-    numbers |= shares(seen, numbers, threads)
-    text = _toml(numbers | link)
-    write_whole(path, text)
+    numbers["node.call_us"] = call_us(seen, between=max(0.0, step - sum(ops.values())) / len(ops))
+    numbers |= shares(seen, numbers["node.call_us"])
+    write_whole(path, _toml(numbers | link))
     load_machine(path)
     return f"{path}: {numbers['node.core_gflops']:.0f} GFLOP/s and {numbers['node.core_memory_gb_s']:.0f} GB/s a core"
 
 
 def ceilings() -> dict[str, float]:
-    """Arithmetic and memory, of all cores and of one."""
-    threads, found = numba.get_num_threads(), {}
-    for count in (threads, 1):
-        set_threads(count)
-        ceiling = Ceiling(STREAM_BYTES)
-        found[count] = max(ceiling.peak() for _ in range(PEAKS)), best_rate(ceiling, STREAM_BYTES)
-    rates = {size: best_rate(ceiling, size) for size in CACHE_SIZES}
+    """Arithmetic and memory of one core, memory and forks of all."""
+    threads = numba.get_num_threads()
+    ceiling = Ceiling(STREAM_BYTES)
+    memory = copy_rate(ceiling, STREAM_BYTES, time.perf_counter)
+    forked = least(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter)
+    set_threads(1)
+    alone = least(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter)
+    rounds = 100_000
+    peak = fma_peak(rounds) / least(lambda: fma_peak(rounds), PEAKS)
+    core = copy_rate(ceiling, STREAM_BYTES)
+    rates = {size: copy_rate(ceiling, size) for size in CACHE_SIZES}
     set_threads(threads)
-    most = max((size for size, rate in rates.items() if rate > 1.5 * found[1][1]), default=0)
+    most = max((size for size, rate in rates.items() if rate > 1.5 * core), default=0)
     return {
         "node.cores": float(threads),
-        "node.core_gflops": found[threads][0] / threads / 1e9,
-        "node.memory_gb_s": found[threads][1] / 1e9,
-        "node.core_memory_gb_s": found[1][1] / 1e9,
+        "node.core_gflops": peak / 1e9,
+        "node.memory_gb_s": max(memory, core) / 1e9,
+        "node.core_memory_gb_s": core / 1e9,
         "node.cache_mb": 2 * most / 1e6,  # both sides of a copy
         "node.core_cache_gb_s": rates[max(most // 4, CACHE_SIZES[0])] / 1e9,
+        "node.fork_us": 1e6 * max(0.0, forked - alone),
     }
 
 
-def best_rate(ceiling: Ceiling, nbytes: int) -> float:
+def copy_rate(ceiling: Ceiling, nbytes: int, clock=time.thread_time) -> float:
     """bytes/s of a copy of so many bytes, read and written, by the quicker way."""
     source, target = (array[: nbytes // 4] for array in (ceiling.source, ceiling.target))
     repeats = max(1, (1 << 22) // nbytes)
@@ -89,37 +109,33 @@ def best_rate(ceiling: Ceiling, nbytes: int) -> float:
         for _ in range(repeats):
             stream(name, source, target)
 
-    ways = ("copy", "copy past the caches")
-    return 2 * nbytes * repeats / min(clock(copy, name) for name in ways for _ in range(4 * LOOKS))
+    seconds = (least(lambda name=name: copy(name), 6 * LOOKS, clock) for name in ("copy", "copy past the caches"))
+    return 2 * nbytes * repeats / min(seconds)
 
 
 def best_ops(name: str, images: int) -> tuple[dict, float]:
-    """Least seconds of every op of a step, and of the whole."""
+    """Least CPU seconds of every op of a step, and of the whole."""
     workload, best = Workload(name, images), Best()
     workload.step()
     workload.observe(best)
-    whole = min(clock(workload.step) for _ in range(LOOKS))
+    whole = least(workload.step, LOOKS)
     workload.observe(None)
     return best.ops, whole
 
 
-def calls(seen, threads: int, between: float) -> dict[str, float]:
-    """us of a call, with the seconds between two ops, and of a fork, from ops that do hardly anything."""
-    small = [(cost.tasks, seconds) for cost, seconds in seen if cost.roofline < SMALL_S]
-    alone = statistics.median([seconds for tasks, seconds in small if tasks == 1] or [0.0])
-    many = statistics.median([seconds for tasks, seconds in small if tasks > 1] or [alone])
-    fork = max(0.0, many - alone) if threads > 1 else 0.0
-    return {"node.call_us": 1e6 * (alone + between), "node.fork_us": 1e6 * fork}
+def call_us(seen, between: float) -> float:
+    """us of a call, with the seconds between two ops, from ops that do hardly anything."""
+    small = [seconds for cost, seconds in seen if cost.roofline < SMALL_S]
+    return 1e6 * (statistics.median(small or [0.0]) + between)
 
 
-def shares(seen, numbers: dict, threads: int) -> dict[str, float]:
-    """Of the roofline, by what an op does: all its ideal seconds over all it took, calls not counted."""
+def shares(seen, call: float) -> dict[str, float]:
+    """Of the roofline, by what an op does: all its ideal seconds over all it took, calls of `call` us not counted."""
     ideal, taken = defaultdict(float), defaultdict(float)
     for cost, seconds in seen:
-        fixed = numbers["node.call_us"] + (numbers["node.fork_us"] if cost.tasks > 1 and threads > 1 else 0.0)
         if cost.roofline >= SMALL_S:
             ideal[cost.share] += cost.roofline
-            taken[cost.share] += max(seconds - 1e-6 * fixed, seconds / 10)
+            taken[cost.share] += max(seconds - 1e-6 * call, seconds / 10)
     return {f"shares.{name}": min(ideal[name] / taken[name], 2.0) for name in ideal}
 
 
