@@ -80,7 +80,7 @@ MAY_IMPORT = {
 }
 KNOW_ALL = {
     "train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "drill", "starter", "warmup", "config",
-    "portable", "show", "__main__", "phases", "lint", "mlperf", "derived",
+    "portable", "show", "__main__", "phases", "lint", "mlperf", "derived", "told",
 }  # fmt: skip
 ONLY_IN = {
     "mpi4py": {"knltrain/comm/communicator.py"},
@@ -90,7 +90,7 @@ ONLY_IN = {
         f"knltrain/{name}.py"
         for name in (
             "train", "trainer", "api", "evaluate", "experiment", "cli", "demo", "starter", "warmup", "show", "portable",
-            "phases", "lint", "mlperf", "derived",
+            "phases", "lint", "mlperf", "derived", "told",
         )
     },
 }
