@@ -7,6 +7,7 @@ arguments, checks them, and gives the same bits for any number of threads.
 from . import reference
 from ._jit import THREADING_LAYER, cache_folder, set_threads
 from ._shapes import output_size
+from .adaptive import adaptive_moments, adaptive_step, blended_update
 from .arch import ARCH, CPU, DOT, product
 from .batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace
 from .checksum import crc32c

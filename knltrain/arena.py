@@ -32,6 +32,7 @@ class Parameter:
     dw: np.ndarray = field(default=None, repr=False)
     v: np.ndarray = field(default=None, repr=False)
     total: np.ndarray = field(default=None, repr=False)
+    states: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # what else an optimizer keeps of it
 
     @property
     def gradient(self) -> np.ndarray:
@@ -83,6 +84,7 @@ class Parameters:
         self.parameters: list[Parameter] = []
         self.statistics: list[Statistic] = []
         self.named: dict[str, Parameter | Statistic] = {}
+        self.states: dict[str, np.ndarray] = {}  # blocks as `momentum`, by name
 
     def add(self, parameter):
         """Register a Parameter or a Statistic; returns it. Names must be unique."""
@@ -135,10 +137,25 @@ class Parameters:
             start += _padded(p.size)
         self.head = head
 
+    def keep(self, name: str):
+        """One more block of zeros as large as the weights: the state `name` of each parameter."""
+        self.states[name] = block = aligned_zeros(self.value.size)
+        start = 0
+        for p in self.parameters:
+            p.states[name] = block[start : start + p.size].reshape(p.shape)
+            start += _padded(p.size)
+
+    @property
+    def blocks(self) -> list[np.ndarray]:
+        """All that training changes but gradients: what a checkpoint holds, and ranks agree on."""
+        return [self.value, self.momentum, *self.states.values(), self.running]
+
     def take(self, other: "Parameters"):
-        """Copy weights, momentum and running averages of the same tensors of another model."""
-        for name in ("value", "momentum", "running"):
-            np.copyto(getattr(self, name), getattr(other, name))
+        """Copy all blocks of another model of the same tensors."""
+        for name in other.states:
+            self.keep(name)
+        for own, its in zip(self.blocks, other.blocks, strict=True):
+            np.copyto(own, its)
 
     def gradient_slice(self, parameter: Parameter) -> slice:
         """Where a parameter's gradient lies in the gradient block, in floats, padding included."""

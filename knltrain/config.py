@@ -25,7 +25,7 @@ STAGES = ("none", "local", "memory")
 ALGORITHMS = ("auto", "hierarchical", "halving", "doubling", "direct", "tree")
 PRECISIONS = WIRES = ("fp32", "bf16", "fp16")
 LOSS_SCALES = ("auto", "dynamic", *(2.0**k for k in range(25)))
-VARIANTS = ("caffe2017", "mlperf", "larc_clip", "nus")
+VARIANTS = ("caffe2017", "mlperf", "larc_clip", "larc_scale", "nus", "lamb", "rmsprop_warmup")
 ZERO_NORMS = ("raw", "trust")
 POLICIES = ("poly", "step", "cosine", "constant")
 
@@ -73,7 +73,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Optim:
-    variant: str = key("caffe2017", "whose formula of LARS", one_of=VARIANTS)
+    variant: str = key("caffe2017", "whose formula of LARS, or another optimizer", one_of=VARIANTS)
     trust_coefficient: float = key(0.0, "LARS's eta, as 0.001; 0: plain SGD", most=10**6)
     momentum: float = key(0.9, "share of the past kept per step", below=1)
     nesterov: bool = key(False, "look ahead by one step of momentum")
@@ -82,6 +82,10 @@ class Optim:
     momentum_correction: bool = key(False, "in warm-up, rescale the past to the rising rate (Goyal et al.)")
     decay_bias_and_norm: bool = key(False, "weight decay also for biases and batch norm")
     zero_norm: str = key("raw", "rate of a tensor without a norm: lr, or lr x trust_coefficient", one_of=ZERO_NORMS)
+    end_momentum: float = key(0.0, "momentum at the run's end, evenly from momentum; 0: constant", below=1)
+    beta2: float = key(0.999, "of lamb and rmsprop_warmup: share of the past second moment kept", below=1)
+    blend_epochs: float = key(10.0, "of rmsprop_warmup: epochs until half of it is SGD", most=EPOCHS)
+    average: float = key(0.0, "share of the weights' running average kept, which is evaluated; 0: none", below=1)
     label_smoothing: float = key(0.0, "probability moved from the label to all classes alike", below=1)
 
 
@@ -362,8 +366,18 @@ def _problems(recipe: Recipe):
     milestones = recipe.schedule.milestones
     if list(milestones) != sorted(milestones):
         yield "schedule.milestones", milestones, "rising epochs"
-    if recipe.optim.momentum_correction and recipe.optim.variant in ("larc_clip", "nus"):
+    optim, compute = recipe.optim, recipe.compute
+    if optim.momentum_correction and optim.variant not in ("caffe2017", "mlperf", "larc_scale"):
         yield "optim.momentum_correction", True, "false with this variant, whose buffer does not scale with the rate"
+    if optim.variant in ("lamb", "rmsprop_warmup"):
+        if optim.variant == "rmsprop_warmup" and not optim.trust_coefficient:
+            yield "optim.trust_coefficient", 0.0, "more than 0 with rmsprop_warmup: its rate relative to SGD's"
+        if optim.epsilon <= 0 or optim.nesterov:
+            found = (optim.epsilon, optim.nesterov)
+            yield "optim.epsilon, optim.nesterov", found, f"more than 0, and false, with {optim.variant}"
+        if compute.precision == "fp16" or compute.loss_scale != "auto":
+            expected = f"auto, and fp32 or bf16, with {optim.variant}, whose moments know no scale"
+            yield "compute.loss_scale", compute.loss_scale, expected
     try:
         traced_steps(recipe.run.trace)
     except ValueError as error:

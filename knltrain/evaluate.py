@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .accuracy import Accuracy, Tally
 from .checkpoint import CheckpointError, load_run
-from .config import load_recipe
+from .config import at_phase, load_recipe, parse_recipe, resolved
 from .data import Augment, DataSet, EvalLoader, PictureFolder, eval_rows
 from .experiment import center_crop, make_model
 from .journal import RECIPE
@@ -55,7 +55,8 @@ def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: 
     folder = path if path.is_dir() else path.parent.parent
     if not (folder / RECIPE).is_file():
         raise CheckpointError(f"{path}: no run folder, nor a checkpoint in one; expected what `knltrain train` wrote")
-    recipe = load_recipe(folder / RECIPE, overrides)
+    whole = load_recipe(folder / RECIPE)
+    recipe = parse_recipe(resolved(at_phase(whole, len(whole.phases))), overrides)  # as the run ends
     arrays, meta = load_run(path)
     dataset = _open(Path(data or recipe.data.val or recipe.data.train), meta["experiment"], folder, comm)
     model = make_model(recipe, len(dataset.class_names), ranks_on_node=share.ranks_on_node)

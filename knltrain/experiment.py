@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 from pathlib import Path
 
 import numba
@@ -26,7 +27,7 @@ from .data.ranks import from_first
 from .derived import Derived
 from .models import Model, build, declare
 from .models.state import load as load_state
-from .optim import Lars, LossScale
+from .optim import OPTIMIZERS, Lars, LossScale
 
 PREPROCESSING = ("crop", "short_side", "val_short_side", "mean", "std", "mean_image")
 UNSCALED_SHORT_SIDE = 256  # pixels; before a crop of pictures that were packed as large as they are
@@ -188,8 +189,14 @@ def begin_with(path: str, parameters, comm) -> list[str]:
 def make_optimizer(recipe: Recipe, model: Model) -> Lars:
     """The recipe's optimizer over the model's parameters."""
     options = dataclasses.asdict(recipe.optim)
-    del options["label_smoothing"]  # the loss's
-    return Lars(model.parameters.parameters, **options)
+    for key in ("label_smoothing", "average"):  # of the loss, and of the trainer
+        del options[key]
+    made = OPTIMIZERS[recipe.optim.variant]
+    known = [key for cls in made.__mro__[:-1] for key in inspect.signature(cls).parameters]
+    for name in made.states:
+        if name not in model.parameters.states:
+            model.parameters.keep(name)
+    return made(model.parameters.parameters, **{key: value for key, value in options.items() if key in known})
 
 
 def make_loss_scale(recipe: Recipe) -> LossScale | None:

@@ -68,7 +68,7 @@ class Case:
     @property
     def is_lars(self) -> bool:
         """Whether trust ratios are on."""
-        return self.recipe.optim.trust_coefficient > 0
+        return self.recipe.optim.trust_coefficient > 0 and self.recipe.optim.variant in VARIANTS
 
 
 # ---- rules: each yields (fact, source, cure) ----------------------------------------------------------------------
@@ -94,7 +94,7 @@ def decay_on_norm_and_bias(case: Case):
 def zeros_at_raw_rate(case: Case):
     """LARS on a tensor of zeros, which has no trust ratio."""
     optim, first = case.recipe.optim, max(case.leg.rate(step) for step in (0, 1))
-    rule = VARIANTS[optim.variant]
+    rule = VARIANTS.get(optim.variant)
     if not case.is_lars or rule.skip or rule.clip or optim.zero_norm != "raw" or first <= 0.1:
         return
     zero = [p.name for p in case.parameters if len(p.shape) == 1 and not np.any(p.init(np.random.default_rng(0)))]
@@ -144,7 +144,8 @@ def epochs_too_few(case: Case):
 def sgd_beyond_its_batch(case: Case):
     """Linear scaling ends at 8,192."""
     batch, optim = case.recipe.batch.global_batch, case.recipe.optim
-    if case.is_imagenet_resnet50 and not case.is_lars and batch > 13_056 and optim.momentum <= 0.9:
+    sgd = optim.variant in VARIANTS and not case.is_lars and optim.momentum <= 0.9
+    if case.is_imagenet_resnet50 and sgd and batch > 13_056:
         fact = f"SGD with momentum {optim.momentum:g} at batch {batch:,}; ResNet-50 lost 1 point at 16,384"
         source = "Goyal et al. 2017: error 24.79 %, 23.74 at 8,192; Nado et al. 2021 reach 75.9 % with momentum 0.976"
         yield fact, source, "set optim.trust_coefficient = 0.001 (recipes resnet50_16k_lars, resnet50_32k_lars)"

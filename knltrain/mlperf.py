@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from .config import Recipe
+from .optim import VARIANTS
 from .phases import Leg
 
 FILE = "mlperf.log"  # in a run folder
@@ -66,7 +67,7 @@ class MlperfLog:
     def _facts(self) -> dict:
         """Who runs what, and with which numbers."""
         optim, schedule, steps = self.recipe.optim, self.recipe.schedule, self.leg.derived
-        name = "lars" if optim.trust_coefficient else "sgd"
+        name = ("lars" if optim.trust_coefficient else "sgd") if optim.variant in VARIANTS else optim.variant
         facts = {"submission_benchmark": "resnet", "submission_division": "open", "submission_status": "research"}
         facts |= {"submission_org": "knltrain", "submission_platform": f"{self.ranks} ranks"}
         facts |= {"seed": self.recipe.run.seed, "global_batch_size": self.recipe.batch.global_batch}
@@ -78,7 +79,7 @@ class MlperfLog:
         rates |= {"learning_rate_decay_poly_power": schedule.power, "learning_rate_decay_steps": decay}
         rates |= {"momentum": optim.momentum, "weight_decay": optim.weight_decay}
         facts |= {f"{name}_opt_{key}": value for key, value in rates.items()}
-        if name == "sgd":
+        if name != "lars":
             return facts | {"opt_learning_rate_warmup_epochs": warmup}
         return facts | {"lars_opt_learning_rate_warmup_epochs": warmup, "lars_epsilon": optim.epsilon}
 

@@ -18,7 +18,10 @@ from .models.state import state as state_of
 
 LENGTH = "run.epochs"  # of an experiment; may grow
 PRECISION = "compute.precision"  # of one, too
-BEFORE = {PRECISION: "fp32", "compute.loss_scale": "auto"}  # what a run was that says nothing of it
+BEFORE = {  # what a run was that says nothing of it
+    PRECISION: "fp32", "compute.loss_scale": "auto", "optim.beta2": 0.999, "optim.average": 0.0,
+    "optim.end_momentum": 0.0, "optim.blend_epochs": 10.0,
+}  # fmt: skip
 PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
 LAST_LIMIT_S = 20.0  # a run that leaves tries so long to write its last checkpoint
 FAILING_LIMIT_S = 5.0  # a run that fails waits so long for the one under way: the other ranks hang as long
@@ -58,7 +61,7 @@ class Restart:
         step, self.trainer.optimizer.previous_lr, scaling = self.comm.gather(found)[0]
         if scaling and self.scaling:
             self.scaling.restore(scaling)
-        for block in (self.parameters.value, self.parameters.momentum, self.parameters.running):
+        for block in self.parameters.blocks:
             self.comm.broadcast(block)
         self.last_time = time.monotonic()
         return step

@@ -1,6 +1,6 @@
 """The training loop: the one page that knows the whole story."""
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 from . import told
 from .checkpoint import advice
@@ -88,7 +88,8 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
 def _evaluate(recipe, trainer, step, val, comm, life, journal) -> float | None:
     """Top-1 on `val`, told to the journal; None where it was left, and the training with it, as a stop is asked for."""
     how = (recipe.data.reader_threads, recipe.data.val_mirror, life.stop_asked)
-    result = evaluate(trainer.model, val, center_crop(trainer.leg.recipe, val), comm, *how)
+    with trainer.average.in_place() if trainer.average else nullcontext():
+        result = evaluate(trainer.model, val, center_crop(trainer.leg.recipe, val), comm, *how)
     if not result:
         journal.evaluation_left()
         trainer.stopped = True

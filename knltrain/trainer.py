@@ -32,7 +32,7 @@ from .experiment import (
 from .layers import Observer
 from .models import Model
 from .observe import Step, StepObserver
-from .optim import Lars, LossScale
+from .optim import Average, Lars, LossScale
 from .phases import Leg, leg_of, legs
 
 DROPOUT = 2  # purpose of the random numbers that are not augmentation's
@@ -55,6 +55,7 @@ class Trainer:
     steps_per_epoch: int = 1
     seed: int = 0
     scaling: LossScale | None = None  # of the loss
+    average: Average | None = None  # of the weights
     observers: Sequence[StepObserver] = ()
     wishes: Callable[[], tuple] = lambda: (False, False)  # asked of this rank in every slot, (stop, save); told to all
     note: Callable[[str], None] = lambda line: None  # where an observer may print a line,
@@ -64,6 +65,7 @@ class Trainer:
         self.global_batch = self.total_slots * self.model.slot_batch
         self.done, self.stopped = 0, False  # done: steps done
         self.begun_with: list[str] = []  # lines about weights that were not drawn at random
+        self.epochs = max(self.total / self.steps_per_epoch, 1e-9)  # of the run, also where it is cut short
         self.offset = 0  # steps that the epochs before would have had in batches of this size, less those they had
         self.legs: list[Leg] = []
         self.leg: Leg | None = None
@@ -90,21 +92,25 @@ class Trainer:
             if parameters is not None:
                 model.parameters.take(parameters)
             optimizer = make_optimizer(leg.recipe, model)
+            average = Average(model.parameters, recipe.optim.average) if recipe.optim.average else None
             with placement.on("communication"):
                 reducer = make_reducer(recipe, model, watch)
             with placement.on("readers"):
                 loader = make_loader(leg.recipe, leg.derived, data, slots)
             parts = {"model": model, "optimizer": optimizer, "reducer": reducer, "batches": loader, "rate": leg.rate}
-            parts |= {"update": make_update(model, optimizer, reducer), "slots": len(slots)}
+            parts |= {"update": make_update(model, optimizer, reducer), "slots": len(slots), "average": average}
             return parts | {"total_slots": leg.derived.slots, "steps_per_epoch": leg.derived.steps_per_epoch}
 
         parts, rates = build(found[0]), [found[0].rate(early) for early in (0, 1)]
         made = cls(
             **parts, total=found[-1].stop, seed=recipe.run.seed, scaling=make_loss_scale(recipe), observers=observers
         )
+        made.epochs = recipe.run.epochs
         made.legs, made.leg, made._build, parameters = found, found[0], build, made.model.parameters
         if recipe.model.weights:
             fresh = begin_with(recipe.model.weights, parameters, comm)
+            if made.average:
+                made.average.begin()
             made.begun_with = [f"beginning with the weights of {recipe.model.weights}"]
             made.begun_with += [f"fresh, for other classes: {', '.join(fresh)}"] if fresh else []
         made.optimizer.check_start(*rates)
@@ -148,8 +154,12 @@ class Trainer:
             finite &= bool(np.isfinite(losses).all())
             model.parameters.scalars[:] = losses.sum(), np.count_nonzero(model.loss.ranks == 0), *self.wishes()
             reducer.end_slot()
+        epoch = self.own / self.steps_per_epoch
+        self.optimizer.at(self.done, epoch, epoch / self.epochs)
         fits = self.update.step(lr, remaining)  # without a scale a tensor is updated as soon as its sum is there
         model.parameters.update_statistics(self.total_slots)
+        if self.average:
+            self.average.step()
         self.done += 1
         if self.scaling:
             self.scaling.count(fits)

@@ -183,7 +183,7 @@ def test_derive__too_few_images():
 def test_choices__are_those_of_the_optimizer_and_of_the_augmentation():
     choices = {name: rule.one_of for name, rule in rules().items()}
     assert choices["data.augmentation"] == LEVELS
-    assert choices["optim.variant"] == tuple(optim.VARIANTS)
+    assert choices["optim.variant"] == tuple(optim.OPTIMIZERS)
     assert choices["optim.zero_norm"] == optim.ZERO_NORMS
     assert choices["schedule.policy"] == optim.POLICIES
     assert choices["schedule.warmup"] == optim.WARMUPS

@@ -104,9 +104,13 @@ def test_phases__a_network_that_hangs_on_the_size_of_pictures_is_refused():
 
 
 def test_run__in_phases_goes_on_to_the_bit_on_other_ranks_and_with_a_sharded_update(tmp_path):
-    """3 steps at 16 images and crop 16, 12 at 8 and 12, 3 at 16 and 16: in one go, and cut in the second phase."""
+    """3 steps at 16 images and crop 16, 12 at 8 and 12, 3 at 16 and 16: in one go, and cut in the second phase.
+
+    With LAMB and an average, so that every kind of state goes through a phase, a shard, a checkpoint and other ranks.
+    """
     write_recipe(tmp_path)
-    (tmp_path / "tiny.toml").write_text(RECIPE + GROWING)
+    optim = 'variant = "lamb"\nepsilon = 1e-6\naverage = 0.9\nend_momentum = 0.95'
+    (tmp_path / "tiny.toml").write_text(RECIPE.replace('variant = "mlperf"', optim) + GROWING)
     whole = train(tmp_path, "whole")
     assert whole.returncode == 0, whole.stderr
     assert "from epoch 1: data.crop 12, batch.global_batch 8" in whole.stdout + whole.stderr
@@ -114,4 +118,6 @@ def test_run__in_phases_goes_on_to_the_bit_on_other_ranks_and_with_a_sharded_upd
     assert part.returncode == 0, part.stderr
     rest = train(tmp_path, "parts")
     assert rest.returncode == 0, rest.stderr
-    same(newest_state(tmp_path, "whole", 18), newest_state(tmp_path, "parts", 18))
+    state = newest_state(tmp_path, "whole", 18)
+    same(state, newest_state(tmp_path, "parts", 18))
+    assert {name.partition("/")[0] for name in state} == {"value", "momentum", "second", "average", "running"}

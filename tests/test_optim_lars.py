@@ -192,7 +192,7 @@ def test_momentum_correction__equals_momentum_over_gradients():
 
 
 def test_lars__refuses_what_makes_no_sense():
-    with pytest.raises(ValueError, match="'lamb' is unknown; expected one of caffe2017, mlperf, larc_clip, nus"):
+    with pytest.raises(ValueError, match="'lamb' is unknown; expected one of caffe2017, .*, larc_scale, nus"):
         Lars([], variant="lamb")
     with pytest.raises(ValueError, match="momentum is 1.0; expected"):
         Lars([], momentum=1.0)
@@ -211,8 +211,9 @@ def reference_step(variant, p, lr, c, momentum):
     w, g, v = p["w"], p["g"], p["v"]
     skipped = variant in ("mlperf", "nus") and not p["adapt"]
     w_norm, g_norm = np.linalg.norm(w), np.linalg.norm(g)
-    if variant == "larc_clip":
-        rate = min(lr, (1 - c["momentum"]) * c["trust_coefficient"] * w_norm / (g_norm + c["epsilon"]))
+    if variant in ("larc_clip", "larc_scale"):
+        ratio = (1 - c["momentum"]) * c["trust_coefficient"] * w_norm / (g_norm + c["epsilon"])
+        rate = min(lr, ratio) if variant == "larc_clip" else lr * ratio
     elif skipped:
         rate = lr
     else:

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from knltrain.kernels import NORM_CHUNK, combine_norms, squared_norm_chunks
+from knltrain.kernels import NORM_CHUNK, combine_norms
 
 from ..arena import Parameters
 
@@ -76,7 +76,7 @@ class ShardedUpdate(Update):
             reducer.worker.wait(job)
             for p, part in pieces:
                 if scale or optimizer.adapts(p):
-                    sums = squared_norm_chunks(p.w.reshape(-1)[part], p.gradient.reshape(-1)[part])
+                    sums = optimizer.measure(p, part)
                     row = self.rows[p.name].start + part.start // NORM_CHUNK
                     self.norms[row : row + len(sums)] = sums
         comm.sum(self.norms)
@@ -93,19 +93,21 @@ class ShardedUpdate(Update):
         for pieces in self.pieces:
             for p, part in pieces:
                 optimizer.update(p, norms[p.name], part)
-        self._gather("w", self.parameters.value)
+        self._gather(lambda p: p.w, self.parameters.value)
 
     def complete(self):
-        self._gather("v", self.parameters.momentum)
+        self._gather(lambda p: p.v, self.parameters.momentum)
+        for name in self.optimizer.states:
+            self._gather(lambda p, name=name: p.states[name], self.parameters.states[name])
         self.reducer.end_step()
 
-    def _gather(self, name: str, block: np.ndarray):
+    def _gather(self, of, block: np.ndarray):
         """Fill `block` from the parts of all ranks; they travel in the gradient's memory, which is free by now."""
         reducer, gathered, head = self.reducer, self.reducer.block, self.reducer.head
         sent = []
         for bucket, pieces in zip(reducer.buckets[:-1], self.pieces, strict=False):
             for p, part in pieces:
-                p.gradient.reshape(-1)[part] = getattr(p, name).reshape(-1)[part]
+                p.gradient.reshape(-1)[part] = of(p).reshape(-1)[part]
             work = partial(gathered.allgather, bucket.start, bucket.stop)
             sent.append((bucket, reducer.submit(f"weights of {bucket}", work)))
         for bucket, job in sent:

@@ -9,13 +9,26 @@ import numpy as np
 
 from ..arena import Parameters
 
+ONLY_TRAINING = ("momentum", "second", "average")  # kinds of tensors; the last two where the optimizer keeps them
+
 
 def state(parameters: Parameters, momentum: bool = True) -> dict[str, np.ndarray]:
     """Named views of all that is learned; momentum=False leaves out what only training needs."""
     arrays = {f"value/{p.name}": p.w for p in parameters.parameters}
     if momentum:
         arrays |= {f"momentum/{p.name}": p.v for p in parameters.parameters}
+        arrays |= {f"{kind}/{p.name}": p.states[kind] for kind in parameters.states for p in parameters.parameters}
     return arrays | {f"running/{s.name}": s.running for s in parameters.statistics}
+
+
+def _usable(arrays: dict[str, np.ndarray], parameters: Parameters) -> dict[str, np.ndarray]:
+    """Without states that the model does not keep; an average that it does not keep takes the weights' place."""
+    kinds = {name.partition("/")[0] for name in arrays}
+    if "average" in kinds - parameters.states.keys():
+        averages = ((name, array) for name, array in arrays.items() if name.startswith("average/"))
+        arrays = arrays | {name.replace("average/", "value/", 1): array for name, array in averages}
+    dropped = {*ONLY_TRAINING[1:]} - parameters.states.keys()
+    return {name: array for name, array in arrays.items() if name.partition("/")[0] not in dropped}
 
 
 def load(
@@ -31,12 +44,12 @@ def load(
     none more, with its shape and type; else momentum may be missing, and the last layer may have other classes: it is
     left as it was initialised. Raises ValueError where they do not fit; then nothing was copied.
     """
-    arrays, wanted = {rename(name): array for name, array in arrays.items()}, state(parameters)
+    arrays, wanted = _usable({rename(name): array for name, array in arrays.items()}, parameters), state(parameters)
     last = parameters.parameters[-1].name.rpartition(".")[0]
 
     def may_differ(name):
         kind, _, tensor = name.partition("/")
-        return not strict and (kind == "momentum" or tensor.rpartition(".")[0] == last)
+        return not strict and (kind in ONLY_TRAINING or tensor.rpartition(".")[0] == last)
 
     def fits(name):
         array = arrays[name]
@@ -50,6 +63,6 @@ def load(
             f"{where}: weights of another model (differing: {', '.join(wrong[:3])}): use their own recipe"
         )
     for name in wanted.keys() - set(differing):
-        if strict or not name.startswith("momentum/"):
+        if strict or not name.startswith(ONLY_TRAINING):
             wanted[name][...] = arrays[name]
-    return sorted(name for name in differing if name in wanted and not name.startswith("momentum/"))
+    return sorted(name for name in differing if name in wanted and not name.startswith(ONLY_TRAINING))

@@ -7,8 +7,9 @@ reduced and averaged before `step`: then every rank computes the same ratios to 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
-from knltrain.kernels import momentum_update, squared_norms
+from knltrain.kernels import combine_norms, momentum_update, squared_norm_chunks, squared_norms
 
 from ..arena import Parameter
 from ..layers import UPDATE, Observer, Op, run
@@ -20,14 +21,16 @@ class Variant:
 
     skip: bool  # tensors with adapt=False (bias, batch norm) step at the plain learning rate and do not decay
     lr_in_buffer: bool  # momentum holds lr * ratio * gradient; else it holds gradients, and the step is scaled
-    clip: bool  # the rate is min(lr, ratio), not lr * ratio; the ratio has (1 - momentum) and no decay below
+    clip: bool  # the rate is min(lr, ratio), not lr * ratio
+    larc: bool = False  # the ratio has (1 - momentum), and no decay below
 
 
 ZERO_NORMS = ("raw", "trust")
 VARIANTS = {
     "caffe2017": Variant(skip=False, lr_in_buffer=True, clip=False),
     "mlperf": Variant(skip=True, lr_in_buffer=True, clip=False),
-    "larc_clip": Variant(skip=False, lr_in_buffer=True, clip=True),
+    "larc_clip": Variant(skip=False, lr_in_buffer=True, clip=True, larc=True),
+    "larc_scale": Variant(skip=False, lr_in_buffer=True, clip=False, larc=True),
     "nus": Variant(skip=True, lr_in_buffer=False, clip=False),
 }
 
@@ -37,8 +40,8 @@ class Lars:
 
     With lr the learning rate, m momentum, b weight decay, n trust coefficient, e epsilon, each tensor in this order:
 
-    1. trust ratio   r = n |w| / (|g| + b |w| + e)     larc_clip: r = (1 - m) n |w| / (|g| + e)
-                     where |w| or |g| is 0, by zero_norm: "raw" r = 1; "trust" r = n, larc_clip: (1 - m) n
+    1. trust ratio   r = n |w| / (|g| + b |w| + e)     larc: r = (1 - m) n |w| / (|g| + e)
+                     where |w| or |g| is 0, by zero_norm: "raw" r = 1; "trust" r = n, larc: (1 - m) n
     2. decay         d = g + b w
     3. buffer        v = m v + lr r d                  larc_clip: v = m v + min(lr, r) d; nus: v = m v + d
     4. weights       w = w - v                         nus: w = w - lr r v
@@ -47,6 +50,7 @@ class Lars:
     caffe2017  You et al., Intel Caffe: every tensor has its ratio, biases and batch norm too.
     mlperf     MLPerf's reference (TensorFlow): tensors with adapt=False have r = 1 and b = 0.
     larc_clip  NVIDIA Caffe's LARC "clip": every tensor; the ratio can only lower the rate.
+    larc_scale the same with the policy "scale": the rate is lr r.
     nus        NUS and Intel's MLPerf code, "scaled momentum": as mlperf, but the rate stands outside the buffer, so a
                change of lr acts on the whole past at once. Its step is lr n |w| |v| / |g|, without bound where g
                vanishes but v does not: give it an epsilon when the training loss can reach 0.
@@ -57,12 +61,15 @@ class Lars:
     momentum_correction (Goyal et al. 2017): while lr rises, that is in warm-up, m in line 3 is m lr / previous_lr, so
     that the past counts at the new rate. It needs a buffer proportional to lr: caffe2017 or mlperf.
 
+    end_momentum, if not 0: momentum goes evenly from m to it over the run (NVIDIA Caffe's policy "poly" of power 1).
+
     previous_lr is the only state beside v: a checkpoint stores it. trust_ratios holds r by name from the last step.
 
     Raises ValueError for an unknown variant or zero_norm, a constant out of range, or a correction without its buffer.
     """
 
     name = "update"
+    states: ClassVar[tuple[str, ...]] = ()  # what it keeps of a parameter beside v
 
     def __init__(
         self,
@@ -77,14 +84,16 @@ class Lars:
         momentum_correction: bool = False,
         decay_bias_and_norm: bool = False,
         zero_norm: str = "raw",
+        end_momentum: float = 0.0,
     ):
         if variant not in VARIANTS:
             raise ValueError(f"LARS variant {variant!r} is unknown; expected one of {', '.join(VARIANTS)}")
         if zero_norm not in ZERO_NORMS:
             raise ValueError(f"zero_norm is {zero_norm!r}; expected one of {', '.join(ZERO_NORMS)}")
         self.rule = VARIANTS[variant]
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum is {momentum}; expected 0 or more and less than 1")
+        for name, value in (("momentum", momentum), ("end_momentum", end_momentum)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}; expected 0 or more and less than 1")
         if min(trust_coefficient, weight_decay, epsilon) < 0:
             raise ValueError("trust_coefficient, weight_decay or epsilon is negative; expected 0 or more")
         if momentum_correction and (self.rule.clip or not self.rule.lr_in_buffer):
@@ -98,7 +107,8 @@ class Lars:
         self.momentum_correction = momentum_correction
         self.decay_bias_and_norm = decay_bias_and_norm
         self.zero_norm = zero_norm
-        self.previous_lr = 0.0
+        self.begin_momentum, self.end_momentum = momentum, end_momentum
+        self.count, self.epoch, self.previous_lr = 0, 0.0, 0.0
         self.trust_ratios: dict[str, float] = {}
         self.observer: Observer | None = None
         self._scale = 1.0
@@ -118,15 +128,25 @@ class Lars:
                     'expected at most 1; set optim.zero_norm="trust", or a variant that skips biases and batch norm'
                 )
 
+    def at(self, done: int, epoch: float, progress: float):
+        """The step that follows is the one after so many; progress: of the run, 0 to 1."""
+        self.count, self.epoch = done, epoch
+        if self.end_momentum:
+            self.momentum = self.begin_momentum + (self.end_momentum - self.begin_momentum) * progress
+
     def step(self, lr: float, parameters: Iterable[Parameter] | None = None):
         """One update of every parameter from its gradient; `parameters`: the same ones, in the order they are ready."""
         self.begin(lr)
         for p in self.parameters if parameters is None else parameters:
-            self.update(p, self.norms(p) if self.adapts(p) else None)
+            self.update(p, combine_norms(self.measure(p)) if self.adapts(p) else None)
 
     def norms(self, p: Parameter) -> tuple[float, float]:
         """Squared, of a parameter and its gradient; the latter is not finite where one element is not."""
         return self._run(p, squared_norms, "wg")
+
+    def measure(self, p: Parameter, part: slice = slice(None)):
+        """The sums of squares that `update` wants of the elements `part`, by chunk: (chunks, 2) float64."""
+        return self._run(p, squared_norm_chunks, "wg", part=part)
 
     def begin(self, lr: float, scale: float = 1.0):
         """A step at this rate begins: `update` follows, once for every element of every parameter.
@@ -155,7 +175,7 @@ class Lars:
         """Run a kernel on the elements `part` of w, g and v of a parameter, as an op; returns what it returns."""
         op = self._ops.get((p.name, kernel, part.start))
         if op is None:
-            arrays = {"w": p.w, "g": p.gradient, "v": p.v}
+            arrays = {"w": p.w, "g": p.gradient, "v": p.v, "s": p.states.get("second")}
             arrays = {name: arrays[name].reshape(-1)[part] for name in reads}
             op = Op(self, UPDATE, kernel, arrays, {name: arrays[name] for name in writes}, {}, uses=(p,))
             op.bind()
@@ -174,7 +194,7 @@ class Lars:
             return lr
         ww, gg = norms
         coefficient, decay = self.trust_coefficient, self.weight_decay
-        if self.rule.clip:
+        if self.rule.larc:
             coefficient, decay = (1 - self.momentum) * coefficient, 0.0
         g_norm = math.sqrt(gg) / self._scale
         ratio = trust_ratio(math.sqrt(ww), g_norm, coefficient, decay, self.epsilon, self.zero_norm)
