@@ -87,7 +87,7 @@ def test_recipe__unknown_names_get_the_nearest():
         ("batch.slot_batch=0", "expected more than 0"),
         ("optim.momentum=1", "optim.momentum is 1.0; expected less than 1"),
         ("optim.weight_decay=-1", "optim.weight_decay is -1.0; expected 0 or more"),
-        ("optim.variant=lars", "expected one of caffe2017, mlperf, larc_clip, nus"),
+        ("optim.variant=lars", "expected one of caffe2017, mlperf, larc_clip, larc_scale, nus"),
         ("schedule.base_lr=nan", "expected a finite number"),
         ("schedule.milestones=[9, 3]", "expected rising epochs"),
         ("run.seed=9223372036854775808", "expected at most 9223372036854775807"),
