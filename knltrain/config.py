@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .inherit import Part, RecipeError, parts_of_file, parts_of_text
-from .keys import REQUIRED, Rule, converted, key, shown, traced_steps
+from .keys import REQUIRED, Rule, converted, key, plain, shown, traced_steps
 from .toml import toml_key, toml_text, toml_value
 
 # ---- sections: one line per key ------------------------------------------------------------------------------
@@ -199,10 +199,9 @@ def _put_together(parts: list[Part], overrides) -> Recipe:
     for override in overrides:
         _store_override(values, override)
     for section, cls in SECTIONS.items():
-        for f in dataclasses.fields(cls):
-            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-            if required and f.name not in values[section]:
-                raise RecipeError(f"{source}: {section}.{f.name} is missing; add it under [{section}]")
+        required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+        for name in filter(lambda name: name not in values[section], required):
+            raise RecipeError(f"{source}: {section}.{name} is missing; add it under [{section}]")
     recipe = Recipe(**{section: cls(**values[section]) for section, cls in SECTIONS.items()}, phases=phases)
     return checked(recipe, source)
 
@@ -279,7 +278,7 @@ def _store(values, source, section, key, value, folder):
     if key not in _kinds(section):
         if section != "model":
             raise RecipeError(f"{source}: unknown key {section}.{key}; {_nearest(section, key)}")
-        if not _is_plain(value):
+        if not plain(value):
             expected = "text, a number, true, false or a list"
             raise RecipeError(f"{source}: model.{key} is {shown(value)}; expected {expected}")
         values["model"].setdefault("args", {})[key] = value
@@ -302,12 +301,6 @@ def _converted(value, section, key, where=""):
         return converted(value, _kinds(section)[key])
     except ValueError as error:
         raise RecipeError(f"{where}{section}.{key} is {error}") from None
-
-
-def _is_plain(value) -> bool:
-    if isinstance(value, list):
-        return all(_is_plain(item) for item in value)
-    return isinstance(value, (str, bool, int, float))
 
 
 def _nearest(section: str, key: str) -> str:

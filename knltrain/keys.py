@@ -107,6 +107,13 @@ def traced_steps(text: str) -> range:
     return range(first, last + 1)
 
 
+def plain(value) -> bool:
+    """Whether it is text, a number, true, false or a list of those."""
+    if isinstance(value, list):
+        return all(map(plain, value))
+    return isinstance(value, (str, bool, int, float))
+
+
 def shown(value) -> str:
     """The value for an error message, without the middle of a long one."""
     text = hex(value) if type(value) is int and abs(value) >= 2**64 else repr(value)
