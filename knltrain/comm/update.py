@@ -97,9 +97,10 @@ class ShardedUpdate(Update):
 
     def complete(self):
         self._gather(lambda p: p.v, self.parameters.momentum)
+        self.reducer.end_step()
         for name in self.optimizer.states:
             self._gather(lambda p, name=name: p.states[name], self.parameters.states[name])
-        self.reducer.end_step()
+            self.reducer.end_step()  # all have read the block before, where a node shares one
 
     def _gather(self, of, block: np.ndarray):
         """Fill `block` from the parts of all ranks; they travel in the gradient's memory, which is free by now."""
