@@ -18,7 +18,9 @@ from .toml import toml_key, toml_text, toml_value
 
 EPOCHS = 10**6
 RGB = {"count": 3, "most": 1024}
-PATHS = {("data", "train"), ("data", "val"), ("data", "mean_image"), ("model", "weights")}  # relative to the recipe
+SHARES = ("equal", "measured")
+# relative to the recipe
+PATHS = {("data", "train"), ("data", "val"), ("data", "mean_image"), ("model", "weights"), ("run", "shares")}
 LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import these from where they are known would load
 SHUFFLES = ("quasi", "full", "sequential")  # Numba; a test compares them
 STAGES = ("none", "local", "memory")
@@ -131,6 +133,7 @@ class Run:
     tensorboard: bool = key(False, "event files in RUN/tensorboard, by tensorboardX", free=True)
     mlflow: str = key("", "experiment of MLflow that the run is told to; '': none", free=True)
     mlperf_log: bool = key(False, "RUN/mlperf.log, the lines of MLPerf's ResNet benchmark, open division", free=True)
+    shares: str = key("equal", "of slots; measured: by speed, at first; or a file of HOST SPEED", free=True)
     trace: str = key("", "what all ranks do in some steps, as 'steps 100..104': see `knltrain trace`", free=True)
     log_every_seconds: float = key(5.0, "seconds between progress lines in a file", free=True)
 
@@ -287,7 +290,7 @@ def _store(values, source, section, key, value, folder):
     if (section, key) == ("model", "name") and ".py:" in value:  # FILE.py:FUNCTION
         path, _, function = value.rpartition(":")
         value = f"{(Path(folder) / Path(path).expanduser()).resolve()}:{function}"
-    if (section, key) in PATHS and value:
+    if (section, key) in PATHS and value not in ("", *SHARES):
         try:
             value = str((Path(folder) / Path(value).expanduser()).resolve())
             value.encode()  # the run folder's recipe is UTF-8

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import inspect
+import socket
 from pathlib import Path
 
 import numba
@@ -11,6 +12,7 @@ import numpy as np
 from knltrain.kernels import ARCH, DOT
 
 from . import __version__
+from .balance import read_speeds
 from .checkpoint import load_run
 from .comm import (
     Links,
@@ -21,7 +23,7 @@ from .comm import (
     Watch,
     compare_signatures,
 )
-from .config import Recipe, rules
+from .config import SHARES, Recipe, rules
 from .data import Augment, DataSet, Loader, Order, read_mean_image
 from .data.ranks import from_first
 from .derived import Derived
@@ -100,6 +102,14 @@ def network_facts(recipe: Recipe, class_names: list[str], encoding: str, size: i
     facts |= {"data.encoding": encoding, "data.size": size}
     d = recipe.data
     return facts | {f"data.{key}": value for key, value in dataclasses.asdict(d).items() if key in PREPROCESSING}
+
+
+def rank_speeds(recipe: Recipe, comm) -> list[float]:
+    """How fast the ranks are, in any unit, as the file of run.shares says of their hosts; what it does not name: 1."""
+    if recipe.run.shares in SHARES:
+        return [1.0] * comm.size
+    named = from_first(comm, lambda: {"speeds": read_speeds(Path(recipe.run.shares))})["speeds"]
+    return [named.get(host, 1.0) for host in comm.gather(socket.gethostname())]
 
 
 def make_links(recipe: Recipe, comm, shares: Shares) -> Links:

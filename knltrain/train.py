@@ -3,6 +3,7 @@
 from contextlib import closing, nullcontext
 
 from . import told
+from .balance import Balance
 from .checkpoint import advice
 from .comm import compare_replicas
 from .config import Recipe, resolved
@@ -39,6 +40,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
     derived, total, check_every = plan[0].derived, plan[-1].stop, recipe.comm.check_every_steps
     journal, boards = told.journal_of(recipe, plan, life, comm, screen, (len(data), len(val)))
     observers = [*observers, Tracer(run_dir, comm, traced_steps(recipe.run.trace)), journal, boards, Gauge(comm, total)]
+    observers.append(Balance(comm, recipe.run.shares == "measured"))
 
     with (
         closing(journal),

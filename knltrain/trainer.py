@@ -28,6 +28,7 @@ from .experiment import (
     make_optimizer,
     make_reducer,
     make_update,
+    rank_speeds,
 )
 from .layers import Observer
 from .models import Model
@@ -67,6 +68,7 @@ class Trainer:
         self.begun_with: list[str] = []  # lines about weights that were not drawn at random
         self.epochs = max(self.total / self.steps_per_epoch, 1e-9)  # of the run, also where it is cut short
         self.offset = 0  # steps that the epochs before would have had in batches of this size, less those they had
+        self.speeds: list[float] = []  # of the ranks, in any unit
         self.legs: list[Leg] = []
         self.leg: Leg | None = None
         self._last = time.perf_counter()
@@ -75,13 +77,14 @@ class Trainer:
     def of(cls, recipe: Recipe, data, comm, placement, watch=None, layers=None, observers=()) -> "Trainer":
         """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's."""
         found = legs(recipe, len(data))
+        speeds = rank_speeds(recipe, comm)
         for leg in found:
-            Shares.equal(leg.derived.slots, comm.size)
+            Shares.of(leg.derived.slots, speeds)
         check_sizes([leg.recipe for leg in found], len(data.class_names))
 
-        def build(leg: Leg, parameters: Parameters | None = None) -> dict:
-            """What changes from leg to leg; parameters: of the leg before."""
-            shares = Shares.equal(leg.derived.slots, comm.size)
+        def build(leg: Leg, speeds: list[float], parameters: Parameters | None = None) -> dict:
+            """What changes from leg to leg, or with the speeds of the ranks; parameters: of before."""
+            shares = Shares.of(leg.derived.slots, speeds)
             slots = shares.ranges[comm.rank]
             old = parameters and parameters.block
             block = partial(make_block, make_links(recipe, comm, shares)) if old is None else lambda _: old
@@ -101,12 +104,13 @@ class Trainer:
             parts |= {"update": make_update(model, optimizer, reducer), "slots": len(slots), "average": average}
             return parts | {"total_slots": leg.derived.slots, "steps_per_epoch": leg.derived.steps_per_epoch}
 
-        parts, rates = build(found[0]), [found[0].rate(early) for early in (0, 1)]
+        parts, rates = build(found[0], speeds), [found[0].rate(early) for early in (0, 1)]
         made = cls(
             **parts, total=found[-1].stop, seed=recipe.run.seed, scaling=make_loss_scale(recipe), observers=observers
         )
         made.epochs = recipe.run.epochs
         made.legs, made.leg, made._build, parameters = found, found[0], build, made.model.parameters
+        made.speeds = speeds
         if recipe.model.weights:
             fresh = begin_with(recipe.model.weights, parameters, comm)
             if made.average:
@@ -117,20 +121,29 @@ class Trainer:
         return made
 
     def _enter(self, leg: Leg):
-        """Go on with the parts of another leg, in which the state is that of now."""
+        """Go on with the parts of another leg."""
+        self._rebuild(leg)
+        self.note(leg.says)
+
+    def share(self, speeds: list[float]):
+        """From the next step on the ranks run slots as their speeds are: no bit changes. Collective."""
+        self.speeds = speeds
+        self._rebuild(self.leg)
+
+    def _rebuild(self, leg: Leg):
+        """Make the parts anew, in which the state is that of now."""
         before, observer = self.model.parameters, self.model.observer
         previous_lr, told = self.optimizer.previous_lr, getattr(self.batches, "told", None)
         self.update.complete()
         self.close()
         self.reducer.block.links.comm.barrier()  # nobody reads sums any more: the gradient block is used again
         self.model = self.update = self.optimizer = None  # their memory first
-        for name, part in self._build(leg, before).items():
+        for name, part in self._build(leg, self.speeds, before).items():
             setattr(self, name, part)
         self.leg, self.offset, self.global_batch = leg, leg.first - leg.start, self.total_slots * self.model.slot_batch
         self.optimizer.previous_lr = previous_lr
         self.observe(observer, told)
         self.batches.seek(leg.own(self.done))
-        self.note(leg.says)
 
     def __iter__(self) -> Iterator[Step]:
         while self.done < self.total and not self.stopped:

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     },
     "knltrain.checkpoint": {"knltrain.text", "knltrain.whole", "knltrain.hdf5", "knltrain.keys", "numpy", "h5py"},
     "knltrain.accuracy": {"knltrain.kernels", "numpy"},
+    "knltrain.balance": {"knltrain.comm", "knltrain.observe"},
     "knltrain.gauge": {"knltrain.layers", "knltrain.observe"},
     "knltrain.background": set(),
     "knltrain.restart": {"knltrain.background", "knltrain.checkpoint", "knltrain.keys", "knltrain.models", "numpy"},

@@ -1,5 +1,6 @@
 """knltrain/comm/rendezvous.py: ranks find rank 0 whatever strangers do, and say why where they do not."""
 
+import resource
 import socket
 import threading
 import time
@@ -88,6 +89,20 @@ def test_address__is_the_one_that_leads_to_another_host(monkeypatch):
     expected = {"address": ("127.0.0.1", 0)}
     assert rendezvous._address(["here", "here"]) == rendezvous._address(["here", "nowhere"]) == expected
     assert rendezvous._address(["here", "nowhere", "there"]) == expected | {"family": socket.AF_INET}
+
+
+def test_limit_of_open_files__is_raised_as_far_as_ranks_need_and_never_lowered():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        rendezvous._allow_files(700)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (700, before[1])
+        rendezvous._allow_files(300)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (700, before[1])
+        rendezvous._allow_files(2**40)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] in (before[1], 2**40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def _unknown(host):

@@ -8,7 +8,7 @@ from mpirun import run_mpi
 from tinyrun import write_recipe
 
 from knltrain.doctor.checks import CHECKS, NOTE, OK, WRONG, examine
-from knltrain.doctor.facts import clock, cpu_flags, huge_pages, loaded_openmp, locking, memory_free
+from knltrain.doctor.facts import clock, cpu_flags, huge_pages, interfaces, loaded_openmp, locking, memory_free
 
 HEALTHY = {
     "host": "n1", "library": "MPICH 5", "threads_may_call": True, "versions": {"numpy": "2"}, "slurm_tasks": None,
@@ -18,6 +18,7 @@ HEALTHY = {
     "shm_free": 8 << 30, "compiled": 90, "cache": "/tmp/kernels", "hdf5_locking": "", "locking": "yes",
     "fma": 4e12, "pairs": 7e12, "clock": 1.4e9, "flops_per_cycle": 64,
     "stream": 8e10, "read": 5e8, "latency": 1e-5, "bandwidth": 1e9, "shards": "100 images in 4 shards",
+    "interfaces": {"eth0": 1.0, "hsn0": 100.0}, "link": 9e9, "link_to": "n9",
 }  # fmt: skip
 
 
@@ -60,6 +61,8 @@ SICK = [
     ("pairs of bf16", WRONG, ranks(8, sick=[5], pairs=4e12), "slow: n5 -43%"),
     ("arithmetic", NOTE, ranks(fma=5e11), "500 GFLOP/s a rank, median, 9% of what 60 cores at 1.4 GHz allow"),
     ("memory", WRONG, ranks(8, sick=[5], stream=4e10), "slow: n5 -50%"),
+    ("links", WRONG, ranks(sick=[2], link=1.17e8), "0.94 Gb/s from n2 to n9, the slowest of 4; hsn0 is made for"),
+    ("links", NOTE, ranks(sick=[1], link=1.2e9), "9.60 Gb/s from n1 to n9"),
     ("shards", NOTE, ranks(8, sick=[5], read=1e8), "slow: n5 -80%"),
 ]
 
@@ -73,6 +76,19 @@ def test_sick__is_found_named_and_has_a_cure(check, level, facts, words):
 def test_locks__are_no_matter_where_hdf5_is_told_not_to_lock():
     facts = ranks(locking="No locks available", hdf5_locking="FALSE")
     assert not [finding for finding in examine(facts) if finding.check == "file locks"]
+
+
+def test_facts__know_how_fast_interfaces_are(tmp_path):
+    cards = (("eth0", "1000", "up"), ("eth1", "25000", "down"), ("lo", "", "unknown"), ("v0", "-1", "up"))
+    for name, speed, state in cards:
+        (tmp_path / "class/net" / name).mkdir(parents=True)
+        (tmp_path / "class/net" / name / "speed").write_text(speed + "\n")
+        (tmp_path / "class/net" / name / "operstate").write_text(state + "\n")
+    port = tmp_path / "class/infiniband/mlx5_0/ports/1"
+    port.mkdir(parents=True)
+    (port / "rate").write_text("100 Gb/sec (4X EDR)\n")
+    (port / "state").write_text("4: ACTIVE\n")
+    assert interfaces(tmp_path) == {"eth0": 1.0, "mlx5_0": 100.0}
 
 
 def test_facts__are_read_from_proc_and_sys(tmp_path):

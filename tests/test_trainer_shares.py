@@ -32,12 +32,15 @@ STEPS, SLOTS = 3, 7
 ALONE = SimpleNamespace(ranks_on_node=1, on=lambda name: nullcontext())
 
 
-def _train(comm, *settings):
-    """What is learned in some steps, the losses, and the ranges of slots."""
+def _train(comm, *settings, speeds=()):
+    """What is learned in some steps, and the losses; speeds: what the ranks share the slots by after the first."""
     recipe = parse_recipe(RECIPE, settings)
     with closing(Trainer.of(recipe, Synthetic(14 * STEPS, 12, 3), comm, ALONE)) as trainer:
         trainer.seek(0)
-        losses = [trainer.step().loss for _ in range(STEPS)]
+        losses = [trainer.step().loss]
+        if speeds:
+            trainer.share(speeds)
+        losses += [trainer.step().loss for _ in range(STEPS - 1)]
         trainer.update.complete()
         return {name: array.copy() for name, array in state(trainer.model.parameters).items()} | {"loss": losses}
 
@@ -59,6 +62,13 @@ def alone():
 def test_trainer__any_number_of_ranks_trains_the_same(alone, ranks, settings):
     for result in on_ranks(ranks, lambda comm: _train(comm, *settings)):
         assert result.keys() == alone.keys()
+        for name, array in result.items():
+            assert np.array_equal(array, alone[name]), name
+
+
+@pytest.mark.parametrize("settings", [["comm.shard_update=true"], ["comm.algorithm=direct"]])
+def test_trainer__goes_on_with_other_shares_to_the_bit(alone, settings):
+    for result in on_ranks(3, lambda comm: _train(comm, *settings, speeds=[1.0, 0.2, 0.4])):
         for name, array in result.items():
             assert np.array_equal(array, alone[name]), name
 

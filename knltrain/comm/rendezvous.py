@@ -6,6 +6,7 @@ keep others waiting: whoever comes is let in at once, and while too many are sil
 """
 
 import hmac
+import resource
 import secrets
 import selectors
 import socket
@@ -17,12 +18,14 @@ _SILENT = 256  # connections without the word, at once
 _BACKLOG = 4096  # Linux keeps no more; they are emptied at once
 _ASKED = 4  # hosts whose names are looked up
 _GREETING = 64  # bytes, at most
+_OTHER_FILES = 512  # that a process may have open besides: shards, libraries, what MPI needs
 
 
 def connect_ranks(comm) -> tuple[dict[int, socket.socket], dict[int, str]]:
     """This rank's connections, {0: to rank 0} or on rank 0 {rank: to it}; and {rank: why it has none}. Collective."""
     hosts, listener, told = comm.gather(socket.gethostname()), None, None
     if comm.rank == 0:
+        _allow_files(comm.size + _OTHER_FILES)
         try:
             listener = socket.create_server(**_address(hosts), backlog=_BACKLOG)
             told = [*listener.getsockname()[:2], secrets.token_hex(16)]
@@ -37,6 +40,14 @@ def connect_ranks(comm) -> tuple[dict[int, socket.socket], dict[int, str]]:
     else:
         links, why = _call(tuple(address), f"{word} {comm.rank}\n".encode())
     return links, {rank: reason for rank, reason in enumerate(comm.gather(why)) if reason}
+
+
+def _allow_files(wanted: int):
+    """Raise this process's limit of open files, often 1,024, so far, or as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _address(hosts) -> dict:

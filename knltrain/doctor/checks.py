@@ -7,6 +7,7 @@ from typing import NamedTuple
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 SLOW = 0.10  # below the median by more than this share: named
 BUSY = 0.5  # below this share of what width and clock allow: said
+LEAST_LINK = 0.3  # of what an interface is made for: one rank's messages, both ways at once
 LEAST_MEMORY, LEAST_SHM = 2 << 30, 64 << 20
 GIB = 1 << 30
 
@@ -206,9 +207,31 @@ def network(ranks):
         yield Finding("allreduce", OK, found)
 
 
+def links(ranks):
+    """Does what carries messages between nodes reach what the fastest interface is made for?"""
+    measured = [rank for rank in ranks if "link" in rank]
+    if not measured:
+        return
+    slow = min(measured, key=lambda rank: rank["link"])
+    rate, speeds = slow["link"] * 8e-9, slow["interfaces"]
+    found = f"{rate:.2f} Gb/s from {slow['host']} to {slow['link_to']}, the slowest of {len(measured)}"
+    if not speeds:
+        yield Finding("links", OK, f"{found}; the system says of no interface how fast it is")
+        return
+    name, fastest = max(speeds.items(), key=lambda item: item[1])
+    found += f"; {name} is made for {fastest:g}"
+    cure = f"MPI goes another way: UCX_NET_DEVICES={name}, or with libfabric FI_PROVIDER and FI_TCP_IFACE={name}"
+    if fastest > 2 and rate < 1.05:
+        yield Finding("links", WRONG, f"{found}: a fallback to 1 Gb/s carries the job", cure)
+    elif rate < LEAST_LINK * fastest:
+        yield Finding("links", NOTE, found, cure)
+    else:
+        yield Finding("links", OK, found)
+
+
 CHECKS = (
     *(world, mpi, versions, openmp, affinity, cpu, numa, huge_pages),
-    *(memory, kernel_cache, data, slow_nodes, network),
+    *(memory, kernel_cache, data, slow_nodes, network, links),
 )
 
 

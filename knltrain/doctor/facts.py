@@ -45,12 +45,27 @@ def gather_facts(comm, placement, environment=os.environ, proc: Path = PROC, sys
         "shm_free": disk_free("/dev/shm"),
         "compiled": sum(1 for _ in cache_folder().rglob("*.nbc")),
         "cache": str(cache_folder()),
+        "interfaces": interfaces(system),
         "hdf5_locking": environment.get("HDF5_USE_FILE_LOCKING", ""),
     }
 
 
 def _number(text):
     return int(text) if text and text.isdigit() else None
+
+
+def interfaces(system: Path = SYS) -> dict[str, float]:
+    """Gb/s of the network interfaces that are up, by name, as the system says; those that say nothing are left out."""
+    found = {}
+    for place in sorted((system / "class/net").glob("*")):
+        speed = _read(place / "speed").strip()  # Mb/s, -1 where it is unknown
+        if speed.isdigit() and _read(place / "operstate").strip() == "up":
+            found[place.name] = int(speed) / 1000
+    for place in sorted((system / "class/infiniband").glob("*/ports/*")):
+        rate = re.match(r"([0-9.]+) Gb/sec", _read(place / "rate"))
+        if rate and "ACTIVE" in _read(place / "state"):
+            found[place.parents[1].name] = float(rate[1])
+    return found
 
 
 def loaded_openmp(proc: Path = PROC) -> list[str]:

@@ -1,5 +1,6 @@
 """Rates of this node, in a few seconds: arithmetic, memory, shards, and the network between all ranks."""
 
+import socket
 import time
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def measure_node(comm) -> dict:
 
 
 def measure_network(comm) -> dict:
-    """Of the sum over all ranks: latency (s) of 4 bytes, bandwidth (bytes/s) of SUM_BYTES."""
+    """Of the sum over all ranks: latency (s) of 4 bytes, bandwidth (bytes/s) of SUM_BYTES; and of links, see there."""
     if comm.size == 1:
         return {}
     small, large = np.zeros(1, np.float32), np.zeros(SUM_BYTES // 4, np.float32)
@@ -44,7 +45,23 @@ def measure_network(comm) -> dict:
         for _ in range(count):
             comm.sum(array)
         times[name] = (time.perf_counter() - begin) / count
-    return {"latency": times["latency"], "bandwidth": SUM_BYTES / times["large"]}
+    return {"latency": times["latency"], "bandwidth": SUM_BYTES / times["large"]} | measure_link(comm)
+
+
+def measure_link(comm) -> dict:
+    """On the first rank of each host: link (bytes/s to the next host while all send at once) and link_to, its name."""
+    hosts = comm.gather(socket.gethostname())
+    firsts = [hosts.index(host) for host in dict.fromkeys(hosts)]
+    if len(firsts) == 1 or comm.rank not in firsts:
+        return {}
+    place, out, into = firsts.index(comm.rank), np.zeros(SUM_BYTES, np.uint8), np.empty(SUM_BYTES, np.uint8)
+    following, before = firsts[(place + 1) % len(firsts)], firsts[place - 1]
+    seconds = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        comm.exchange(out, following, into, before)
+        seconds.append(time.perf_counter() - begin)
+    return {"link": SUM_BYTES / min(seconds), "link_to": hosts[following]}
 
 
 def examine_data(folder: Path, comm) -> dict:
