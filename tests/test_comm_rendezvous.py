@@ -57,7 +57,7 @@ def door():
     """The address of a door that waits for rank 1 of two, who must have come when the test ends."""
     listener, doors = socket.create_server(("127.0.0.1", 0)), []
     address = listener.getsockname()
-    thread = threading.Thread(target=lambda: doors.append(rendezvous._Door(listener, 2, WORD.decode())))
+    thread = threading.Thread(target=lambda: doors.append(rendezvous._Door([listener], 2, WORD.decode())))
     thread.start()
     yield address
     thread.join(PATIENCE)
@@ -70,7 +70,7 @@ def test_door__drops_who_does_not_know_the_word(door, said):
     with socket.create_connection(door, timeout=PATIENCE) as stranger:
         stranger.sendall(said)
         assert stranger.recv(100) == b""
-    links, why = rendezvous._call(door, WORD + b" 1\n")
+    links, why = rendezvous._call([door], WORD + b" 1\n")
     assert set(links) == {0} and why == ""
     links[0].close()
 
@@ -83,12 +83,23 @@ def test_door__waits_for_the_rest_of_a_greeting(door):
         assert rank.recv(100) == WORD + b" 1\n"
 
 
-def test_address__is_the_one_that_leads_to_another_host(monkeypatch):
+def test_addresses__are_all_of_this_host_first_the_one_that_leads_to_another(monkeypatch):
     names = {"there": (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.9", 9))}
     monkeypatch.setattr(rendezvous.socket, "getaddrinfo", lambda host, *_, **__: [names.get(host) or _unknown(host)])
-    expected = {"address": ("127.0.0.1", 0)}
-    assert rendezvous._address(["here", "here"]) == rendezvous._address(["here", "nowhere"]) == expected
-    assert rendezvous._address(["here", "nowhere", "there"]) == expected | {"family": socket.AF_INET}
+    monkeypatch.setattr(rendezvous, "_interfaces", lambda: ["127.0.0.1", "10.0.0.7", "192.168.3.7"])
+    found = {hosts[1]: [one["address"][0] for one in rendezvous._addresses(hosts)] for hosts in (
+        ["here", "here"], ["here", "nowhere"], ["here", "there"])}  # fmt: skip
+    assert found["here"] == ["127.0.0.1"]
+    assert found["nowhere"] == ["10.0.0.7", "192.168.3.7", "127.0.0.1"]
+    assert found["there"] == ["127.0.0.1", "10.0.0.7", "192.168.3.7"]
+
+
+def test_call__tries_one_address_after_the_other(door):
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        closed = nobody.getsockname()
+    links, why = rendezvous._call([closed, door], WORD + b" 1\n")
+    assert set(links) == {0} and why == ""
+    links[0].close()
 
 
 def test_limit_of_open_files__is_raised_as_far_as_ranks_need_and_never_lowered():

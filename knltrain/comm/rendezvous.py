@@ -1,15 +1,19 @@
 """A TCP connection from every rank to rank 0, beside MPI, closed to strangers.
 
-Rank 0 listens for some seconds at start, on the one address that the other ranks reach it by: the loopback where all
-are on this host. Who does not say within a second the word that MPI has told the ranks is dropped, and the silent never
-keep others waiting: whoever comes is let in at once, and while too many are silent the one that came first has to go.
+Rank 0 listens for some seconds at start: on the loopback where all ranks are on this host, else on every address of its
+interfaces, and the others try one after the other, first that which leads to another host. Who does not say within a
+second the word that MPI has told the ranks is dropped, and the silent never keep others waiting: whoever comes is let
+in at once, and while too many are silent the one that came first has to go.
 """
 
+import contextlib
+import fcntl
 import hmac
 import resource
 import secrets
 import selectors
 import socket
+import struct
 import time
 
 _LIMIT_S = 10.0  # until a rank that did not come is given up
@@ -18,27 +22,32 @@ _SILENT = 256  # connections without the word, at once
 _BACKLOG = 4096  # Linux keeps no more; they are emptied at once
 _ASKED = 4  # hosts whose names are looked up
 _GREETING = 64  # bytes, at most
+_LOOPBACK = "127.0.0.1"
+_SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 _OTHER_FILES = 512  # that a process may have open besides: shards, libraries, what MPI needs
 
 
 def connect_ranks(comm) -> tuple[dict[int, socket.socket], dict[int, str]]:
     """This rank's connections, {0: to rank 0} or on rank 0 {rank: to it}; and {rank: why it has none}. Collective."""
-    hosts, listener, told = comm.gather(socket.gethostname()), None, None
+    hosts, listeners, told = comm.gather(socket.gethostname()), [], None
     if comm.rank == 0:
         _allow_files(comm.size + _OTHER_FILES)
-        try:
-            listener = socket.create_server(**_address(hosts), backlog=_BACKLOG)
-            told = [*listener.getsockname()[:2], secrets.token_hex(16)]
-        except OSError as error:
-            told = [str(error)]
-    *address, word = comm.gather(told)[0]
+        told = ["no address"]
+        for address in _addresses(hosts):
+            try:
+                listeners.append(socket.create_server(**address, backlog=_BACKLOG))
+            except OSError as error:
+                told = [str(error)]
+        if listeners:
+            told = [*(listener.getsockname()[:2] for listener in listeners), secrets.token_hex(16)]
+    *addresses, word = comm.gather(told)[0]
     links, why = {}, ""
-    if listener:
-        links = _Door(listener, comm.size, word).links
-    elif not address:
+    if listeners:
+        links = _Door(listeners, comm.size, word).links
+    elif not addresses:
         why = word
     else:
-        links, why = _call(tuple(address), f"{word} {comm.rank}\n".encode())
+        links, why = _call(list(map(tuple, addresses)), f"{word} {comm.rank}\n".encode())
     return links, {rank: reason for rank, reason in enumerate(comm.gather(why)) if reason}
 
 
@@ -50,56 +59,78 @@ def _allow_files(wanted: int):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _address(hosts) -> dict:
-    """Where rank 0 listens, as arguments of create_server: on the interface that leads to another host.
+def _addresses(hosts) -> list[dict]:
+    """Where rank 0 listens, as arguments of create_server: first on the interface that leads to another host.
 
-    Where no host is known by its name, on the loopback: hosts that are emulated on one machine find each other there.
+    The loopback alone where all ranks are on this host, else last: hosts that are emulated on one machine find each
+    other there.
     """
-    for host in [host for host in dict.fromkeys(hosts) if host != hosts[0]][:_ASKED]:
-        try:
+    others = [host for host in dict.fromkeys(hosts) if host != hosts[0]]
+    found = []
+    for host in others[:_ASKED]:
+        with contextlib.suppress(OSError):
             family, kind, *_, place = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
             with socket.socket(family, kind) as probe:
                 probe.connect(place)  # sends nothing: a datagram's socket only looks up the way
-                return {"address": (probe.getsockname()[0], 0), "family": family}
-        except OSError:
-            continue
-    return {"address": ("127.0.0.1", 0)}
+                found.append({"address": (probe.getsockname()[0], 0), "family": family})
+                break
+    found += [{"address": (address, 0)} for address in (_interfaces() if others else []) if address != _LOOPBACK]
+    found.append({"address": (_LOOPBACK, 0)})
+    unique = {}
+    for one in found:
+        unique.setdefault(one["address"], one)
+    return list(unique.values())
 
 
-def _call(address, greeting: bytes) -> tuple[dict[int, socket.socket], str]:
+def _interfaces() -> list[str]:
+    """IPv4 addresses of this host's interfaces."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has none
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found.append(socket.inet_ntoa(answer[20:24]))
+    return found
+
+
+def _call(addresses, greeting: bytes) -> tuple[dict[int, socket.socket], str]:
     """({0: connection}, "") when rank 0 has answered our greeting with itself, else ({}, why)."""
-    why, limit = "", time.monotonic() + _LIMIT_S
+    why, limit, tried = "", time.monotonic() + _LIMIT_S, 0
     while (left := limit - time.monotonic()) > 0:
-        link = None
+        link, address = None, addresses[tried % len(addresses)]
+        tried += 1
         try:
             link = socket.create_connection(address, timeout=min(left, 2 * _SILENT_S))
             link.sendall(greeting)
             if link.recv(_GREETING) == greeting:
                 link.setblocking(False)
                 return {0: link}, ""
-            why = "the connection was closed"
+            reason = "the connection was closed"
         except OSError as error:
-            why = str(error)
+            reason = str(error)
+        why = why or f"{reason} at {address[0]}:{address[1]}, where rank 0 listens"
         if link:
             link.close()
         time.sleep(0.1)
-    return {}, f"{why} at {address[0]}:{address[1]}, where rank 0 listens"
+    return {}, why
 
 
 class _Door:
     """Lets in whoever knows the word; `links`: rank → connection, when all are there or the time is over."""
 
-    def __init__(self, listener, size: int, word: str):
+    def __init__(self, listeners, size: int, word: str):
         self.links, self._size, self._word = {}, size, word.encode()
         self._silent = {}  # connection → (what it has said, until when it may speak), oldest first
-        self._listener, limit = listener, time.monotonic() + _LIMIT_S
-        listener.setblocking(False)
-        with listener, selectors.DefaultSelector() as self._selector:
-            self._selector.register(listener, selectors.EVENT_READ)
+        limit = time.monotonic() + _LIMIT_S
+        with contextlib.ExitStack() as stack:
+            self._selector = stack.enter_context(selectors.DefaultSelector())
+            for listener in listeners:
+                stack.enter_context(listener).setblocking(False)
+                self._selector.register(listener, selectors.EVENT_READ)
             while len(self.links) < size - 1 and time.monotonic() < limit:
                 for key, _ in self._selector.select(_SILENT_S / 10):
-                    if key.fileobj is listener:
-                        self._let_in()
+                    if key.fileobj in listeners:
+                        self._let_in(key.fileobj)
                     elif key.fileobj in self._silent:
                         self._hear(key.fileobj)
                 now = time.monotonic()
@@ -108,9 +139,9 @@ class _Door:
             for link in list(self._silent):
                 self._drop(link)
 
-    def _let_in(self):
+    def _let_in(self, listener):
         try:
-            link, _ = self._listener.accept()
+            link, _ = listener.accept()
         except OSError:  # it has gone again, or there is no file left for it
             link = None
         if link:
