@@ -133,7 +133,7 @@ class Run:
     tensorboard: bool = key(False, "event files in RUN/tensorboard, by tensorboardX", free=True)
     mlflow: str = key("", "experiment of MLflow that the run is told to; '': none", free=True)
     mlperf_log: bool = key(False, "RUN/mlperf.log, the lines of MLPerf's ResNet benchmark, open division", free=True)
-    shares: str = key("equal", "of slots; measured: by speed, at first; or a file of HOST SPEED", free=True)
+    shares: str = key("equal", "of slots; measured: by speed, at first; or a file of HOST SPEED", least=1, free=True)
     trace: str = key("", "what all ranks do in some steps, as 'steps 100..104': see `knltrain trace`", free=True)
     log_every_seconds: float = key(5.0, "seconds between progress lines in a file", free=True)
 
