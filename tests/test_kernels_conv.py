@@ -254,6 +254,22 @@ def test_conv2d__same_bits_with_one_and_two_threads(shape, kind):
         assert np.array_equal(one, two)
 
 
+@pytest.mark.parametrize("kind", KINDS_HERE)
+def test_conv2d_backward_weight__same_bits_however_many_threads_its_channels_are_cut_for(kind):
+    plan, (x, _, _, dy), _ = _case((3, 20, 20, 18, 300, 3, 3, 2, 1, 1), kind)
+    method, number = plan.backward_weight, plan.shape.number
+    results = {}
+    for threads in (1, 2, 1000):
+        wide, tasks = method.tasks(threads)
+        method.tasks = lambda _, cut=(wide, tasks): cut
+        dw = _empty(plan.w_shape)
+        conv2d_backward_weight(plan, number.narrow(x), number.narrow(dy), dw, _scratch(plan))
+        del method.tasks
+        results[wide] = dw
+    assert len(results) == 3 and min(results) == 1
+    assert all(np.array_equal(dw, results[1]) for dw in results.values())
+
+
 def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once():
     """Forward, and every residue class of backward-input, with x at address 10**6 and the pixel outside at 7.
 

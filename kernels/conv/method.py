@@ -90,7 +90,8 @@ class Gradient(Method):
     """Backward-weight: a task owns a range of channels and a share of the pixels, `splits` shares in all.
 
     Share 0 sums in dw, the others in the workspace; they are added in order. Subclasses give `cut()`, the tasks of a
-    share and the blocks of pixels that there are; `grid` and `dy_grid`; and `nest`, the compiled loop over tasks.
+    share, by which shares are chosen, and the blocks of pixels that there are; `grid` and `dy_grid`; and `nest`, the
+    compiled loop over tasks.
     """
 
     def __init__(self, shape):
@@ -101,14 +102,19 @@ class Gradient(Method):
         self.partial_size = (self.splits - 1) * r * s * depth * k
         self.workspace_size = self.partial_size
 
+    def tasks(self, threads: int) -> tuple[int, int]:
+        """Blocks of output channels of a task (0: fixed) and how many tasks, for so many threads; no bit depends on it."""
+        return 0, self.splits * self.parts
+
     def run(self, x, dy, dw, workspace):
         """dw, overwritten."""
+        wide, tasks = self.tasks(numba.get_num_threads())
         partial = workspace[self.workspace_size - self.partial_size : self.workspace_size]
         job = GradientJob(
             x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.grid, *self.dy_grid, x.shape[0],
-            self.splits, np.empty(0, self.panels.dtype),
+            self.splits, wide, np.empty(0, self.panels.dtype),
         )  # fmt: skip
-        self.nest(self.splits * self.parts, job)
+        self.nest(tasks, job)
         if self.splits > 1:
             _add_partials(partial.reshape(self.splits - 1, dw.size), dw.reshape(-1))
 

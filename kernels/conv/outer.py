@@ -24,7 +24,7 @@ from .shape import ceil
 from .task import F32_BYTES, share
 
 CHUNK = 192  # pixels of a chunk: a BLOCK-wide panel of dy stays in L1
-RANGE = 8  # blocks of output channels of a task: its panels of dy share L2 with
+RANGE = 8  # blocks of output channels of a task, at most: its panels of dy share L2 with
 STRIP = 40  # this many lines of channels of x
 SPAN = LINE_FLOATS // MC * MC  # channels of a packed line: whole tiles
 LINE_VECTORS = LINE_FLOATS // V
@@ -50,7 +50,7 @@ class _Room(NamedTuple):
     columns: np.ndarray  # (lines, pixels, LINE_FLOATS) of x, in units
     places: np.ndarray  # (CHUNK,) addresses of its pixels
     rows: np.ndarray  # (taps, CHUNK) addresses of the pixels of x that a chunk reads
-    panel: np.ndarray  # (RANGE, CHUNK, BLOCK) of dy, in units
+    panel: np.ndarray  # (blocks, CHUNK, BLOCK) of dy, in units
     edge: np.ndarray  # (CHUNK, MC): pixels of a depth that fills no tile, or empty
     beside: np.ndarray  # (blocks, taps, depth, BLOCK): sums of the last blocks, those that stick out of dw
     nowhere: np.ndarray
@@ -61,13 +61,13 @@ def _place(task, job):
     geometry = job.geometry
     pixels, width, groups = job.images * geometry[GRID_I] * geometry[GRID_J], geometry[WIDTH], geometry[GROUPS]
     blocks, chunks = -(-width // BLOCK), -(-pixels // CHUNK)
-    ranges = -(-blocks // RANGE)
+    ranges = -(-blocks // job.wide)
     split, rest = divmod(task, groups * ranges)
     group, part = divmod(rest, ranges)
     first, last = chunks * split // job.splits * CHUNK, min(chunks * (split + 1) // job.splits * CHUNK, pixels)
     merged = groups == 1 and geometry[DEPTH] * job.x.itemsize != geometry[IN_PITCH]
     in_place = merged and job.panels.itemsize == F32_BYTES  # pairs are of two pixels, which do not lie side by side
-    lo, hi = part * RANGE, min(part * RANGE + RANGE, blocks)
+    lo, hi = part * job.wide, min((part + 1) * job.wide, blocks)
     return _Part(group, lo, hi, first, last, share(job, split), groups * ranges == 1, merged, in_place)
 
 
@@ -83,7 +83,7 @@ def _room(job, part):
         columns,
         np.int64(columns.ctypes.data) + np.arange(CHUNK) * LINE,
         np.empty((n_taps, CHUNK), np.int64),
-        np.empty((RANGE, CHUNK, BLOCK), np.float32),
+        np.empty((part.hi - part.lo, CHUNK, BLOCK), np.float32),
         np.empty((CHUNK if part.in_place and depth < MC else 0, MC), np.float32),
         np.empty((beside, n_taps, max(depth, MC), BLOCK), np.float32),
         np.zeros(BLOCK, np.float32),
@@ -222,7 +222,7 @@ def _store_beside(job, part, room):
 
 @kernel
 def _weight_task(task, job):
-    """Up to RANGE blocks of output channels of one group, over one share of the pixels."""
+    """Some blocks of output channels of one group, over one share of the pixels."""
     part = _place(task, job)
     room = _room(job, part)
     for first in range(part.first, part.last, CHUNK):
@@ -251,6 +251,12 @@ class Outer(Gradient):
     def cut(self):
         n, p, q, _ = self.shape.y
         return self.shape.groups * ceil(ceil(self.shape.k_group, BLOCK), RANGE), n * p * q // CHUNK
+
+    def tasks(self, threads):
+        """Two a thread, if need be of fewer blocks, each of which packs x for itself."""
+        blocks, apart = ceil(self.shape.k_group, BLOCK), self.shape.groups * self.splits
+        wide = max(1, min(RANGE, blocks // ceil(2 * threads, apart)))
+        return wide, apart * ceil(blocks, wide)
 
 
 class MergedOuter(Outer):

@@ -66,7 +66,7 @@ def task_count(op: Op, cores: int) -> int:
     plan = op.others["plan"]
     method = getattr(plan, op.kind)
     if op.kind == "backward_weight":
-        return method.splits * method.parts
+        return method.tasks(cores)[1]
     width = _width(op)
     aim = WAYS * cores if plan.unpacked or op.arithmetic < op.flops else method.tasks()
     along = max(1, (plan.shape.x[0] * method.grids[0].pixels + method.size // 2) // method.size)
