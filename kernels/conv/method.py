@@ -103,7 +103,7 @@ class Gradient(Method):
         self.workspace_size = self.partial_size
 
     def tasks(self, threads: int) -> tuple[int, int]:
-        """Blocks of output channels of a task (0: fixed) and how many tasks, for so many threads; no bit depends on it."""
+        """Blocks of output channels of a task (0: fixed) and how many tasks, for so many threads: never other bits."""
         return 0, self.splits * self.parts
 
     def run(self, x, dy, dw, workspace):
