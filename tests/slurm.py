@@ -216,7 +216,7 @@ class Cluster:
         words = self.run("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, job: str, states=("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL"), timeout=180) -> str:
+    def wait(self, job: str, states=("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL"), timeout=600) -> str:
         """Wait until the job is in one of the states; returns it."""
         _until(lambda: self.job(job)["JobState"] in states, timeout, f"job {job} to be {' or '.join(states)}")
         return self.job(job)["JobState"]

@@ -33,7 +33,7 @@ def _run(recipe, tmp_path, fault, *settings, ranks=4, launcher=()):
     orders += ["--inject", f"{fault}:rank=1@step=3"] if fault else []
     run = tmp_path / "run"
     command = ["-m", "knltrain", "train", str(recipe), "--run", str(run), *orders]
-    result = run_mpi(ranks, *command, timeout=120, launcher=launcher)
+    result = run_mpi(ranks, *command, timeout=600, launcher=launcher)
     return result, time.time() - _steps(run)[:2][-1]["time"]
 
 

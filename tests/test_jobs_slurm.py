@@ -54,13 +54,13 @@ class Submitted:
     def text(self):
         return self.out.read_text(errors="replace") if self.out.exists() else ""
 
-    def wait(self, *states, timeout=180):
+    def wait(self, *states, timeout=600):
         try:
             return self.cluster.wait(self.id, *([states] if states else []), timeout=timeout)
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.text()}") from None
 
-    def until_step(self, step, timeout=180):
+    def until_step(self, step, timeout=600):
         limit, log = time.monotonic() + timeout, self.run / "log.jsonl"
         while not (log.exists() and f'"step": {step},' in log.read_text()):
             assert time.monotonic() < limit, self.text()
@@ -113,7 +113,7 @@ def test_tutorial__its_line_of_srun_trains(cluster, folder):
         line = line.replace(printed, here)
     path = os.path.dirname(sys.executable) + os.pathsep + cluster.env["PATH"]
     env = {"PATH": path, "PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1"}
-    cluster.run(*shlex.split(line.replace("\\\n", " ")), "--set", "run.max_steps=2", timeout=180, env=env)
+    cluster.run(*shlex.split(line.replace("\\\n", " ")), "--set", "run.max_steps=2", timeout=600, env=env)
     assert (folder / "tutorial" / "DONE").exists()
 
 

@@ -219,13 +219,13 @@ def test_numbers__have_bounds_and_names_are_escaped(command, expected, capsys):
 
 
 def test_all_ranks__end_when_one_fails():
-    done = run_mpi(2, "-c", FAIL_ON_RANK_1, timeout=30)
+    done = run_mpi(2, "-c", FAIL_ON_RANK_1, timeout=120)
     assert done.returncode != 0
     assert "knltrain: rank 1: error: KeyError: 'absent'" in done.stderr
     assert "rank 0: error" not in done.stderr
 
 
 def test_train__of_an_absent_recipe_is_said_once(tmp_path):
-    done = run_mpi(2, "-m", "knltrain", "train", str(tmp_path / "absent.toml"), timeout=30)
+    done = run_mpi(2, "-m", "knltrain", "train", str(tmp_path / "absent.toml"), timeout=120)
     assert done.returncode == 2
     assert done.stderr.count("knltrain: ") == 1

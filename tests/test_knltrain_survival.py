@@ -298,5 +298,5 @@ try:
 finally:
     writer.close(0.1)
 """
-    assert run_mpi(1, "-c", script, str(tmp_path), timeout=30).returncode == 3
+    assert run_mpi(1, "-c", script, str(tmp_path), timeout=120).returncode == 3
     assert (tmp_path / "whole").exists()

@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def _train(folder, run, *, ranks=1, threads=1, network="resnet", settings=(), resume=None, timeout=120, **more):
+def _train(folder, run, *, ranks=1, threads=1, network="resnet", settings=(), resume=None, timeout=600, **more):
     arguments = ["-m", "knltrain", "train", str(folder / f"{network}.toml"), "--run", str(folder / run)]
     for setting in settings:
         arguments += ["--set", setting]
@@ -235,7 +235,7 @@ def test_train__sigterm_saves_and_a_resume_equals_uninterrupted(folder, serial):
 )
 def test_train__bad_input_is_one_line_and_leaves_nothing(folder, tmp_path, ranks, settings, message):
     run = tmp_path / "run"
-    result = _train(folder, run, ranks=ranks, settings=settings, timeout=60)
+    result = _train(folder, run, ranks=ranks, settings=settings, timeout=180)
     lines = [line for line in result.stderr.splitlines() if "error" in line and "knltrain" in line]
     assert result.returncode != 0
     assert len(lines) == 1 and message in lines[0], result.stderr
@@ -301,7 +301,7 @@ def test_ranks__one_failing_rank_ends_all(tmp_path, what, message):
     script = tmp_path / "failing.py"
     script.write_text(FAILING.format(what=what))
     begin = time.monotonic()
-    result = run_mpi(4, str(script), timeout=60)
+    result = run_mpi(4, str(script), timeout=180)
     assert result.returncode != 0
     assert message in result.stderr
     assert time.monotonic() - begin < 30

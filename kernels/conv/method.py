@@ -63,8 +63,9 @@ class Blocks(Method):
     def points(self) -> int:
         return self.shape.w[0] * self.shape.w[1]
 
-    def tasks(self) -> int:
-        return 4 * numba.get_num_threads()
+    def tasks(self, threads: int) -> int:
+        """How many to aim at: a task owns whole sums, so no bit depends on it."""
+        return 4 * threads
 
     def pack(self, w, packed):
         """w (R, S, C/groups, K) as `run` reads it: packed (packed_size,)."""
@@ -77,7 +78,7 @@ class Blocks(Method):
             width = int(grid.geometry[WIDTH])
             blocks, along = ceil(width, BLOCK), block_count(x.shape[0] * grid.pixels, self.size)
             # where the grid alone gives too few tasks channels are cut too; but each range reads all of the input
-            ranges = min(blocks, max(ceil(self.tasks(), along), ceil(width, MOST_WIDTH)))
+            ranges = min(blocks, max(ceil(self.tasks(numba.get_num_threads()), along), ceil(width, MOST_WIDTH)))
             job = Job(
                 x.reshape(-1), self.zeros, weights.reshape(-1).view(np.float32), bias, y.reshape(-1), moments, *grid,
                 self.all_taps, self.form, x.shape[0], ranges, accumulate, relu, goes_past(y, width), self.staged,

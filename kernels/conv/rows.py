@@ -205,8 +205,8 @@ class Rows(Blocks):
         widens = shape.number is not self.panels
         self.staged = widens or (one_tap and channels * shape.number.bytes >= STAGE_PITCH)
 
-    def tasks(self):
-        return TASKS
+    def tasks(self, threads):
+        return max(TASKS, super().tasks(threads))
 
     def block_sizes(self) -> np.ndarray:
         """Output pixels of each block, int64."""
@@ -221,13 +221,13 @@ class Unpacked(Rows):
         super().__init__(shape, transposed)
         self.form, self.packed_size = COLUMNS if transposed else ROWS, 0
 
+    def tasks(self, threads):
+        return 4 * threads
+
     @classmethod
     def suits(cls, shape):
         _, h, w, c = shape.x
         return h == w == shape.w[0] == shape.w[1] == shape.groups == 1 and c >= MERGE_BELOW
-
-    def tasks(self):
-        return 4 * numba.get_num_threads()
 
 
 class MergedRows(Rows):

@@ -24,7 +24,6 @@ from .machine import Machine
 
 BLOCK, MOST_WIDTH = 32, 512  # output channels of a tile of AVX-512, and the most of a task: the kernels' own
 ONCE, PACK, TRANSFORM, ROWS = 48, 16, 8, 14  # of tiles: see `waste`
-WAYS = 4  # tasks a core that Winograd's method and unpacked weights aim at
 PART, UPDATE_PART = 1 << 15, 1 << 16  # numbers in a task of the passes over memory, and of the update
 LARS_PASSES, SGD_PASSES = (4, 3, 2), (2, 3, 2)  # tensors read for the norms, then read and written by the update
 SHARE_OF_KERNEL = {
@@ -68,7 +67,7 @@ def task_count(op: Op, cores: int) -> int:
     if op.kind == "backward_weight":
         return method.tasks(cores)[1]
     width = _width(op)
-    aim = WAYS * cores if plan.unpacked or op.arithmetic < op.flops else method.tasks()
+    aim = method.tasks(cores)
     along = max(1, (plan.shape.x[0] * method.grids[0].pixels + method.size // 2) // method.size)
     return along * min(-(-width // BLOCK), max(-(-aim // along), -(-width // MOST_WIDTH)))
 
