@@ -49,7 +49,7 @@ setup(
         "exchange": ["safetensors", "onnx"],
         "dev": [
             "pytest", "pytest-xdist", "ruff", "pyarrow", "rich", "tensorboardX", "tensorboard", "safetensors", "onnx",
-            "onnxruntime", "nbclient", "ipykernel",
+            "onnxruntime", "nbclient", "ipykernel", "wheel",
         ],  # fmt: skip
     }),
     entry_points={"console_scripts": ["knltrain = knltrain.cli:main"]},

@@ -47,7 +47,7 @@ def test_figures__show_what_the_program_has(tmp_path):
         int, re.search(r"memory, (\d+) MiB if each had its own, (\d+) MiB", texts["program.svg"]).groups()
     )
     assert needed > placed > 0
-    assert texts["sums.svg"].count(">+<") == 11 and "on 1, 2, 4 ranks" in texts["sums.svg"]
+    assert texts["sums.svg"].count(">+<") == 11 and "or any number of them" in texts["sums.svg"]
     assert all(f">{name}<" in texts["shard.svg"] for name in METADATA["jpeg"])
 
 
@@ -70,5 +70,6 @@ def test_site__is_built_without_a_warning(tmp_path):
     assert result.returncode == 0, result.stderr
     pages = {path.relative_to(tmp_path / "site").as_posix() for path in (tmp_path / "site").rglob("*.html")}
     assert {"docs/index.html", "README.html", "docs/first_steps.html", "docs/api/knltrain.html"} <= pages
-    keys = (tmp_path / "site" / "docs" / "recipe_keys.html").read_text(encoding="utf-8")
+    page = (tmp_path / "site" / "docs" / "recipe_keys.html").read_text(encoding="utf-8")
+    keys = re.sub("<[^>]+>", "", page)
     assert "global_batch = 256" in keys and "images per update, over all ranks" in keys

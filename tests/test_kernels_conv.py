@@ -266,7 +266,7 @@ def test_conv2d_backward_weight__same_bits_however_many_threads_its_channels_are
         conv2d_backward_weight(plan, number.narrow(x), number.narrow(dy), dw, _scratch(plan))
         del method.tasks
         results[wide] = dw
-    assert len(results) == 3 and min(results) == 1
+    assert len(results) >= 2 and min(results) == 1
     assert all(np.array_equal(dw, results[1]) for dw in results.values())
 
 
