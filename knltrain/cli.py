@@ -34,6 +34,7 @@ def _train(args):
             from .config import load_recipe
             from .inherit import find_recipe
 
+            recipe = load_recipe(args.recipe, args.set)  # before anything is compiled, or said to be
             clock.mark = share_kernels(comm, find_recipe(args.recipe), args.set)
             clock.phase("kernels")
             from .checkpoint import advice
@@ -42,7 +43,6 @@ def _train(args):
             from .train import train
 
             clock.phase("imports")
-            recipe = load_recipe(args.recipe, args.set)
             life.claim()
             try:
                 observers = [clock, Faults(args.inject, comm.rank, life.run_dir)]

@@ -353,24 +353,23 @@ def _problems(recipe: Recipe):
         value = getattr(getattr(recipe, section), field_name)
         if rule.expected(value):
             yield name, value, rule.expected(value)
-    batch = recipe.batch
+    batch, optim, compute = recipe.batch, recipe.optim, recipe.compute
     if batch.global_batch % batch.slot_batch:
         yield "batch.slot_batch", batch.slot_batch, f"a divisor of batch.global_batch, {batch.global_batch}"
-    if recipe.compute.loss_scale not in LOSS_SCALES:
+    if compute.loss_scale not in LOSS_SCALES:
         expected = f"auto, dynamic, or a power of two from 1 to {LOSS_SCALES[-1]:.0f}"
-        yield "compute.loss_scale", recipe.compute.loss_scale, expected
+        yield "compute.loss_scale", compute.loss_scale, expected
     milestones = recipe.schedule.milestones
     if list(milestones) != sorted(milestones):
         yield "schedule.milestones", milestones, "rising epochs"
-    optim, compute = recipe.optim, recipe.compute
     if optim.momentum_correction and optim.variant not in ("caffe2017", "mlperf", "larc_scale"):
         yield "optim.momentum_correction", True, "false with this variant, whose buffer does not scale with the rate"
     if optim.variant in ("lamb", "rmsprop_warmup"):
         if optim.variant == "rmsprop_warmup" and not optim.trust_coefficient:
             yield "optim.trust_coefficient", 0.0, "more than 0 with rmsprop_warmup: its rate relative to SGD's"
         if optim.epsilon <= 0 or optim.nesterov:
-            found = (optim.epsilon, optim.nesterov)
-            yield "optim.epsilon, optim.nesterov", found, f"more than 0, and false, with {optim.variant}"
+            expected = f"more than 0, and false, with {optim.variant}"
+            yield "optim.epsilon, optim.nesterov", (optim.epsilon, optim.nesterov), expected
         if compute.precision == "fp16" or compute.loss_scale != "auto":
             expected = f"auto, and fp32 or bf16, with {optim.variant}, whose moments know no scale"
             yield "compute.loss_scale", compute.loss_scale, expected
@@ -390,7 +389,7 @@ def resolved(recipe: Recipe, notes: dict[str, str] | None = None) -> str:
     """
     lines = []
     for section in SECTIONS:
-        values = dict(dataclasses.asdict(getattr(recipe, section)))
+        values = dataclasses.asdict(getattr(recipe, section))
         values |= values.pop("args", {})
         lines.append(f"[{section}]")
         for name, value in values.items():
