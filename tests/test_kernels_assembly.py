@@ -16,13 +16,18 @@ import pytest
 from test_kernels_conv import _case, _empty, _packed, _scratch
 
 from knltrain import kernels
-from knltrain.kernels.conv import outer, rows, tiles
+from knltrain.kernels.conv import outer, rows, tiles, tiles_weight
 
-NESTS = {"rows": rows._rows_nest, "outer": outer._weight_nest, "tiles": tiles._tiles_nest}
+NESTS = {"rows": rows._rows_nest, "outer": outer._weight_nest}
+NESTS |= {"tiles": tiles._tiles_nest, "tiles weight": tiles_weight._tiles_weight_nest}
+WEIGHTS = ("outer", "tiles weight")
 SHAPE = (1, 4, 4, 64, 32, 1, 1, 1, 0, 1)
 # CPU → nest, kind of tensors
 WANTED = {
-    "sapphirerapids": [("tiles", "bf16 in tiles"), ("rows", "bf16 in pairs"), ("outer", "bf16 in pairs")],
+    "sapphirerapids": [
+        *((nest, "bf16 in tiles") for nest in ("tiles", "tiles weight")),
+        *((nest, "bf16 in pairs") for nest in ("rows", "outer")),
+    ],
     "cooperlake": [("outer", "bf16 in pairs")],
     "znver4": [("rows", "bf16 in pairs"), ("rows", "fp32")],
     "haswell": [("outer", "bf16 widened")],
@@ -30,20 +35,19 @@ WANTED = {
 COMPILE = """
 import pickle, sys
 from pathlib import Path
-from knltrain.kernels.conv import outer, rows, tiles
-nests = {"rows": rows._rows_nest, "outer": outer._weight_nest, "tiles": tiles._tiles_nest}
+from test_kernels_assembly import NESTS
 for nest, kind, signature in pickle.loads(Path(sys.argv[1]).read_bytes()):
-    nests[nest].compile(signature)
-    Path(sys.argv[2], f"{nest}, {kind}.s").write_text(nests[nest].inspect_asm(signature))
+    NESTS[nest].compile(signature)
+    Path(sys.argv[2], f"{nest}, {kind}.s").write_text(NESTS[nest].inspect_asm(signature))
 """
 
 
 def signature(nest, kind):
     """With which types a nest is called for tensors of a kind."""
     plan, (x, w, _, dy), _ = _case(SHAPE, kind)
-    number, method = plan.shape.number, plan.backward_weight if nest == "outer" else plan.forward
+    number, method = plan.shape.number, plan.backward_weight if nest in WEIGHTS else plan.forward
     x, dy = number.narrow(x), number.narrow(dy)
-    if nest == "outer":
+    if nest in WEIGHTS:
         kernels.conv2d_backward_weight(plan, x, dy, _empty(plan.w_shape), _scratch(plan))
     else:
         kernels.conv2d_forward(plan, x, _packed(plan, w)[0], None, _empty(plan.y_shape, number), _scratch(plan))
@@ -60,7 +64,7 @@ def signature(nest, kind):
 def assembly(tmp_path_factory):
     """(CPU, nest, kind) → text; all CPUs are compiled for at once."""
     folder, running, found = tmp_path_factory.mktemp("assembly"), {}, {}
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.environ.get("PYTHONPATH", "")])
     for cpu, nests in WANTED.items():
         (folder / cpu).mkdir()
         (folder / cpu / "signatures").write_bytes(pickle.dumps([(*one, signature(*one)) for one in nests]))
@@ -104,11 +108,12 @@ def test_inner_loop__is_loads_and_dots_with_every_sum_in_a_register(assembly, cp
     assert not [line for line in loop if "zmm" in line and "(%rsp" in line]  # and no vector goes to the stack
 
 
-def test_inner_loop__of_tiles_is_four_loads_and_four_dots(assembly):
-    loop = inner_loop(assembly["sapphirerapids", "tiles", "bf16 in tiles"], "tdpbf16ps")
+@pytest.mark.parametrize("nest", ["tiles", "tiles weight"])
+def test_inner_loop__of_tiles_is_four_loads_and_four_dots(assembly, nest):
+    loop = inner_loop(assembly["sapphirerapids", nest, "bf16 in tiles"], "tdpbf16ps")
     counts = Counter(line.split()[0] for line in loop)
     assert counts["tdpbf16ps"] == counts["tileloadd"] >= 4 and counts["tilestored"] == 0
-    text = assembly["sapphirerapids", "tiles", "bf16 in tiles"]
+    text = assembly["sapphirerapids", nest, "bf16 in tiles"]
     assert "ldtilecfg" in text and "tilerelease" in text
 
 

@@ -57,14 +57,15 @@ class _Room(NamedTuple):
 
 
 @kernel
-def _place(task, job):
+def place_gradient(task, job, chunk):
+    """The part of a task, where shares are of whole chunks of `chunk` pixels."""
     geometry = job.geometry
     pixels, width, groups = job.images * geometry[GRID_I] * geometry[GRID_J], geometry[WIDTH], geometry[GROUPS]
-    blocks, chunks = -(-width // BLOCK), -(-pixels // CHUNK)
+    blocks, chunks = -(-width // BLOCK), -(-pixels // chunk)
     ranges = -(-blocks // job.wide)
     split, rest = divmod(task, groups * ranges)
     group, part = divmod(rest, ranges)
-    first, last = chunks * split // job.splits * CHUNK, min(chunks * (split + 1) // job.splits * CHUNK, pixels)
+    first, last = chunks * split // job.splits * chunk, min(chunks * (split + 1) // job.splits * chunk, pixels)
     merged = groups == 1 and geometry[DEPTH] * job.x.itemsize != geometry[IN_PITCH]
     in_place = merged and job.panels.itemsize == F32_BYTES  # pairs are of two pixels, which do not lie side by side
     lo, hi = part * job.wide, min((part + 1) * job.wide, blocks)
@@ -118,13 +119,13 @@ def _pack_columns(job, part, room, sources, count, first):
 
 
 @kernel
-def _pack_gradients(job, part, first, count, panel):
-    """panel[block, m] = BLOCK channels of dy of pixel first + m."""
+def pack_gradients(job, part, first, count, panel):
+    """panel[block, m] = BLOCK channels of dy of pixel first + m; or of two pixels, as pairs."""
     width, item = job.geometry[WIDTH], job.dy.itemsize
     pitch = job.geometry[GROUPS] * width * item
     source = job.dy.ctypes.data + first * pitch + part.group * width * item
     for block in range(part.lo, part.hi):
-        valid, there = min(BLOCK, width - block * BLOCK), panel.ctypes.data + (block - part.lo) * CHUNK * ROW
+        valid, there = min(BLOCK, width - block * BLOCK), panel.ctypes.data + (block - part.lo) * panel.shape[1] * ROW
         pack_rows(job.dy.dtype, job.panels.dtype, source + block * BLOCK * item, pitch, count, valid, there, 0)
 
 
@@ -223,11 +224,11 @@ def _store_beside(job, part, room):
 @kernel
 def _weight_task(task, job):
     """Some blocks of output channels of one group, over one share of the pixels."""
-    part = _place(task, job)
+    part = place_gradient(task, job, CHUNK)
     room = _room(job, part)
     for first in range(part.first, part.last, CHUNK):
         count = min(CHUNK, part.last - first)
-        _pack_gradients(job, part, first, count, room.panel)
+        pack_gradients(job, part, first, count, room.panel)
         _multiply(job, part, room, first, count)
     _store_beside(job, part, room)
 
@@ -241,7 +242,7 @@ def _weight_nest(tasks, job):
 class Outer(Gradient):
     """Any shape."""
 
-    nest = staticmethod(_weight_nest)
+    nest, chunk = staticmethod(_weight_nest), CHUNK
 
     def __init__(self, shape):
         super().__init__(shape)
@@ -250,7 +251,7 @@ class Outer(Gradient):
 
     def cut(self):
         n, p, q, _ = self.shape.y
-        return self.shape.groups * ceil(ceil(self.shape.k_group, BLOCK), RANGE), n * p * q // CHUNK
+        return self.shape.groups * ceil(ceil(self.shape.k_group, BLOCK), RANGE), n * p * q // self.chunk
 
     def tasks(self, threads):
         """Two a thread, if need be of fewer blocks, each of which packs x for itself."""

@@ -12,13 +12,14 @@ from .outer import MergedOuter, Outer
 from .rows import MergedRows, Rows, Unpacked
 from .shape import Shape, make_shape
 from .tiles import Tiles
+from .tiles_weight import TilesWeight
 from .winograd import Winograd
 from .winograd_weight import WinogradWeight
 
 # candidates, the faster ones first: the first that suits is taken
 FORWARD = (Tiles, Winograd, MergedRows, Unpacked, Rows)
 BACKWARD_INPUT = (Tiles, Winograd, Unpacked, Rows)
-BACKWARD_WEIGHT = (WinogradWeight, MergedOuter, Outer)
+BACKWARD_WEIGHT = (TilesWeight, WinogradWeight, MergedOuter, Outer)
 
 
 @dataclass(frozen=True)
