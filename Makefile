@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick fuzz lint docs sz clean
+.PHONY: help demo test quick bench-compare fuzz lint docs sz clean
 
 help:  ## say what there is
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): setup.py
 	@echo "make: installing knltrain and what it needs into $(VENV)"
@@ -28,6 +28,10 @@ QUICK := architecture arena layers_program layers_gradients models_counts kernel
          comm_reducer data_sampler data_shards knltrain_config knltrain_api knltrain_lock optim_lars optim_schedule
 quick: $(STAMP)  ## run the tests that one runs before each commit
 	@$(BIN)/python -m pytest -q -x $(QUICK:%=tests/test_%.py)
+
+BENCH ?= step --model resnet50
+bench-compare: $(STAMP)  ## BASE=REV: old code and new in turn, BENCH="step --model alexnet_bn"
+	@$(BIN)/knltrain bench compare --base "$(BASE)" $(BENCH)
 
 fuzz: $(STAMP)  ## damaged and hostile input by the thousand, seeded
 	@$(BIN)/python tests/fuzz.py

@@ -261,7 +261,7 @@ def _bench(commands):
             cores = {"type": _number(most=4096), "default": 0, "metavar": "N"}
             one.add_argument("--cores", **cores, help="of the simulated machine (default: all)")
             one.add_argument("--torch", metavar="PYTHON", default="", help="interpreter that has PyTorch (this one)")
-    for add in (_bench_data, _bench_feed, _bench_ranks):
+    for add in (_bench_data, _bench_feed, _bench_ranks, _bench_compare):
         add(what)
 
 
@@ -292,6 +292,19 @@ def _bench_feed(what):
     feed.add_argument("--ranks", type=_number(least=1, most=4096), default=2, help="of pack (default 2)")
     feed.add_argument("--model", default="alexnet_bn", help="of step (default alexnet_bn)")
     feed.set_defaults(run_command="bench_feed")
+
+
+def _bench_compare(what):
+    text = "another benchmark with the code of this checkout and of an older revision, in turn"
+    compare = what.add_parser("compare", help=text)
+    compare.add_argument("--base", metavar="REV", default="", help="revision (default: none, only measure and keep)")
+    compare.add_argument("--rounds", type=_number(least=1), default=3, metavar="N", help="default 3")
+    compare.add_argument("--ranks", type=_number(most=4096), default=0, metavar="N", help="by mpiexec (default: 0)")
+    compare.add_argument("--save", type=Path, metavar="FILE", help="keep rows, commit and machine as JSON")
+    compare.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
+    told = "what follows `knltrain bench`, as in: step --model alexnet_bn"
+    compare.add_argument("benchmark", nargs=argparse.REMAINDER, metavar="WHAT", help=told)
+    compare.set_defaults(run_command="bench_compare")
 
 
 def _bench_ranks(what):

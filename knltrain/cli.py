@@ -290,6 +290,12 @@ def _bench_feed(args):
         feed.index(args.path)
 
 
+def _bench_compare(args):
+    from .bench.compare import run
+
+    run(args.benchmark, args.base, args.rounds, args.ranks, args.save, args.json)
+
+
 def _bench_allreduce(args):
     from .comm import world
 
@@ -351,8 +357,8 @@ COMMANDS = {
     function.__name__.removeprefix("_"): function
     for function in (
         _train, _watch, _trace, _report, _evaluate, _pack, _plan, _recipes, _lint, _predict, _export, _import, _sweep,
-        _init, _verify, _show, _shards, _describe, _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_allreduce,
-        _bench_overlap, _doctor, _drill,
+        _init, _verify, _show, _shards, _describe, _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_compare,
+        _bench_allreduce, _bench_overlap, _doctor, _drill,
     )
 }  # fmt: skip
 
