@@ -211,15 +211,18 @@ def lrn_backward(x, y, scale, dy, size, alpha, beta):
 # ---- loss ----------------------------------------------------------------------------------------------------
 
 
-def softmax_cross_entropy(logits, labels, smoothing=0.0, scale=1.0):
+def softmax_cross_entropy(logits, labels, smoothing=0.0, scale=1.0, others=None, shares=1.0):
     """loss (N,) and dlogits (N,K) = (softmax - target) * scale; loss = -sum_k target_k * log softmax_k.
 
     target = (1 - smoothing) * onehot(label) + smoothing / K; scale is 1 / global_batch and does not touch the loss.
+    With others (N,) and shares (N,) onehot is share * onehot(label) + (1 - share) * onehot(other).
     """
     classes = logits.shape[1]
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    target = np.eye(classes, dtype=logits.dtype)[labels] * (1 - smoothing) + smoothing / classes
+    onehot, share = np.eye(classes, dtype=logits.dtype), np.reshape(shares, (-1, 1))
+    mixed = onehot[labels] if others is None else share * onehot[labels] + (1 - share) * onehot[others]
+    target = mixed * (1 - smoothing) + smoothing / classes
     return -(target * log_softmax).sum(axis=1), (np.exp(log_softmax) - target) * scale
 
 

@@ -1,4 +1,4 @@
-"""The loss: softmax cross-entropy with label smoothing and its gradient in one pass, and the rank of the true class."""
+"""The loss: softmax cross-entropy of smoothed and mixed labels, its gradient in one pass, and the true class's rank."""
 
 import numba
 import numpy as np
@@ -9,13 +9,14 @@ from .element import narrow
 
 
 @kernel
-def _image(logits, label, smoothing, scale, dlogits):
-    """Loss of one image, logits (K,); writes its row of dlogits."""
+def _image(logits, label, other, share, smoothing, scale, dlogits):
+    """Loss of one image, logits (K,); writes its row of dlogits. A share of 1 leaves the bits of `label` alone."""
     classes = logits.size
     largest = logits[0]
     for k in range(classes):
         largest = logits[k] if logits[k] > largest else largest
-    own = logits[label] - largest
+    rest = np.float32(1) - share
+    own = share * (logits[label] - largest) + rest * (logits[other] - largest)
     # shifted by the largest, so that no exp overflows
     powers = np.empty(classes, np.float32)
     total, shifted_total = np.float32(0), np.float32(0)
@@ -24,22 +25,24 @@ def _image(logits, label, smoothing, scale, dlogits):
         shifted_total += shifted
         powers[k] = np.exp(shifted)
         total += powers[k]
-    # -sum_k target_k * (shifted_k - log total), target = (1 - smoothing) * onehot + uniform
+    # -sum_k target_k * (shifted_k - log total), target = (1 - smoothing) * (share, rest of two onehots) + uniform
     uniform = smoothing / np.float32(classes)
     loss = np.log(total) - (np.float32(1) - smoothing) * own - uniform * shifted_total
     factor, offset = scale / total, uniform * scale
     for k in range(classes):
         powers[k] = powers[k] * factor - offset
-    powers[label] -= (np.float32(1) - smoothing) * scale
+    certain = (np.float32(1) - smoothing) * scale
+    powers[label] -= share * certain
+    powers[other] -= rest * certain
     for k in range(classes):
         dlogits[k] = narrow(dlogits.dtype, powers[k])
     return loss
 
 
 @kernel(parallel=True)
-def _softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits):
+def _softmax_cross_entropy(logits, labels, others, shares, smoothing, scale, loss, dlogits):
     for n in numba.prange(logits.shape[0]):
-        loss[n] = _image(logits[n], labels[n], smoothing, scale, dlogits[n])
+        loss[n] = _image(logits[n], labels[n], others[n], shares[n], smoothing, scale, dlogits[n])
 
 
 def _check(logits, labels):
@@ -52,7 +55,7 @@ def _check(logits, labels):
         raise ValueError(f"softmax: found label {found}, expected 0 to {classes - 1}: compare the data with the model")
 
 
-def softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits):
+def softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits, others=None, shares=None):
     """loss[n] = -sum_k target[n,k] * log softmax(logits[n])[k]; dlogits = (softmax - target) * scale.
 
     Parameters
@@ -60,6 +63,8 @@ def softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits):
     logits : (N, K) float32
     labels : (N,) int64
     smoothing : 0 <= smoothing < 1; target = (1 - smoothing) * onehot(label) + smoothing / K
+    others : (N,) int64, shares : (N,) float32, of mixed pictures: share * onehot(label) + (1 - share) * onehot(other)
+        in place of onehot(label); None: the label alone
     scale : 1 / global_batch, the only place where the gradient is divided; it does not touch the loss
     loss : (N,) float32, overwritten
     dlogits : (N, K) of a Number, overwritten; may be logits
@@ -71,7 +76,12 @@ def softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits):
         raise ValueError(f"softmax: found smoothing {smoothing}, expected 0 <= smoothing < 1: correct the recipe")
     check_array("softmax: loss", loss, labels.shape)
     check_tensor("softmax: dlogits", dlogits, logits.shape)
-    _softmax_cross_entropy(logits, labels, np.float32(smoothing), np.float32(scale), loss, dlogits)
+    if others is None:
+        others, shares = labels, np.ones(len(labels), np.float32)
+    _check(logits, others)
+    check_array("softmax: shares", shares, labels.shape)
+    numbers = np.float32(smoothing), np.float32(scale)
+    _softmax_cross_entropy(logits, labels, others, shares, *numbers, loss, dlogits)
 
 
 @kernel
