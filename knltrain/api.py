@@ -249,14 +249,15 @@ class Trainer:
         self._trainer.close()
 
 
-def evaluate(net: Network, data, mirror: bool = False) -> Accuracy:
+def evaluate(net: Network, data, mirror: bool = False, shift: int = 0) -> Accuracy:
     """Top-1 and top-5 of a network on data, over all ranks; see `Accuracy` for what else it counts.
 
-    mirror: a picture counts by its logits and those of its mirror image, summed. Raises ValueError for other classes.
+    mirror: a picture counts by its logits and those of its mirror image, summed; shift: and of the picture moved by so
+    many pixels. Raises ValueError for other classes.
     """
     _check_classes(net, data)
     augment = center_crop(net.recipe, data)
-    return count(net._model(), data, augment, world(), net.recipe.data.reader_threads, mirror)
+    return count(net._model(), data, augment, world(), net.recipe.data.reader_threads, mirror, shift)
 
 
 def _check_classes(net, data):

@@ -20,6 +20,8 @@ FLOAT = 4
 class Parameter:
     """One learned tensor. `decay` and `adapt` say whether weight decay and the LARS trust ratio apply to it.
 
+    rate: what the learning rate is multiplied by for it (Caffe's lr_mult); 0: it stays as it was drawn.
+
     dw: where backward writes. total: the sum over all slots and ranks, which ranks of a node may share; None: in dw.
     """
 
@@ -28,6 +30,7 @@ class Parameter:
     init: Callable[[np.random.Generator], np.ndarray]
     decay: bool = True
     adapt: bool = True
+    rate: float = 1.0
     w: np.ndarray = field(default=None, repr=False)
     dw: np.ndarray = field(default=None, repr=False)
     v: np.ndarray = field(default=None, repr=False)

@@ -17,19 +17,17 @@ from .toml import toml_key, toml_text, toml_value
 # ---- sections: one line per key ------------------------------------------------------------------------------
 
 EPOCHS = 10**6
-RGB = {"count": 3, "most": 1024}
-SHARES = ("equal", "measured")
+RGB, SHARES = {"count": 3, "most": 1024}, ("equal", "measured")
 # relative to the recipe
 PATHS = {("data", "train"), ("data", "val"), ("data", "mean_image"), ("model", "weights"), ("run", "shares")}
 LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import these from where they are known would load
 SHUFFLES = ("quasi", "full", "sequential")  # Numba; a test compares them
-STAGES = ("none", "local", "memory")
+MIRRORS, STAGES = ("random", "alternate"), ("none", "local", "memory")
 ALGORITHMS = ("auto", "hierarchical", "halving", "doubling", "direct", "tree")
 PRECISIONS = WIRES = ("fp32", "bf16", "fp16")
 LOSS_SCALES = ("auto", "dynamic", *(2.0**k for k in range(25)))
 VARIANTS = ("caffe2017", "mlperf", "larc_clip", "larc_scale", "nus", "lamb", "rmsprop_warmup")
-ZERO_NORMS = ("raw", "trust")
-POLICIES = ("poly", "step", "cosine", "constant")
+ZERO_NORMS, POLICIES = ("raw", "trust"), ("poly", "step", "cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,15 @@ class Data:
     train: str = key(REQUIRED, "folder of shards; relative to the recipe (of --set: to here)", least=1, free=True)
     val: str = key("", "folder of shards to evaluate on; '': none", free=True)
     val_mirror: bool = key(False, "evaluate a picture by its logits and those of its mirror image, summed", free=True)
+    val_shift: int = key(0, "pixels: evaluate also a picture moved down right and up left; 0: no", most=64, free=True)
     augmentation: str = key("crop_flip", "what training does to a picture", one_of=LEVELS)
+    mirror: str = key("random", "when; alternate: in every second epoch, so that two show both", one_of=MIRRORS)
     crop: int = key(224, "pixels, side of the network's input", above=0, most=8192)
     short_side: int = key(0, "pixels of the short side before a crop; 0: as stored, 256 if unscaled", most=8192)
     val_short_side: int = key(0, "the same in evaluation; 0: short_side", most=8192, free=True)
     pad: int = key(0, "pixels of zeros around a stored image before a random crop", most=1024)
     cutout: int = key(0, "pixels, side of a square of mean colour laid over each training picture; 0: none", most=8192)
+    mixup: float = key(0.0, "a, where samples are mixed by shares of Beta(a, a), labels too; 0: not", most=1)
     mean: tuple[float, ...] = key((123.675, 116.28, 103.53), "0..255, red green blue, subtracted", **RGB)
     mean_image: str = key("", "instead of mean: .npy file of a mean picture, as Caffe's; raw shards of its size only")
     std: tuple[float, ...] = key((58.395, 57.12, 57.375), "the same, divided by; 256 for Caffe's scale", **RGB, above=0)
@@ -359,9 +360,8 @@ def _problems(recipe: Recipe):
     if compute.loss_scale not in LOSS_SCALES:
         expected = f"auto, dynamic, or a power of two from 1 to {LOSS_SCALES[-1]:.0f}"
         yield "compute.loss_scale", compute.loss_scale, expected
-    milestones = recipe.schedule.milestones
-    if list(milestones) != sorted(milestones):
-        yield "schedule.milestones", milestones, "rising epochs"
+    if list(recipe.schedule.milestones) != sorted(recipe.schedule.milestones):
+        yield "schedule.milestones", recipe.schedule.milestones, "rising epochs"
     if optim.momentum_correction and optim.variant not in ("caffe2017", "mlperf", "larc_scale"):
         yield "optim.momentum_correction", True, "false with this variant, whose buffer does not scale with the rate"
     if optim.variant in ("lamb", "rmsprop_warmup"):

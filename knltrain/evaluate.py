@@ -1,6 +1,9 @@
 """Accuracy on a data set, every image counted exactly once on any number of ranks."""
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from .accuracy import Accuracy, Tally
 from .checkpoint import CheckpointError, load_run
@@ -15,12 +18,13 @@ from .text import printable
 
 
 def evaluate(
-    model: Model, data: DataSet, augment: Augment, comm, threads: int = 1, mirror: bool = False, stop=lambda: False
+    model: Model, data: DataSet, augment: Augment, comm, threads=1, mirror=False, shift=0, stop=lambda: False
 ) -> Accuracy | None:
     """Top-1 and top-5 of `model` with its running statistics, the rows of `data` divided over the ranks of `comm`.
 
-    mirror: an image counts by the sum of its logits and those of its mirror image. stop(): asked before each batch;
-    where it says yes on any rank, all leave the evaluation, and None is returned.
+    mirror: an image counts by the sum of its logits and those of its mirror image; shift: besides by those of the image
+    moved by so many pixels down to the right, and up to the left. stop(): asked before each batch; where it says yes on
+    any rank, all leave the evaluation, and None is returned.
     Labels that tie for a place are counted by the lower class first, so the result is the same on every machine.
     """
     batch, tally = model.slot_batch, Tally(len(data.class_names))
@@ -33,14 +37,25 @@ def evaluate(
             if (part := next(parts, None)) is None:
                 continue
             count = len(part.labels)
-            model.feed(part.images)
-            logits = model.infer()
-            if mirror:
-                logits = logits.copy()
-                model.feed(part.images[:, :, ::-1])
+            logits = np.zeros_like(model.logits)
+            for view in _views(part.images, mirror, shift):
+                model.feed(view)
                 logits += model.infer()
             tally.add(part.rows, part.labels, logits[:count])
     return tally.total(comm)
+
+
+def _views(images: np.ndarray, mirror: bool, shift: int) -> Iterator[np.ndarray]:
+    """What `evaluate` looks at in place of images (N, H, W, 3); where a moved one ends, it has the mean colour."""
+    for by in (0, shift, -shift) if shift else (0,):
+        moved = images if by == 0 else np.zeros_like(images)
+        if by > 0:
+            moved[:, by:, by:] = images[:, :-by, :-by]
+        elif by < 0:
+            moved[:, :by, :by] = images[:, -by:, -by:]
+        yield moved
+        if mirror:
+            yield moved[:, :, ::-1]
 
 
 def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: bool, comm) -> None:
@@ -61,8 +76,8 @@ def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: 
     dataset = _open(Path(data or recipe.data.val or recipe.data.train), meta["experiment"], folder, comm)
     model = make_model(recipe, len(dataset.class_names), ranks_on_node=share.ranks_on_node)
     load_state(model.parameters, arrays, path)
-    crop, threads, mirror = center_crop(recipe, dataset), recipe.data.reader_threads, recipe.data.val_mirror
-    result = evaluate(model, dataset, crop, comm, threads, mirror)
+    d = recipe.data
+    result = evaluate(model, dataset, center_crop(recipe, dataset), comm, d.reader_threads, d.val_mirror, d.val_shift)
     if comm.rank == 0:
         where = printable(f"{path} (step {meta['step']}) on {dataset.folder}")
         print(f"{where}: {result.images} images, each counted once")

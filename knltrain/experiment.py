@@ -250,5 +250,5 @@ def make_augment(recipe: Recipe, data: DataSet, level: str) -> Augment:
     short_side = d.short_side or (UNSCALED_SHORT_SIDE if data.size == 0 else 0)
     mean = read_mean_image(d.mean_image, data.size) if d.mean_image else d.mean
     options = {"pad": d.pad, "min_area": d.min_area, "short_side": short_side, "cutout": d.cutout}
-    options["max_pixels"] = d.max_pixels
+    options |= {"max_pixels": d.max_pixels, "mirror": d.mirror, "mixup": d.mixup}
     return Augment(level, d.crop, mean, d.std, seed=recipe.run.seed, **options)

@@ -89,7 +89,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
 
 def _evaluate(recipe, trainer, step, val, comm, life, journal) -> float | None:
     """Top-1 on `val`, told to the journal; None where it was left, and the training with it, as a stop is asked for."""
-    how = (recipe.data.reader_threads, recipe.data.val_mirror, life.stop_asked)
+    how = (recipe.data.reader_threads, recipe.data.val_mirror, recipe.data.val_shift, life.stop_asked)
     with trainer.average.in_place() if trainer.average else nullcontext():
         result = evaluate(trainer.model, val, center_crop(trainer.leg.recipe, val), comm, *how)
     if not result:

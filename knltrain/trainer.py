@@ -190,7 +190,7 @@ class Trainer:
 
     def _feed(self, batch):
         keys = [sample_key(self.seed, batch.epoch, row, DROPOUT) for row in batch.rows]
-        self.model.feed(batch.images, batch.labels, keys)
+        self.model.feed(batch.images, batch.labels, keys, batch.mixed)
 
     def _record(self, lr, finite, backward, scale, skipped) -> Step:
         loss, correct, stop, save = (float(total) for total in self.model.parameters.scalars)

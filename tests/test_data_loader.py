@@ -75,7 +75,49 @@ def test_augment__enlarges_small_pictures(level):
     np.testing.assert_allclose(out, np.broadcast_to((200 - np.array(MEAN)) / STD, out.shape), atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"level": "wild"}, {"crop": 0}, {"pad": -1}, {"min_area": 0}, {"cutout": -1}])
+def test_augment__alternating_mirrors_show_both_sides_in_two_epochs():
+    both = augment("crop_flip", mirror="alternate")
+    mirrors = np.array([[both.window(20, 20, epoch, row).mirror for row in range(300)] for epoch in range(4)])
+    assert 0.4 < mirrors[0].mean() < 0.6
+    assert (mirrors[0] != mirrors[1]).all() and (mirrors[0] == mirrors[2]).all() and (mirrors[1] == mirrors[3]).all()
+    plain = [augment("crop_flip").window(20, 20, 1, row)[:4] for row in range(30)]
+    assert plain == [both.window(20, 20, 1, row)[:4] for row in range(30)]  # what else is drawn stays
+
+
+def test_augment__mixes_each_sample_with_the_next():
+    samples = np.random.default_rng(0).normal(size=(5, 4, 4, 3)).astype(np.float32)
+    mixed, rows, mixing = samples.copy(), np.array([7, 3, 9, 1, 4]), augment(mixup=1.0)
+    shares = mixing.mix(mixed, 2, rows)
+    own = shares.astype(np.float64)[:, None, None, None]
+    np.testing.assert_allclose(mixed, own * samples + (1 - own) * np.roll(samples, -1, 0), atol=1e-6)
+    again = mixing.mix(samples[[0, 3]].copy(), 2, np.array([7, 1]))
+    assert np.array_equal(again, shares[[0, 3]])  # a share is its row's and epoch's, whatever else is in the slot
+    assert not np.array_equal(mixing.mix(samples.copy(), 3, rows), shares)
+
+
+@pytest.mark.parametrize("a", [0.2, 1.0])
+def test_augment__shares_are_of_a_beta_distribution(a):
+    shares = augment(mixup=a).mix(np.zeros((4000, 1, 1, 3), np.float32), 0, np.arange(4000))
+    assert abs(shares.mean() - 0.5) < 0.03 and abs(shares.var() - 1 / (4 * (2 * a + 1))) < 0.01
+
+
+def test_loader__mixes_pictures_and_labels_alike():
+    data = Synthetic(60, 16, 10)
+    sets = []
+    for mixup, threads in ((0.0, 1), (1.0, 1), (1.0, 3)):
+        how = augment("crop_flip", mixup=mixup)
+        with Loader(data, Order(60, data.page_rows, 2, 4, 5), how, slots=range(2), threads=threads) as loader:
+            sets.append([(b.images.copy(), b.labels, b.mixed) for b, _ in zip(loader, range(6), strict=False)])
+    for (plain, labels, nothing), (images, _, (others, shares)), (again, *_) in zip(*sets, strict=True):
+        share = shares[:, None, None, None]
+        np.testing.assert_allclose(images, share * plain + (1 - share) * np.roll(plain, -1, 0), atol=1e-5)
+        assert nothing is None and np.array_equal(others, np.roll(labels, -1)) and np.array_equal(images, again)
+
+
+WRONG = [{"level": "wild"}, {"crop": 0}, {"pad": -1}, {"min_area": 0}, {"cutout": -1}, {"mirror": "no"}, {"mixup": 2}]
+
+
+@pytest.mark.parametrize("options", WRONG)
 def test_augment__rejects_wrong_numbers(options):
     with pytest.raises(ValueError, match="expected"):
         augment(**options)

@@ -107,6 +107,7 @@ def test_entries__turn_weights_as_pytorch_has_them():
         ("resnet50", {"crop": 32, "width": 4}),
         ("resnet_cifar8", {"crop": 16, "width": 4}),
         ("davidnet", {"crop": 32, "width": 4}),
+        ("speednet", {"crop": 32, "width": 4}),
         ("alexnet_owt", {"crop": 131, "hidden": 8}),
         ("alexnet_bn", {"crop": 131, "hidden": 8, "width": 0.1, "norm": "jia"}),
     ],
@@ -369,6 +370,7 @@ def pictures(net, count):
         ("alexnet_bn", {"crop": 131, "hidden": 32, "width": 0.25}),
         ("alexnet_owt", {"crop": 131, "hidden": 32}),
         ("davidnet", {"crop": 32, "width": 8}),
+        ("speednet", {"crop": 32, "width": 8}),
     ],
 )
 def test_onnx__gives_our_logits(name, options, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 import knltrain.optim as optim
 from knltrain.config import SECTIONS, RecipeError, load_recipe, parse_recipe, resolved, rules
-from knltrain.data.augment import LEVELS
+from knltrain.data.augment import LEVELS, MIRRORS
 from knltrain.derived import derive
 
 SMALL = """
@@ -182,7 +182,7 @@ def test_derive__too_few_images():
 
 def test_choices__are_those_of_the_optimizer_and_of_the_augmentation():
     choices = {name: rule.one_of for name, rule in rules().items()}
-    assert choices["data.augmentation"] == LEVELS
+    assert choices["data.augmentation"] == LEVELS and choices["data.mirror"] == MIRRORS
     assert choices["optim.variant"] == tuple(optim.OPTIMIZERS)
     assert choices["optim.zero_norm"] == optim.ZERO_NORMS
     assert choices["schedule.policy"] == optim.POLICIES

@@ -35,6 +35,18 @@ def test_evaluate__a_picture_and_its_mirror_image_count_alike_where_both_are_ask
     assert plain[0] != plain[1]  # or the test would see nothing
 
 
+def test_evaluate__moved_pictures_count_too():
+    layers, shape = build("resnet_cifar8", width=8, input_size=16)
+    model, seen = Model(layers, shape, 8), []
+    model.infer = lambda: seen.append(model.images.copy()) or np.ones((8, 10), np.float32)
+    augment = Augment("none", 16, (127, 127, 127), (60, 60, 60))
+    evaluate(model, Synthetic(8, 16, 10), augment, world(), mirror=True, shift=2)
+    plain, mirrored, down, down_mirrored, up, _ = seen
+    assert np.array_equal(plain[:, :, ::-1], mirrored) and np.array_equal(down[:, :, ::-1], down_mirrored)
+    assert np.array_equal(down[:, 2:, 2:], plain[:, :-2, :-2]) and not down[:, :2].any() and not down[:, :, :2].any()
+    assert np.array_equal(up[:, :-2, :-2], plain[:, 2:, 2:]) and not up[:, -2:].any() and not up[:, :, -2:].any()
+
+
 # ---- a run's checkpoint on other data ------------------------------------------------------------------------------
 
 

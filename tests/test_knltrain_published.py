@@ -17,8 +17,8 @@ from knltrain.phases import leg_of, legs
 
 IMAGENET = 1_281_167
 NOT_IMAGENET = {
-    "cifar10_davidnet", "finetune_resnet50", "imagenet_samples_alexnet", "imagenet_samples_resnet50",
-    "tiny_imagenet10_resnet20",
+    "cifar10_davidnet", "cifar10_fast", "cifar10_tenth", "finetune_resnet50", "imagenet_samples_alexnet",
+    "imagenet_samples_resnet50", "tiny_imagenet10_resnet20",
 }  # fmt: skip
 
 # name: (steps an epoch, steps, steps of warm-up, {step: rate})
@@ -36,6 +36,7 @@ FIGURES = {
     "resnet50_256_sgd": (5004, 450_360, 0, {0: 0.1, 150_120: 0.01, 300_240: 1e-3, 400_320: 1e-4}),
     "resnet50_8k_sgd": (156, 14_040, 780, {0: 0.1, 780: 3.2, 4679: 3.2, 4680: 0.32, 9360: 0.032, 12_480: 0.0032}),
     "resnet50_8k_intel": (156, 14_040, 780, {0: 0.1, 390: 1.65, 780: 3.2, 4680: 0.32, 9360: 0.032, 12_480: 0.0032}),
+    "resnet50_8k_smith": (156, 9360, 780, {780: 3.2, 4679: 3.2, 4680: 0.64, 7019: 0.64, 7020: 0.064, 8580: 0.0064}),
     "resnet50_512_lars": (2502, 225_180, 391, {391: 4}),
     "resnet50_1k_lars": (1251, 112_590, 391, {391: 2**2.5}),
     "resnet50_4k_lars": (312, 28_080, 390, {390: 2**3.5}),
@@ -80,6 +81,7 @@ CHOICES = {
 # name: what its phases change, and at which step
 PHASES = {
     "resnet50_14k_surfsara": [(7608, {"augmentation": "crop_flip", "weight_decay": 1e-4, "crop": 224})],
+    "resnet50_8k_smith": [(4680, {"global_batch": 16_384, "slot_batch": 32})],
     "resnet50_16ep_ffcv": [(3744, {"crop": 192})],
     "resnet50_32ep_ffcv": [(7800, {"crop": 192})],
     "resnet50_88ep_ffcv": [(22_152, {"crop": 192})],
@@ -95,11 +97,10 @@ def test_experiment__has_the_figures_of_its_source(name):
     recipe = load_recipe(name)
     steps_per_epoch, steps, warmup, rates = FIGURES[name]
     derived = derive(recipe, IMAGENET)
-    found = (derived.steps_per_epoch, derived.total_steps, derived.schedule["warmup_steps"])
-    assert found == (steps_per_epoch, steps, warmup)
     plan = legs(recipe, IMAGENET)
+    found = (derived.steps_per_epoch, plan[-1].stop, derived.schedule["warmup_steps"])
+    assert found == (steps_per_epoch, steps, warmup)
     assert {step: leg_of(plan, step).rate(step) for step in rates} == pytest.approx(rates, rel=1e-6)
-    assert plan[-1].stop == steps
     values = vars(recipe.model) | recipe.model.args | vars(recipe.data) | vars(recipe.schedule) | vars(recipe.optim)
     values |= vars(recipe.batch) | vars(recipe.compute)
     expected = CHOICES.get(name, {})
@@ -110,7 +111,7 @@ def test_experiment__has_the_figures_of_its_source(name):
 def test_experiment__has_the_phases_of_its_source(name):
     plan = legs(load_recipe(name), IMAGENET)
     for leg, (start, changes) in zip(plan[1:], PHASES[name], strict=True):
-        values = vars(leg.recipe.data) | vars(leg.recipe.optim)
+        values = vars(leg.recipe.data) | vars(leg.recipe.optim) | vars(leg.recipe.batch)
         assert leg.start == start and {key: values[key] for key in changes} == changes
 
 

@@ -69,7 +69,8 @@ def folder(tmp_path_factory):
     write_set(folder / "shards" / "train", IMAGES, 1)
     write_set(folder / "shards" / "val", 11, 2)
     for name, model in NETWORKS.items():
-        (folder / f"{name}.toml").write_text(model + RECIPE)
+        mixed = 'crop = 24\nmixup = 0.3\nmirror = "alternate"' if name == "alexnet" else "crop = 24"
+        (folder / f"{name}.toml").write_text(model + RECIPE.replace("crop = 24", mixed))
     return folder
 
 

@@ -40,6 +40,7 @@ def _counts(name, **options):
         ("resnet_cifar56", {}, 855_770, 125_747_840),
         ("davidnet", {}, 6_573_130, 379_261_952),
         ("davidnet", {"early_block": False}, 6_277_706, 303_764_480),
+        ("speednet", {}, 1_972_802, 118_147_360),
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from knltrain.arena import Parameter
-from knltrain.optim import VARIANTS, Lars, trust_ratio
+from knltrain.optim import OPTIMIZERS, VARIANTS, Lars, trust_ratio
 
 SCALAR = {"trust_coefficient": 0.001, "momentum": 0.9, "weight_decay": 5e-4}
 FLOAT32 = 1e-6  # relative, of one update
@@ -47,6 +47,20 @@ def test_caffe2017__second_step_by_hand():
     # g parallel to w: what is added is lr * 0.001 * |w| = 16 * 0.001 * 0.968; the past is 0.9 * 0.032
     close(p.v, [0.044288])
     close(p.w, [0.923712])
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, "lamb", "rmsprop_warmup"])
+def test_rate__of_a_tensor_multiplies_the_learning_rate(variant):
+    options = {**SCALAR, "epsilon": 1e-6} if variant in ("lamb", "rmsprop_warmup") else SCALAR
+    fast, plain, frozen = tensor(1.0, 0.5, "fast", rate=8.0), tensor(1.0, 0.5, "plain"), tensor(1.0, 0.5, "f", rate=0.0)
+    for p in (fast, plain, frozen):
+        p.states["second"] = np.zeros_like(p.w)
+    for tensors, lr in (([fast, frozen], 1e-4), ([plain], 8e-4)):
+        optimizer = OPTIMIZERS[variant](tensors, variant=variant, **options)
+        optimizer.begin(lr)
+        optimizer.step(lr)
+    close(fast.w, plain.w)
+    assert frozen.w == 1 and plain.w != 1
 
 
 def test_mlperf__step_by_hand_and_skipped_bias():

@@ -27,8 +27,10 @@ from knltrain.kernels import (
 from .decode import MAX_PIXELS, decode_part, jpeg_header
 
 LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")
+MIRRORS = ("random", "alternate")
 PURPOSE = 1  # of the random numbers; dropout's differ
 _CUTOUT_COUNTER = 2000  # draws of the blank square, behind those of window and colours
+_MIX_COUNTER = 3000  # draws of the shares in which samples are mixed
 SHRINKS = (8, 4, 2)  # by which a JPEG can be shrunk while it is decoded, fast
 
 
@@ -50,7 +52,10 @@ class Augment:
     after scaling by a random factor 1..1.875. scale_aspect: a box of random area and aspect (3/4..4/3), resampled.
     color: that, and brightness, contrast, saturation and lighting changed.
 
+    mirror: random: in each epoch anew; alternate: in every second one, beginning at random for each picture, so that
+    two epochs show both (Jordan 2024, arXiv:2404.00498).
     cutout: DeVries and Taylor 2017, arXiv:1708.04552; its centre lies anywhere in the sample. Not at level none.
+    mixup: Zhang et al. 2018, arXiv:1710.09412; the samples of a slot are mixed when all are there (`mix`).
 
     A picture smaller than the crop is enlarged. Raises ValueError for an unknown level or a number out of range.
     """
@@ -65,32 +70,40 @@ class Augment:
     min_area: float = 0.25  # share of the picture, 0..1, that a scale_aspect box has at least
     short_side: int = 0  # pixels to which a picture's is scaled before none, crop_flip, scale cut; 0: as it is stored
     cutout: int = 0  # pixels, side of a square of mean colour laid over the sample; 0: none
+    mirror: str = "random"  # when a picture is mirrored
+    mixup: float = 0.0  # a of the distribution Beta(a, a) of the shares in which two samples are mixed; 0: they are not
     max_pixels: int = MAX_PIXELS  # of a stored JPEG, which is refused if it claims more
 
     def __post_init__(self):
         if self.level not in LEVELS:
             raise ValueError(f"augmentation {self.level!r}: expected one of {', '.join(LEVELS)}")
+        if self.mirror not in MIRRORS:
+            raise ValueError(f"mirror {self.mirror!r}: expected one of {', '.join(MIRRORS)}")
         self.mean = np.ascontiguousarray(self.mean, np.float32)
         self.inverse_std = (1 / np.asarray(self.std, np.float64)).astype(np.float32)
         sizes = (self.pad, self.short_side, self.cutout)
         good = self.crop > 0 and min(sizes) >= 0 and 0 < self.min_area <= 1 and self.inverse_std.shape == (3,)
-        if not good:
+        if not (good and 0 <= self.mixup <= 1):
             found = f"crop {self.crop}, pad, short_side, cutout {sizes}, min_area {self.min_area}, std {self.std}"
-            wanted = "crop > 0, pad, short_side and cutout >= 0, min_area in (0, 1], three numbers"
+            found += f", mixup {self.mixup}"
+            wanted = "crop > 0, pad, short_side and cutout >= 0, min_area in (0, 1], three numbers, mixup in [0, 1]"
             raise ValueError(f"{found}: expected {wanted}")
         if self.mean.shape != (3,) and not (self.mean.ndim == 3 and self.level in ("none", "crop_flip")):
             raise ValueError(
                 f"mean of shape {self.mean.shape} with augmentation {self.level}: expected three numbers, or a mean "
                 "picture (height, width, 3) with none or crop_flip"
             )
-        self.cutout = 0 if self.level == "none" else self.cutout
+        self.cutout, self.mixup = (0, 0.0) if self.level == "none" else (self.cutout, self.mixup)
 
     def window(self, height: int, width: int, epoch: int, row: int) -> Window:
         """The part of a picture of this size that is the sample of (seed, epoch, row)."""
         if self.level == "none":
             return Window(*center_window(height, width, self.crop, self.short_side), False)
         key = self._key(epoch, row)
-        mirror = bool(uniform(key, 0) < 0.5)
+        if self.mirror == "random":
+            mirror = bool(uniform(key, 0) < 0.5)
+        else:
+            mirror = bool(uniform(self._key(0, row), 0) < 0.5) != bool(epoch % 2)
         if self.level in ("crop_flip", "scale"):
             scaled = self.level == "scale"
             return Window(*random_window(key, height, width, self.crop, self.short_side, self.pad, scaled), mirror)
@@ -99,6 +112,18 @@ class Augment:
     def apply(self, image: np.ndarray, epoch: int, row: int, out: np.ndarray) -> None:
         """Write the sample of (seed, epoch, row) to out, (crop, crop, 3) float32."""
         self.cut(image, self.window(image.shape[0], image.shape[1], epoch, row), epoch, row, out)
+
+    def mix(self, images: np.ndarray, epoch: int, rows: np.ndarray) -> np.ndarray:
+        """Mix each sample of a slot, (N, crop, crop, 3) float32, with the next one, the last with the first, in place.
+
+        Returns the shares of the samples' own pictures, (N,) float32, each a function of (seed, epoch, row).
+        """
+        shares = np.array([_beta(self._key(epoch, row), self.mixup) for row in rows.tolist()], np.float32)
+        first = images[0].copy()
+        for sample, other, share in zip(images, [*images[1:], first], shares, strict=True):
+            sample *= share
+            sample += (1 - share) * other
+        return shares
 
     def pixels(self, images: np.ndarray) -> np.ndarray:
         """Samples as pixels again, uint8, clipped to what can be shown; of a mean picture its colour is undone."""
@@ -144,6 +169,16 @@ class Augment:
     def _key(self, epoch, row):
         # back from Python the key is an int, and one above 2**63 would not be taken for a uint64
         return np.uint64(sample_key(self.seed, epoch, row, PURPOSE))
+
+
+def _beta(key, a: float) -> float:
+    """A number of Beta(a, a), 0 < a <= 1, from the stream `key`: Jöhnk 1964."""
+    counter = _MIX_COUNTER
+    while True:
+        x, y = (uniform(key, counter + i) ** (1 / a) for i in (0, 1))
+        if 0 < x + y <= 1:
+            return x / (x + y)
+        counter += 2
 
 
 @cache

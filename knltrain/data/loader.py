@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     labels: np.ndarray  # (batch,) int64
     rows: np.ndarray  # (batch,) int64
     epoch: int
+    mixed: tuple[np.ndarray, np.ndarray] | None = None  # labels of the others, own shares: see Augment.mix
 
 
 class _Reader:
@@ -144,7 +145,10 @@ class _Reader:
                 seconds[i] += spent
             nbytes += data.nbytes
         self._tell(threading.current_thread().name, start, bytes=nbytes, **dict(zip(WORK, seconds, strict=True)))
-        return Batch(images, self.dataset.labels[rows].astype(np.int64), rows, epoch), seconds, nbytes
+        labels, begin = self.dataset.labels[rows].astype(np.int64), clock()
+        mixed = (np.roll(labels, -1), augment.mix(images, epoch, rows)) if augment.mixup else None
+        seconds[2] += clock() - begin
+        return Batch(images, labels, rows, epoch, mixed), seconds, nbytes
 
 
 class Loader(_Reader):

@@ -1,7 +1,7 @@
 """Layers declare tensors and ops; a program of them is fused, gets its memory, and runs."""
 
 from .base import Layer, Residual, Sequential
-from .conv import Conv2d, Linear
+from .conv import Conv2d, Linear, Whitening
 from .fusion import fuse
 from .loss import SoftmaxCrossEntropy
 from .memory import ALIGN, Memory
@@ -35,6 +35,7 @@ __all__ = [
     "SoftmaxCrossEntropy",
     "Tensor",
     "UPDATE",
+    "Whitening",
     "execute",
     "fuse",
     "run",

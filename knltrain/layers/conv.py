@@ -26,6 +26,8 @@ class Conv2d(Layer):
     init: a function of the weights' shape that returns an initialiser; bias: the bias's initial value, None for none.
     """
 
+    rate = 1.0  # of w: see Parameter
+
     def __init__(self, name, channels, size, stride=1, pad=0, groups=1, bias=None, init=initialisers.he):
         super().__init__(name)
         self.channels, self.size, self.stride, self.pad, self.groups = channels, size, stride, pad, groups
@@ -41,7 +43,8 @@ class Conv2d(Layer):
         shape = (self.size, self.size, c // self.groups, self.channels)
         numbers = program.number, FP32 if program.last is self else program.number
         self.plan = plan = conv2d_plan(x.shape, shape, self.stride, self.pad, self.groups, *numbers)
-        self.x, self.w, self.b = x, program.add(Parameter(f"{self.name}.w", shape, self.init(shape))), None
+        w = Parameter(f"{self.name}.w", shape, self.init(shape), rate=self.rate)
+        self.x, self.w, self.b = x, program.add(w), None
         if self.bias_value is not None:
             value = initialisers.constant((self.channels,), self.bias_value)
             self.b = program.add(Parameter(f"{self.name}.b", (self.channels,), value, decay=False, adapt=False))
@@ -80,6 +83,15 @@ class Conv2d(Layer):
         panels = self.scratch(name, method.packed_size, method.panels.dtype)
         ops.append(Op(self, PACKING, pack, {"w": w}, {name: panels}, {"plan": self.plan}))
         return panels
+
+
+class Whitening(Conv2d):
+    """24 fixed filters of 2 x 2 pixels, whose outputs for photographs are equally large and unrelated; learned bias."""
+
+    rate = 0.0
+
+    def __init__(self, name, stride=1):
+        super().__init__(name, 24, 2, stride, bias=0.0, init=initialisers.whitening)
 
 
 class Linear(Conv2d):

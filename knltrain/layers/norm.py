@@ -21,11 +21,12 @@ class BatchNorm(Layer):
     """Batch normalization over the images of one slot (Ioffe and Szegedy 2015; ghost batch of Goyal et al. 2017).
 
     y = relu(gamma * (x - mean) / sqrt(var + eps) + beta + residual), each of affine, relu and residual optional.
-    running: weight of the old value in the running statistics that inference uses.
+    running: weight of the old value in the running statistics that inference uses. beta_rate: see `Parameter.rate`.
     """
 
-    def __init__(self, name, affine=True, eps=1e-5, running=0.9, relu=False, gamma=1.0):
+    def __init__(self, name, affine=True, eps=1e-5, running=0.9, relu=False, gamma=1.0, beta_rate=1.0):
         super().__init__(name)
+        self.beta_rate = beta_rate
         self.affine, self.eps, self.running, self.relu, self.gamma_value = affine, eps, running, relu, gamma
 
     def forward(self, program, x, residual=None):
@@ -33,7 +34,8 @@ class BatchNorm(Layer):
         self.rows = (math.prod(x.shape[:-1]), channels)
         self.learned = ()
         if self.affine:
-            self.learned = self._learned(program, "gamma", self.gamma_value), self._learned(program, "beta", 0.0)
+            gamma = self._learned(program, "gamma", self.gamma_value)
+            self.learned = gamma, self._learned(program, "beta", 0.0, self.beta_rate)
         self.mean = program.add(Statistic(f"{self.name}.mean", (channels,), 0.0, self.running))
         self.var = program.add(Statistic(f"{self.name}.var", (channels,), 1.0, self.running))
         y = self.output(program, x.shape)
@@ -69,10 +71,10 @@ class BatchNorm(Layer):
         program.backward.append(op)
         return (dx, dresidual) if self.residual else dx
 
-    def _learned(self, program, name, value):
+    def _learned(self, program, name, value, rate=1.0):
         shape = (self.rows[1],)
         constant = initialisers.constant(shape, value)
-        return program.add(Parameter(f"{self.name}.{name}", shape, constant, decay=False, adapt=False))
+        return program.add(Parameter(f"{self.name}.{name}", shape, constant, decay=False, adapt=False, rate=rate))
 
     def _vectors(self, which) -> dict:
         """gamma, beta, mean and var, of the `batch` or the `running` ones."""

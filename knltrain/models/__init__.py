@@ -11,6 +11,7 @@ from . import custom
 from .alexnet import alexnet, alexnet_bn, alexnet_owt
 from .model import Model
 from .resnet import davidnet, resnet, resnet_cifar
+from .speednet import speednet
 
 FAMILIES = {
     "alexnet": alexnet,
@@ -19,6 +20,7 @@ FAMILIES = {
     "davidnet": davidnet,
     "resnet": resnet,
     "resnet_cifar": resnet_cifar,
+    "speednet": speednet,
 }
 
 LARGEST = 2**20  # of any numeric option: far beyond use, yet no size overflows

@@ -70,16 +70,19 @@ class Model:
                 f"choose a smaller slot_batch{' or fewer ranks on this node' * several}"
             )
 
-    def feed(self, images: np.ndarray, labels: np.ndarray | None = None, keys: np.ndarray | None = None):
+    def feed(self, images: np.ndarray, labels: np.ndarray | None = None, keys: np.ndarray | None = None, mixed=None):
         """Copy in up to slot_batch images (n, H, W, C), labels (n,), and keys (n,) for what is random, one per image.
 
+        mixed: where images are mixed, (labels of the others (n,), own shares (n,)); None: they are not.
         Images are float32, and rounded here. The rest of the slot keeps what it held.
         """
         if len(images):
             convert(np.ascontiguousarray(images, np.float32), self.images[: len(images)])
-        for array, values in ((self.loss.labels, labels), (self.keys, keys)):
+        others, shares = mixed or (labels, 1.0)
+        for array, values in ((self.loss.labels, labels), (self.loss.others, others), (self.keys, keys)):
             if values is not None:
                 array[: len(values)] = values
+        self.loss.shares[: len(images)] = shares
 
     def forward(self):
         """From the images to `loss`: one training pass, with batch statistics and dropout."""

@@ -54,7 +54,7 @@ class Lamb(Lars):
         ratio = math.sqrt(ww / uu) if p.adapt and ww > 0 and uu > 0 else 1.0
         if p.adapt:
             self.trust_ratios[p.name] = ratio
-        numbers = {**self._of_step(), "weight_decay": self._decay(p), "rate": self._lr * ratio}
+        numbers = {**self._of_step(), "weight_decay": self._decay(p), "rate": self._lr * p.rate * ratio}
         self._run(p, adaptive_step, "wvs", "w", part, **numbers)
 
     def _of_step(self) -> dict:
@@ -96,7 +96,7 @@ class RmspropWarmup(Lars):
         share = sgd_share(self.epoch, self.blend_epochs)
         numbers = {"momentum": self._momentum, "beta2": self.beta2, "plain": share}
         numbers |= {"adaptive": (1 - share) * self.trust_coefficient, "epsilon": self.epsilon}
-        numbers |= {"weight_decay": self._decay(p), "rate": self._lr}
+        numbers |= {"weight_decay": self._decay(p), "rate": self._lr * p.rate}
         self._run(p, blended_update, "wgvs", "wvs", part, **numbers)
 
 

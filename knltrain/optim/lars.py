@@ -63,6 +63,8 @@ class Lars:
 
     end_momentum, if not 0: momentum goes evenly from m to it over the run (NVIDIA Caffe's policy "poly" of power 1).
 
+    lr is that of the step times the tensor's own `rate`, as Caffe's lr_mult.
+
     previous_lr is the only state beside v: a checkpoint stores it. trust_ratios holds r by name from the last step.
 
     Raises ValueError for an unknown variant or zero_norm, a constant out of range, or a correction without its buffer.
@@ -189,7 +191,7 @@ class Lars:
 
     def _rate(self, p: Parameter, norms) -> float:
         """lr times the trust ratio, or the smaller of the two; plain lr where there is no trust."""
-        lr = self._lr
+        lr = self._lr * p.rate
         if not self.adapts(p):
             return lr
         ww, gg = norms
