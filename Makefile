@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick bench-compare fuzz lint docs sz clean
+.PHONY: help demo test quick bench-compare fuzz lint docs study sz clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ docs: $(STAMP)  ## the documentation as a site: docs/_build/docs/index.html
 	@$(BIN)/python docs/figures.py
 	@$(BIN)/sphinx-build -W --keep-going -q -c docs . docs/_build
 	@echo "make: docs/_build/docs/index.html"
+
+STUDY := shards/cifar10-16/train shards/cifar10-16/val
+study: $(STAMP)  ## train what docs/results/study.jsonl lacks, tables and figures of large batches from it
+	@KNLTRAIN_THREADS=1 $(BIN)/python docs/study.py $(STUDY)
 
 sz:  ## count lines per file and in sum
 	@find kernels knltrain tests -name '*.py' | sort | xargs wc -l

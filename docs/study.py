@@ -1,0 +1,295 @@
+"""Large batches on a small data set: `make study`, or `python docs/study.py TRAIN VAL [BATCH …]` with shards.
+
+Every optimizer meets every batch at the same number of epochs and of tried rates; the rate that is best for the first
+seed is repeated with two others. Each run is a line of docs/results/study.jsonl; runs that stand there are not done
+again. From the lines follow the tables in docs/results/study.md and the figures beside it.
+"""
+
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent)]
+
+import knltrain as kt  # noqa: E402
+from knltrain.config import Optim  # noqa: E402
+from knltrain.observe import StepObserver  # noqa: E402
+
+RESULTS = HERE / "results"
+LOG, PAGE = RESULTS / "study.jsonl", RESULTS / "study.md"
+BATCHES, SLOT, EPOCHS, WARMUP, SIZE = (64, 256, 1024, 2496), 64, 8, 1, 16
+SEEDS, FACTORS = (1, 2, 3), (0.333, 1.0, 3.0)
+LOOKS, PROBED = 4, 512  # how often in a run the gradient is looked at, on how many pictures
+BOX, CLIMBS = 1e-3, 4  # of the sharpness: Keskar et al. 2017, arXiv:1609.04836
+STYLE = {"svg.hashsalt": "knltrain", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An optimizer, the rate around which others are tried at batch 64, and the power of the batch it grows with."""
+
+    optim: Optim
+    rate: float
+    power: float
+    color: str
+
+    def rates(self, batch: int) -> dict[float, float]:
+        """What is tried at a batch, by its factor."""
+        return {factor: factor * self.rate * (batch / BATCHES[0]) ** self.power for factor in FACTORS}
+
+
+LARS = {"weight_decay": 5e-4, "zero_norm": "trust"}
+ARMS = {
+    "SGD": Arm(kt.Sgd(variant="mlperf"), 0.1, 1.0, "#222222"),
+    "Nesterov": Arm(kt.Sgd(variant="mlperf", nesterov=True), 0.1, 1.0, "#8c8c8c"),
+    "LARS caffe2017": Arm(kt.Lars(variant="caffe2017", **LARS), 8.0, 0.5, "#4c72b0"),
+    "LARS mlperf": Arm(kt.Lars(variant="mlperf", **LARS), 8.0, 0.5, "#55a868"),
+    "LARS nus": Arm(kt.Lars(variant="nus", epsilon=1e-5, **LARS), 8.0, 0.5, "#dd8452"),
+    "LAMB": Arm(Optim("lamb", weight_decay=0.01, epsilon=1e-6), 0.008, 0.5, "#c44e52"),
+}
+
+
+# ---- one run -----------------------------------------------------------------------------------------------------
+
+
+class Probe(StepObserver):
+    """Looks at a run a few times: trust ratios, and how much the gradients of slots differ; at its end at sharpness."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.slots = [(images[i : i + SLOT], labels[i : i + SLOT]) for i in range(0, len(images), SLOT)]
+        self.ratios: list[dict] = []
+        self.noise: list[tuple] = []
+
+    def end_step(self, trainer, step):
+        """In some steps the gradients of the probed pictures, at the weights of now; the training is not touched."""
+        looks = {round(trainer.total * (i + 1) / LOOKS) for i in range(LOOKS)}
+        if step.number not in looks or not step.finite:
+            return
+        self.ratios.append({n: round(r, 9) for n, r in trainer.optimizer.trust_ratios.items() if n.endswith(".w")})
+        self.noise.append((round(step.epoch, 2), self._noise_scale(trainer.model)))
+        if step.number == trainer.total:
+            self.sharpness = self._sharpness(trainer.model)
+
+    def _passes(self, model) -> Iterator[tuple[float, np.ndarray]]:
+        """Loss and gradient of each slot, a mean over its pictures; the gradient is overwritten by the next."""
+        here = slice(model.parameters.gradient.size - model.parameters.value.size, None)
+        for images, labels in self.slots:
+            model.feed(images, labels)
+            model.forward()
+            model.backward(lambda parameter: None)
+            yield float(model.loss.losses.mean()), model.parameters.gradient[here] / (model.loss.scale * SLOT)
+
+    def _noise_scale(self, model) -> float:
+        """tr(covariance) / |gradient|^2 in pictures: the batch beyond which noise is small (arXiv:1812.06162, eq. 2.8
+        with the estimators of its appendix A.1)."""
+        gradients = np.array([g for _, g in self._passes(model)], np.float64)
+        small, big = (gradients**2).sum(1).mean(), (gradients.mean(0) ** 2).sum()
+        squared = (PROBED * big - SLOT * small) / (PROBED - SLOT)
+        covariance = (small - big) / (1 / SLOT - 1 / PROBED)
+        return round(covariance / squared, 1) if squared > 0 else None
+
+    def _sharpness(self, model) -> float:
+        """By how many percent of 1 + loss the loss rises where no weight w moves by more than BOX (|w| + 1)."""
+        w = model.parameters.value
+        before, most = w.copy(), BOX * (np.abs(w) + 1)
+        losses = []
+        for climb in range(CLIMBS + 1):
+            passes = [(loss, gradient.copy()) for loss, gradient in self._passes(model)]
+            losses.append(np.mean([loss for loss, _ in passes]))
+            if climb < CLIMBS:
+                uphill = np.sign(np.sum([gradient for _, gradient in passes], 0))
+                w[:] = np.clip(w + 2 / CLIMBS * most * uphill, before - most, before + most)
+        w[:] = before
+        return round(100 * (max(losses) - losses[0]) / (1 + losses[0]), 2)
+
+
+def probed(data, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training pictures in their middle, as the network is fed them, and labels."""
+    net, scratch = network(data, seed), np.empty(1 << 16, np.uint8)
+    rows = np.random.default_rng(seed).permutation(len(data))[:PROBED]
+    images, augment = np.empty((PROBED, SIZE, SIZE, 3), np.float32), net.preprocessing()
+    for row, out in zip(rows.tolist(), images, strict=True):
+        augment.apply(data.read(row, scratch), 0, row, out)
+    return images, data.labels[rows].astype(np.int64)
+
+
+def network(data, seed: int):
+    """A network that is small enough for two cores: 78,000 weights."""
+    return kt.network("resnet_cifar8", data.class_names, SIZE, seed=seed, width=16)
+
+
+def measure(data, val, name: str, batch: int, factor: float, seed: int) -> dict:
+    """Train once; a line of the log."""
+    arm, probe, begin = ARMS[name], Probe(*probed(data, 0)), time.process_time()
+    net, rate = network(data, seed), arm.rates(batch)[factor]
+    schedule = kt.poly(rate, EPOCHS, warmup_epochs=WARMUP, origin="warmup")
+    how = {"global_batch": batch, "slot_batch": SLOT, "optimizer": arm.optim, "schedule": schedule, "seed": seed}
+    losses, ended = [], True
+    trainer = kt.Trainer(net, data, **how, augmentation="crop_flip", pad=2, shuffle="full", observers=(probe,))
+    for step in trainer:
+        losses.append(step.loss)
+        if not (step.finite and step.loss < 100):
+            ended = False
+            trainer.close()
+            break
+    row = {"arm": name, "batch": batch, "factor": factor, "rate": float(f"{rate:.6g}"), "seed": seed}
+    row |= {"steps": len(losses), "top1": kt.evaluate(net, val).top1 if ended else None}
+    last = np.mean(losses[-math.ceil(len(losses) / EPOCHS) :])  # of the last epoch
+    row |= {"loss": round(float(last), 4) if ended else None, "noise_scale": probe.noise}
+    if ended:
+        row |= {"sharpness": probe.sharpness, "trust_ratios": probe.ratios}
+    return row | {"cpu_s": round(time.process_time() - begin, 1)}
+
+
+# ---- all of them ---------------------------------------------------------------------------------------------------
+
+
+def read() -> dict[tuple, dict]:
+    """The lines of the log, by (arm, batch, factor, seed)."""
+    lines = LOG.read_text().splitlines() if LOG.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return {(row["arm"], row["batch"], row["factor"], row["seed"]): row for row in rows}
+
+
+def best_factor(rows: dict, name: str, batch: int) -> float | None:
+    """The factor whose run of the first seed was best; None: not all are done, or none ended."""
+    tried = [rows.get((name, batch, factor, SEEDS[0])) for factor in FACTORS]
+    if not all(tried) or not any(row["top1"] for row in tried):
+        return None
+    return max(tried, key=lambda row: row["top1"] or 0)["factor"]
+
+
+def run(data, val, batches) -> None:
+    """Do what the log lacks at these batches; several of these programs may share the work by batches."""
+    rows = read()
+    for batch in batches:
+        for name in ARMS:
+            for factor, seed in [(factor, SEEDS[0]) for factor in FACTORS] + [(None, seed) for seed in SEEDS[1:]]:
+                factor = factor or best_factor(rows, name, batch)
+                key = (name, batch, factor, seed)
+                if factor is None or key in rows:
+                    continue
+                rows[key] = row = measure(data, val, *key)
+                with LOG.open("a") as log:
+                    log.write(json.dumps(row) + "\n")
+                top1 = "the loss exploded" if row["top1"] is None else f"top-1 {row['top1']:.1%}"
+                what = f"{name}, batch {batch}, rate {row['rate']:g}, seed {seed}"
+                print(f"{what}: {top1}, {row['cpu_s']:.0f} s", flush=True)
+
+
+def finals(rows: dict, name: str, batch: int) -> list[dict]:
+    """The runs of all seeds at the best rate."""
+    found = [rows.get((name, batch, best_factor(rows, name, batch), seed)) for seed in SEEDS]
+    return [row for row in found if row and row["top1"] is not None]
+
+
+# ---- tables and figures --------------------------------------------------------------------------------------------
+
+
+def table(rows: dict) -> str:
+    """Top-1 by optimizer and batch: mean and standard deviation over seeds, and the rate."""
+    lines = ["| optimizer | " + " | ".join(f"batch {batch:,}" for batch in BATCHES) + " |", "| --- " * 5 + "|"]
+    for name in ARMS:
+        cells = []
+        for batch in BATCHES:
+            found = finals(rows, name, batch)
+            top1 = 100 * np.array([row["top1"] for row in found])
+            spread = f"± {top1.std(ddof=1):.1f}" if len(found) > 1 else "(one seed)"
+            what = f"**{top1.mean():.1f}** {spread}" if found else ""
+            at = f" at {found[0]['rate']:.3g} ({found[0]['factor']:g})" if found else ""
+            cells.append(what + at if found else "–")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def probes(rows: dict) -> str:
+    """Sharpness and noise scale at the end, by optimizer and batch."""
+    lines = ["| optimizer | " + " | ".join(f"batch {batch:,}" for batch in BATCHES) + " |", "| --- " * 5 + "|"]
+    for name in ARMS:
+        cells = []
+        for batch in BATCHES:
+            found = finals(rows, name, batch)
+            noise = [row["noise_scale"][-1][1] for row in found if row["noise_scale"][-1][1] is not None]
+            noise = f"{np.median(noise):,.0f}" if noise else "–"
+            cells.append(f"{np.mean([row['sharpness'] for row in found]):.0f} %; {noise}" if found else "–")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw_accuracy(rows: dict, axes) -> None:
+    for name, arm in ARMS.items():
+        found = {batch: [100 * row["top1"] for row in finals(rows, name, batch)] for batch in BATCHES}
+        found = {batch: top1 for batch, top1 in found.items() if top1}
+        shift = 1.04 ** (list(ARMS).index(name) - 2.5)  # so that bars do not hide each other
+        x, means = [batch * shift for batch in found], [np.mean(top1) for top1 in found.values()]
+        reach = [[m - min(t) for m, t in zip(means, found.values(), strict=True)]]
+        reach.append([max(t) - m for m, t in zip(means, found.values(), strict=True)])
+        axes.errorbar(x, means, reach, label=name, color=arm.color, marker="o", markersize=4, capsize=2, linewidth=1.2)
+    axes.set(xscale="log", xlabel="global batch", ylabel="top-1, % (mean, least and most of 3 seeds)")
+    axes.set_xticks(BATCHES, [f"{batch:,}" for batch in BATCHES])
+    axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=8)
+
+
+def draw_noise(rows: dict, axes) -> None:
+    for batch, color in zip(BATCHES, ("#9ecae1", "#6baed6", "#3182bd", "#08306b"), strict=True):
+        for row in finals(rows, "SGD", batch)[:1]:
+            points = [(epoch, noise) for epoch, noise in row["noise_scale"] if noise]
+            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=f"batch {batch:,}")
+    axes.set(yscale="log", xlabel="epoch", ylabel="gradient noise scale, pictures (SGD)")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def draw_ratios(rows: dict, axes, batch: int) -> None:
+    found = finals(rows, "LARS caffe2017", batch)
+    for row in found[:1]:
+        epochs = [epoch for epoch, _ in row["noise_scale"]]
+        names = list(row["trust_ratios"][0])
+        for name, shade in zip(names, np.linspace(0, 0.85, len(names)), strict=True):
+            ratios = [ratios[name] for ratios in row["trust_ratios"]]
+            axes.plot(epochs, ratios, color=matplotlib.colormaps["viridis"](shade), linewidth=1.2, label=name)
+    axes.set(yscale="log", xlabel="epoch", ylabel="trust ratio", title=f"LARS caffe2017, batch {batch:,}")
+
+
+def draw(rows: dict) -> None:
+    """The figures, as files that differ only where their content does."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        draw_accuracy(rows, left)
+        draw_noise(rows, right)
+        second = Figure(figsize=(9, 3.6), layout="constrained")
+        for axes, batch in zip(second.subplots(1, 2, sharey=True), (BATCHES[0], BATCHES[-1]), strict=True):
+            draw_ratios(rows, axes, batch)
+        axes.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
+        for made, name in ((figure, "study_accuracy.svg"), (second, "study_trust.svg")):
+            for axes in made.axes:
+                axes.spines[["top", "right"]].set_visible(False)
+            made.savefig(RESULTS / name, metadata={"Date": None})
+
+
+def write_page(rows: dict) -> None:
+    """Put the tables between their marks in the page."""
+    text = PAGE.read_text()
+    for mark, made in (("accuracy", table(rows)), ("probes", probes(rows))):
+        text = re.sub(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", rf"\1\n{made}\n\n\2", text, flags=re.DOTALL)
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        run(*map(kt.data, sys.argv[1:3]), [int(batch) for batch in sys.argv[3:]] or BATCHES)
+    elif len(sys.argv) == 2:
+        sys.exit("usage: study.py [TRAIN VAL [BATCH …]], shards of 16 x 16 pixels; without: draw what was measured")
+    draw(read())
+    write_page(read())
