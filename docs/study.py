@@ -10,7 +10,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,9 @@ from knltrain.observe import StepObserver  # noqa: E402
 
 RESULTS = HERE / "results"
 LOG, PAGE = RESULTS / "study.jsonl", RESULTS / "study.md"
-BATCHES, SLOT, EPOCHS, WARMUP, SIZE = (64, 256, 1024, 2496), 64, 8, 1, 16
+BATCHES, SLOT, EPOCHS, WARMUP, SIZE = (64, 384, 2496), 64, 6, 1, 16
 SEEDS, FACTORS = (1, 2, 3), (0.333, 1.0, 3.0)
-LOOKS, PROBED = 4, 512  # how often in a run the gradient is looked at, on how many pictures
+LOOKS, PROBED = 3, 512  # how often in a run the gradient is looked at, on how many pictures
 BOX, CLIMBS = 1e-3, 4  # of the sharpness: Keskar et al. 2017, arXiv:1609.04836
 STYLE = {"svg.hashsalt": "knltrain", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}
 
@@ -172,12 +172,12 @@ def best_factor(rows: dict, name: str, batch: int) -> float | None:
 def run(data, val, batches) -> None:
     """Do what the log lacks at these batches; several of these programs may share the work by batches."""
     rows = read()
-    for batch in batches:
-        for name in ARMS:
-            for factor, seed in [(factor, SEEDS[0]) for factor in FACTORS] + [(None, seed) for seed in SEEDS[1:]]:
-                factor = factor or best_factor(rows, name, batch)
-                key = (name, batch, factor, seed)
-                if factor is None or key in rows:
+    for factor, seed in [(factor, SEEDS[0]) for factor in FACTORS] + [(None, seed) for seed in SEEDS[1:]]:
+        for batch in batches:
+            for name in ARMS:
+                chosen = factor or best_factor(rows, name, batch)
+                key = (name, batch, chosen, seed)
+                if chosen is None or key in rows:
                     continue
                 rows[key] = row = measure(data, val, *key)
                 with LOG.open("a") as log:
@@ -196,34 +196,28 @@ def finals(rows: dict, name: str, batch: int) -> list[dict]:
 # ---- tables and figures --------------------------------------------------------------------------------------------
 
 
-def table(rows: dict) -> str:
-    """Top-1 by optimizer and batch: mean and standard deviation over seeds, and the rate."""
-    lines = ["| optimizer | " + " | ".join(f"batch {batch:,}" for batch in BATCHES) + " |", "| --- " * 5 + "|"]
+def table(rows: dict, cell: Callable[[list[dict]], str]) -> str:
+    """A row an optimizer, a column a batch: `cell` of the runs of all seeds."""
+    heads = ["optimizer", *(f"batch {batch:,}" for batch in BATCHES)]
+    lines = [heads, ["---"] * len(heads)]
     for name in ARMS:
-        cells = []
-        for batch in BATCHES:
-            found = finals(rows, name, batch)
-            top1 = 100 * np.array([row["top1"] for row in found])
-            spread = f"± {top1.std(ddof=1):.1f}" if len(found) > 1 else "(one seed)"
-            what = f"**{top1.mean():.1f}** {spread}" if found else ""
-            at = f" at {found[0]['rate']:.3g} ({found[0]['factor']:g})" if found else ""
-            cells.append(what + at if found else "–")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        found = [finals(rows, name, batch) for batch in BATCHES]
+        lines.append([name, *(cell(runs) if runs else "–" for runs in found)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def probes(rows: dict) -> str:
-    """Sharpness and noise scale at the end, by optimizer and batch."""
-    lines = ["| optimizer | " + " | ".join(f"batch {batch:,}" for batch in BATCHES) + " |", "| --- " * 5 + "|"]
-    for name in ARMS:
-        cells = []
-        for batch in BATCHES:
-            found = finals(rows, name, batch)
-            noise = [row["noise_scale"][-1][1] for row in found if row["noise_scale"][-1][1] is not None]
-            noise = f"{np.median(noise):,.0f}" if noise else "–"
-            cells.append(f"{np.mean([row['sharpness'] for row in found]):.0f} %; {noise}" if found else "–")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def accuracy(found: list[dict]) -> str:
+    """Top-1, mean and standard deviation over seeds, the rate, and its factor."""
+    top1 = 100 * np.array([row["top1"] for row in found])
+    spread = f"± {top1.std(ddof=1):.1f}" if len(found) > 1 else "(one seed)"
+    return f"**{top1.mean():.1f}** {spread} at {found[0]['rate']:.3g} ({found[0]['factor']:.2g})"
+
+
+def ends(found: list[dict]) -> str:
+    """Sharpness and noise scale at the end."""
+    noise = [row["noise_scale"][-1][1] for row in found if row["noise_scale"][-1][1] is not None]
+    noise = f"{np.median(noise):,.0f}" if noise else "–"
+    return f"{np.mean([row['sharpness'] for row in found]):.0f} %; {noise}"
 
 
 def draw_accuracy(rows: dict, axes) -> None:
@@ -242,7 +236,7 @@ def draw_accuracy(rows: dict, axes) -> None:
 
 
 def draw_noise(rows: dict, axes) -> None:
-    for batch, color in zip(BATCHES, ("#9ecae1", "#6baed6", "#3182bd", "#08306b"), strict=True):
+    for batch, color in zip(BATCHES, ("#9ecae1", "#4292c6", "#08306b"), strict=True):
         for row in finals(rows, "SGD", batch)[:1]:
             points = [(epoch, noise) for epoch, noise in row["noise_scale"] if noise]
             axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=f"batch {batch:,}")
@@ -281,7 +275,7 @@ def draw(rows: dict) -> None:
 def write_page(rows: dict) -> None:
     """Put the tables between their marks in the page."""
     text = PAGE.read_text()
-    for mark, made in (("accuracy", table(rows)), ("probes", probes(rows))):
+    for mark, made in (("accuracy", table(rows, accuracy)), ("probes", table(rows, ends))):
         text = re.sub(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", rf"\1\n{made}\n\n\2", text, flags=re.DOTALL)
     PAGE.write_text(text)
 

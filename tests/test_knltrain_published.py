@@ -18,7 +18,7 @@ from knltrain.phases import leg_of, legs
 IMAGENET = 1_281_167
 NOT_IMAGENET = {
     "cifar10_davidnet", "cifar10_fast", "cifar10_tenth", "finetune_resnet50", "imagenet_samples_alexnet",
-    "imagenet_samples_resnet50", "tiny_imagenet10_resnet20",
+    "imagenet_samples_resnet50", "tiny_imagenet10_resnet20", "tiny_imagenet10_speednet",
 }  # fmt: skip
 
 # name: (steps an epoch, steps, steps of warm-up, {step: rate})

@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from knltrain.models import Model, build, declare, describe, model
@@ -179,6 +180,27 @@ def test_resnet__init_scales_with_the_fan_that_is_named(options, fan):
     for name, fans in {"conv1.w": (147, 7 * 7 * 32), "stage2.0.conv1.w": (9 * 32, 9 * 64)}.items():
         expected = 2 / fans[fan == "out"]
         assert w[name].var() == pytest.approx(expected, rel=0.06), name
+
+
+def test_speednet__begins_with_whitened_patches_that_are_handed_on():
+    parameters, _ = _counts("speednet", beta_rate=5.0)
+    parameters.allocate(seed=0)
+    w = {p.name: p.w for p in parameters.parameters}
+    white = w["whiten.w"].reshape(12, 24)
+    assert np.array_equal(white[:, :12], -white[:, 12:])
+    products = white[:, :12].T @ white[:, :12]
+    assert np.abs(products - np.diag(np.diag(products))).max() < 1e-4 * products.max()
+    # pictures whose neighbours and colours resemble each other, as photographs': 0.93 and the components of init.py
+    along = np.array([[1, 0.93], [0.93, 1]])
+    axes = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+    covariance = np.kron(np.kron(along, along), axes.T @ np.diag([2.8, 0.16, 0.04]) @ axes)
+    seen = np.diag(white.T @ covariance @ white)
+    assert np.median(seen) > 0.95 and 0.2 < seen.min() < seen.max() < 1.001  # the smallest are enlarged less
+    conv = w["stage2.conv1.w"]
+    assert np.array_equal(conv[1, 1, :, :64], np.eye(64)) and np.count_nonzero(conv[..., :64]) == 64
+    assert conv[..., 64:].std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+    rates = {p.name: p.rate for p in parameters.parameters}
+    assert rates["whiten.w"] == 0 and rates["stage1.conv1.bn.beta"] == 5 and rates["stage1.conv1.bn.gamma"] == 1
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet_cifar20", "davidnet", "alexnet_bn", "alexnet_owt"])
