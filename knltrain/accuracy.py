@@ -51,10 +51,11 @@ class Accuracy:
     def top5(self) -> float:
         return self.correct_of_five / self.images
 
-    def facts(self, data) -> dict:
-        """What a report shows of it, JSON-able; data: the shards that were evaluated, which name their pictures."""
+    def facts(self, data, augment) -> dict:
+        """What a report shows of it, JSON-able; data: the shards that were evaluated, augment: how they were seen."""
         counted = [] if self.confusion is None else np.argwhere(self.confusion)
         facts = {"data": str(data.folder), "digest": data.digest, "class_names": data.class_names}
+        facts |= {"crop": augment.crop, "short_side": augment.short_side}
         facts["confusion"] = [[int(row), int(column), int(self.confusion[row, column])] for row, column in counted]
         for end in ("best", "worst"):
             facts[end] = [{**one._asdict(), "name": data.name(one.row)} for one in getattr(self, end)]

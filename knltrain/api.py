@@ -17,6 +17,7 @@ from .config import Batch, Compute, Data, Optim, Recipe, Run, Schedule, checked,
 from .config import Model as ModelSection
 from .data import Arrays, Augment, DataSet
 from .data.decode import fit_stored
+from .data.shards import Packed
 from .evaluate import Accuracy
 from .evaluate import evaluate as count
 from .experiment import build_network, center_crop, network_facts
@@ -25,8 +26,10 @@ from .models import Model, custom
 from .models.state import load as load_state
 from .models.state import state
 from .observe import Step, StepObserver
+from .phases import facts_at
 from .trainer import Trainer as CoreTrainer
 
+SQUARES = Packed("raw", 0)  # pictures of any size, taken as they are
 PREDICT_BATCH = 32  # images of one pass of a network that is not being trained
 
 
@@ -91,14 +94,14 @@ class Network:
     Make one with `network` or `load`.
     """
 
-    def __init__(self, recipe: Recipe, class_names: list[str], layers, stored: tuple[str, int] = ("raw", 0)):
+    def __init__(self, recipe: Recipe, class_names: list[str], layers, packed: Packed = SQUARES):
         self.recipe, self.class_names, self.layers, self.input_shape = recipe, list(class_names), *layers
-        self.stored = stored  # encoding and size of the pictures it was trained on
+        self.packed = packed  # how the pictures it was trained on are
         self.model: Model | None = None
 
     def save(self, path: str | Path) -> None:
         """Write weights, classes and preprocessing to one file, whole or not at all. Raises OSError."""
-        facts = network_facts(self.recipe, self.class_names, *self.stored)
+        facts = network_facts(self.recipe, self.class_names, self.packed)
         meta = {"previous_lr": 0.0, "experiment": facts}
         checkpoint.save_file(Path(path), 0, state(self._model().parameters, momentum=False), meta)
 
@@ -117,14 +120,14 @@ class Network:
                 if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
                     found = f"found {picture.shape} of {picture.dtype}, expected (H, W, 3) of uint8"
                     raise ValueError(f"picture {first + index}: {found}")
-                augment.apply(np.ascontiguousarray(fit_stored(picture, *self.stored)), 0, 0, out)
+                augment.apply(np.ascontiguousarray(fit_stored(picture, *self.packed)), 0, 0, out)
             model.feed(batch)
             results += [self._named(row, top) for row in model.infer()[: len(some)]]
         return results
 
     def preprocessing(self) -> Augment:
         """What is done to a picture that was fitted as packing did, before the network sees it."""
-        return center_crop(self.recipe, _Like(*self.stored))
+        return center_crop(self.recipe, self.packed)
 
     def _named(self, logits, top) -> Prediction:
         shares = np.exp(logits.astype(np.float64) - logits.max())
@@ -137,13 +140,6 @@ class Network:
             options = {"seed": self.recipe.run.seed, "precision": self.recipe.compute.precision}
             self.model = Model(self.layers, self.input_shape, PREDICT_BATCH, train=False, **options)
         return self.model
-
-
-class _Like(NamedTuple):
-    """What an augmentation asks of a data set."""
-
-    encoding: str
-    size: int
 
 
 def network(
@@ -178,11 +174,13 @@ def load(path: str | Path, network: Callable | None = None) -> Network:
     network: the function that made its layers, where that was not a name. Raises CheckpointError, ValueError.
     """
     found, meta = checkpoint.load_run(Path(path))
-    facts = meta["experiment"]
     try:
-        recipe, classes, stored = recipe_of(facts), facts["data.classes"], (facts["data.encoding"], facts["data.size"])
+        facts = facts_at(meta)
+        recipe, classes, packed = recipe_of(facts), facts["data.classes"], Packed.of(facts)
     except KeyError as error:
         raise checkpoint.CheckpointError(f"{path}: says nothing of {error}; expected a file of this version") from None
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{path}: {error}") from None
     if facts.get("data.mean_image"):
         colours = ", ".join(f"{value:g}" for value in recipe.data.mean)
         lost = "trained with a mean picture, which is not in the file"
@@ -191,7 +189,7 @@ def load(path: str | Path, network: Callable | None = None) -> Network:
         layers = custom.make(network, len(classes), recipe.data.crop, recipe.model.args)
     else:
         layers = build_network(recipe, len(classes))
-    net = Network(recipe, classes, layers, stored)
+    net = Network(recipe, classes, layers, packed)
     wanted = {name: array for name, array in found.items() if not name.startswith("momentum/")}
     load_state(net._model().parameters, wanted, path, strict=False)
     return net
@@ -234,7 +232,7 @@ class Trainer:
         self._trainer.seek(0)
         if before is not None:
             load_state(self._trainer.model.parameters, state(before.parameters, False), "the network", strict=False)
-        net.recipe, net.model, net.stored = recipe, self._trainer.model, (data.encoding, data.size)
+        net.recipe, net.model, net.packed = recipe, self._trainer.model, Packed(data.encoding, data.size, data.fit)
 
     def __iter__(self) -> Iterator[Step]:
         yield from self._trainer

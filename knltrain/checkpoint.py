@@ -37,6 +37,7 @@ META = {
     "previous_lr": Rule("learning rate of the last step", float),
     "experiment": Rule("all that the result depends on", dict),
 }
+PHASE = {"phase": Rule("how many phases of the recipe had begun; in META where it has any", int)}
 LOSS_SCALE = {  # in META where the loss has a scale
     "scale": Rule("of the gradients", float, one_of=tuple(2.0**k for k in range(25))),
     "good": Rule("steps since it changed", int),
@@ -239,6 +240,8 @@ def _read(path: Path, file: h5py.File) -> tuple[dict[str, np.ndarray], dict]:
     _check(contents, CONTENTS)
     meta = contents["meta"]
     _check(meta, META)
+    if "phase" in meta:
+        _check(meta, PHASE)
     if "loss_scale" in meta:
         _check(meta["loss_scale"], LOSS_SCALE)
     named = NAME.fullmatch(path.name)

@@ -9,6 +9,7 @@ from .accuracy import Accuracy, Tally
 from .checkpoint import CheckpointError, load_run
 from .config import at_phase, load_recipe, parse_recipe, resolved
 from .data import Augment, DataSet, EvalLoader, PictureFolder, eval_rows
+from .data.shards import Packed
 from .experiment import center_crop, make_model
 from .journal import RECIPE
 from .machine import take_share
@@ -70,9 +71,8 @@ def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: 
     folder = path if path.is_dir() else path.parent.parent
     if not (folder / RECIPE).is_file():
         raise CheckpointError(f"{path}: no run folder, nor a checkpoint in one; expected what `knltrain train` wrote")
-    whole = load_recipe(folder / RECIPE)
-    recipe = parse_recipe(resolved(at_phase(whole, len(whole.phases))), overrides)  # as the run ends
-    arrays, meta = load_run(path)
+    whole, (arrays, meta) = load_recipe(folder / RECIPE), load_run(path)
+    recipe = parse_recipe(resolved(at_phase(whole, meta.get("phase", len(whole.phases)))), overrides)
     dataset = _open(Path(data or recipe.data.val or recipe.data.train), meta["experiment"], folder, comm)
     model = make_model(recipe, len(dataset.class_names), ranks_on_node=share.ranks_on_node)
     load_state(model.parameters, arrays, path)
@@ -90,12 +90,12 @@ def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: 
 
 def _open(data: Path, experiment: dict, folder: Path, comm) -> DataSet | PictureFolder:
     """Shards, or where there are none the pictures of class folders."""
-    trained_on = [experiment.get(f"data.{key}") for key in ("classes", "encoding", "size")]
+    trained_on = experiment.get("data.classes")
     if data.exists() and not any(data.glob("*.h5")):
-        if [*map(type, trained_on)] != [list, str, int] or {*map(type, trained_on[0])} != {str}:
+        if type(trained_on) is not list or {*map(type, trained_on)} != {str}:
             raise CheckpointError(f"{folder}: no word of what pictures it was trained on; expected --data with shards")
-        return PictureFolder(data, *trained_on)
+        return PictureFolder(data, trained_on, Packed.of(experiment))
     dataset = DataSet(data, comm)
-    if dataset.class_names != trained_on[0]:
+    if dataset.class_names != trained_on:
         raise ValueError(f"{dataset.folder} has other classes than {folder}; expected the same: pack both alike")
     return dataset

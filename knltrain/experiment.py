@@ -26,6 +26,7 @@ from .comm import (
 from .config import SHARES, Recipe, rules
 from .data import Augment, DataSet, Loader, Order, read_mean_image
 from .data.ranks import from_first
+from .data.shards import Packed
 from .derived import Derived
 from .models import Model, build, declare
 from .models.state import load as load_state
@@ -74,7 +75,7 @@ def identity(recipe: Recipe, data: DataSet) -> dict:
     Left out are the recipe's free keys: places, threads, buckets, how often something is logged or saved.
     """
     facts = {"data.images": len(data), "data.classes": list(data.class_names), "data.rows": data.digest}
-    facts |= {"data.encoding": data.encoding, "data.size": data.size}
+    facts |= {"data.encoding": data.encoding, "data.size": data.size, "data.fit": data.fit}
     for name, rule in rules().items():
         if not rule.free:
             section, _, key = name.partition(".")
@@ -96,10 +97,10 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def network_facts(recipe: Recipe, class_names: list[str], encoding: str, size: int) -> dict:
+def network_facts(recipe: Recipe, class_names: list[str], packed: Packed) -> dict:
     """What of `identity` a network must be used with: layers, classes, and what is done to a picture."""
     facts = {"model.name": recipe.model.name, "model.args": recipe.model.args, "data.classes": list(class_names)}
-    facts |= {"data.encoding": encoding, "data.size": size}
+    facts |= {f"data.{key}": value for key, value in packed._asdict().items()}
     d = recipe.data
     return facts | {f"data.{key}": value for key, value in dataclasses.asdict(d).items() if key in PREPROCESSING}
 

@@ -13,8 +13,9 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from .config import Recipe, at_phase
+from .config import Recipe, RecipeError, at_phase
 from .derived import Derived, derive
+from .keys import shown
 from .optim import learning_rate
 
 
@@ -27,6 +28,7 @@ class Leg(NamedTuple):
     stop: int
     first: int
     since: int
+    number: int = 0  # of phases that have begun
     says: str = ""  # what begins with it
 
     def own(self, step: int) -> int:
@@ -51,7 +53,7 @@ def legs(recipe: Recipe, n_rows: int) -> list[Leg]:
         since, first, last = (round(e * derived.steps_per_epoch) for e in (began, starts[number], starts[number + 1]))
         stop = min(start + max(last - first, 0 if number else 1), most)
         if stop > start:
-            found.append(Leg(own, derived, start, stop, first, since, says))
+            found.append(Leg(own, derived, start, stop, first, since, number, says))
         start = stop
     return found
 
@@ -59,3 +61,17 @@ def legs(recipe: Recipe, n_rows: int) -> list[Leg]:
 def leg_of(found: list[Leg], step: int) -> Leg:
     """The leg in which a step is done; the last one also behind its end."""
     return next((leg for leg in found if step < leg.stop), found[-1])
+
+
+def facts_at(meta: dict) -> dict:
+    """What a checkpoint's weights are used with: the facts of its run, as they were in the phase that it was saved in.
+
+    Raises RecipeError where its phases are no such.
+    """
+    facts, phases = dict(meta["experiment"]), meta["experiment"].get("phases", [])
+    try:
+        for _, settings in phases[: meta.get("phase", len(phases))]:
+            facts |= settings
+    except (TypeError, ValueError):
+        raise RecipeError(f"the file has phases {shown(phases)}; expected a list of epochs and keys") from None
+    return facts

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from .api import Network, load
 from .config import Recipe, parse_recipe, recipe_of, resolved
+from .data.shards import Packed
 from .experiment import PREPROCESSING, build_network, network_facts
 from .interchange import FORMATS, checked_names, entries, give, heard, look, spelled, take, tell, write, write_onnx
-from .keys import Rule, shown
+from .keys import shown
 from .models import build, custom
 from .models.state import load as load_state
 from .models.state import state
 from .text import printable
 
-STORED = {"data.encoding": Rule("", str, one_of=("raw", "jpeg")), "data.size": Rule("", int, most=8192)}
 WHOLE_PICTURES = {"data.encoding": "jpeg", "data.size": 0}
 SMALL = 128  # pixels: pictures of networks for smaller ones are scaled to the crop itself, not to 256
 
@@ -36,7 +36,7 @@ def export(net: Network, path: str | Path, to: str = "") -> str:
     if to not in FORMATS:
         raise ValueError(f"{path}: found no format, expected one of {', '.join(FORMATS)}")
     arrays, table = state(net._model().parameters, momentum=False), entries(net.layers, net.input_shape)
-    facts = network_facts(net.recipe, net.class_names, *net.stored)
+    facts = network_facts(net.recipe, net.class_names, net.packed)
     about = tell(facts, _picture(net))
     if to == "onnx":
         write_onnx(path, net.layers, net.input_shape, table, arrays, about)
@@ -50,7 +50,8 @@ def _picture(net) -> dict:
     """What is done to a picture, in plain words and numbers, for whoever uses the network elsewhere."""
     augment, data = net.preprocessing(), net.recipe.data
     return {
-        "short_side": augment.short_side or net.stored[1] or data.crop,  # pixels it is scaled to
+        "short_side": augment.short_side or net.packed.size or data.crop,  # pixels it is scaled to
+        "fit": net.packed.fit,  # warp: the whole picture is scaled to a square, whatever its aspect
         "center_crop": data.crop,
         "channels": "RGB",  # of 0 to 255; then (pixel - mean) / std
         "mean": list(data.mean) if augment.mean.ndim == 1 else augment.mean.mean((0, 1)).tolist(),  # of a mean picture
@@ -89,7 +90,7 @@ def import_weights(
     try:
         stored, about = look(path)
         said = heard(about)
-        recipe, picture = _described(said, model, settings)
+        recipe, packed = _described(said, model, settings)
         count = _classes(stored, recipe)
         names = list(classes or said.get("data.classes") or map(str, range(count)))
         if len(checked_names(names)) != count:
@@ -98,18 +99,18 @@ def import_weights(
         arrays = take(entries(*layers), stored, recipe.model.name)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    net = Network(recipe, names, layers, (picture["data.encoding"], picture["data.size"]))
+    net = Network(recipe, names, layers, packed)
     load_state(net._model().parameters, arrays, path, strict=False)
     return net
 
 
-def _described(said: dict, model: str, settings) -> tuple[Recipe, dict]:
+def _described(said: dict, model: str, settings) -> tuple[Recipe, Packed]:
     """The recipe's [model] and [data], and how pictures are stored: as the file says if it is ours, and the caller."""
     name = model or said.get("model.name", "")
     if not model and (not isinstance(name, str) or not name or custom.is_custom(name)):
         what = f"the network {shown(name)}, whose program is not in it" if name else "no word of its network"
         raise ValueError(f"found {what}: expected --model, as in --model resnet50")
-    known = {"model.args", *STORED, *(f"data.{key}" for key in PREPROCESSING)}
+    known = {"model.args", *(f"data.{key}" for key in (*Packed._fields, *PREPROCESSING))}
     same = name.rpartition(":")[2] == str(said.get("model.name")).rpartition(":")[2]  # wherever FILE.py lies now
     facts = {key: value for key, value in said.items() if key in known and same}
     ours = "data.crop" in facts
@@ -119,11 +120,7 @@ def _described(said: dict, model: str, settings) -> tuple[Recipe, dict]:
     data = recipe.data
     if not ours and data.crop <= SMALL and not data.short_side:
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(data, short_side=data.crop))
-    picture = {key: facts.get(key, default) for key, default in WHOLE_PICTURES.items()}
-    for key, rule in STORED.items():
-        if rule.expected(picture[key]):
-            raise ValueError(f"found {key} {shown(picture[key])}, expected {rule.expected(picture[key])}")
-    return recipe, picture
+    return recipe, Packed.of(WHOLE_PICTURES | facts)
 
 
 def _classes(stored, recipe) -> int:

@@ -20,7 +20,7 @@ LENGTH = "run.epochs"  # of an experiment; may grow
 PRECISION = "compute.precision"  # of one, too
 BEFORE = {  # what a run was that says nothing of it
     PRECISION: "fp32", "compute.loss_scale": "auto", "optim.beta2": 0.999, "optim.average": 0.0,
-    "optim.end_momentum": 0.0, "optim.blend_epochs": 10.0,
+    "optim.end_momentum": 0.0, "optim.blend_epochs": 10.0, "data.fit": "crop",
 }  # fmt: skip
 PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
 LAST_LIMIT_S = 20.0  # a run that leaves tries so long to write its last checkpoint
@@ -115,6 +115,8 @@ class Restart:
             self.warn(f"a checkpoint is being written since {since:.0f} s, a slow file system: none of step {step}")
             return
         meta = {"step": step, "previous_lr": self.trainer.optimizer.previous_lr, "experiment": self.experiment}
+        if "phases" in self.experiment:
+            meta["phase"] = self.trainer.leg.number
         if self.scaling:
             meta["loss_scale"] = self.scaling.state()
         self.writer.submit(lambda: (step, self._copy(), meta, metric))

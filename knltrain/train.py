@@ -90,15 +90,16 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
 def _evaluate(recipe, trainer, step, val, comm, life, journal) -> float | None:
     """Top-1 on `val`, told to the journal; None where it was left, and the training with it, as a stop is asked for."""
     how = (recipe.data.reader_threads, recipe.data.val_mirror, recipe.data.val_shift, life.stop_asked)
+    crop = center_crop(trainer.leg.recipe, val)
     with trainer.average.in_place() if trainer.average else nullcontext():
-        result = evaluate(trainer.model, val, center_crop(trainer.leg.recipe, val), comm, *how)
+        result = evaluate(trainer.model, val, crop, comm, *how)
     if not result:
         journal.evaluation_left()
         trainer.stopped = True
         return None
     journal.evaluation(step.number, step.epoch, result.top1, result.top5, result.images)
     if comm.rank == 0:
-        journal.keep(PREDICTIONS, {"step": step.number, **result.facts(val)})
+        journal.keep(PREDICTIONS, {"step": step.number, **result.facts(val, crop)})
     return result.top1
 
 

@@ -179,12 +179,14 @@ def test_pack__leaves_the_choice_about_empty_classes(tree, tmp_path):
 
 def test_pack__warps(tree, tmp_path):
     from knltrain.data import DataSet
+    from knltrain.data.verify import summarize
 
     pack(tree / "val", tmp_path / "crop", size=8, report=None)
     pack(tree / "val", tmp_path / "warp", size=8, fit="warp", report=None)
     crop, warp = (DataSet(tmp_path / name).image(0)[4, :, 0] for name in ("crop", "warp"))
     assert warp[0] < 10 and warp[-1] > 240 and len(warp) == 8
     assert crop[0] < 10 and crop[-1] > 240 and DataSet(tmp_path / "crop").digest != DataSet(tmp_path / "warp").digest
+    assert DataSet(tmp_path / "warp").fit == "warp" and ", warped" in summarize(tmp_path / "warp")
     with pytest.raises(ValueError, match="fit 'warp' with jpeg"):
         pack(tree / "val", tmp_path / "no", fit="warp", encoding="jpeg", report=None)
 

@@ -177,7 +177,7 @@ def test_identity__knows_a_mean_picture_by_what_is_in_it(tmp_path):
     from knltrain.experiment import identity
 
     class Data:
-        encoding, size, class_names, digest = "raw", 4, ["a", "b"], "0"
+        encoding, size, fit, class_names, digest = "raw", 4, "crop", ["a", "b"], "0"
 
         def __len__(self):
             return 8

@@ -10,6 +10,7 @@ from test_data_layouts import jpeg, packed
 
 from knltrain.cli import main
 from knltrain.data import DataSet, PictureFolder, parquet
+from knltrain.data.shards import Packed
 from knltrain.data.sources import list_source
 
 NAMES = ["tench", "goldfish", "crane", "crane", "sea/lion"]
@@ -76,7 +77,7 @@ def test_samples__without_names_are_called_by_their_numbers(tmp_path):
     assert [entry.name for entry in entries if entry.name.startswith("11")] == ["11/set-0000-a-001.jpg"]
     one, _ = list_source(tmp_path / "wds" / "set-0000.tar")  # a tar alone
     assert one == classes
-    assert len(PictureFolder(tmp_path / "wds", classes, "raw", 32)) == 8
+    assert len(PictureFolder(tmp_path / "wds", classes, Packed("raw", 32))) == 8
 
 
 @pytest.mark.parametrize(

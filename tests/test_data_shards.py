@@ -175,6 +175,21 @@ def test_shard__may_be_empty_while_it_is_unfinished(tmp_path, encoding):
         Shard(path)
 
 
+def test_dataset__knows_how_pictures_were_fitted(tmp_path):
+    folder = write(tmp_path / "d", shards=2)
+    assert DataSet(folder).fit == "crop"
+    change(folder / "shard-00001.h5", "fit", np.bytes_("warp"))
+    with pytest.raises(ShardError, match="found another fit than in shard-00000.h5"):
+        DataSet(folder)
+    change(folder / "shard-00000.h5", "fit", np.bytes_("wrap"))
+    with pytest.raises(ShardError, match="found fit 'wrap', expected one of crop, warp"):
+        DataSet(folder)
+    for path in folder.iterdir():  # as they were before they said so
+        with h5py.File(path, "r+") as file:
+            del file.attrs["fit"]
+    assert DataSet(folder).fit == "crop"
+
+
 def test_dataset__rejects_a_missing_shard(tmp_path):
     for missing in range(3):
         folder = write(tmp_path / f"d{missing}", rows=21, shards=3)

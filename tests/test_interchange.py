@@ -16,6 +16,7 @@ from test_docs_snippets import SNIPPET
 
 import knltrain as kt
 from knltrain import cli
+from knltrain.data.shards import Packed
 from knltrain.experiment import network_facts
 from knltrain.interchange import entries, give
 from knltrain.models import build
@@ -117,7 +118,7 @@ def test_file__comes_back_to_the_bit(name, options, ending, tmp_path):
     kt.export(net, tmp_path / f"net{ending}")
     again = kt.import_weights(tmp_path / f"net{ending}")
     equal(tensors(net), tensors(again))
-    facts = [network_facts(one.recipe, one.class_names, *one.stored) for one in (net, again)]
+    facts = [network_facts(one.recipe, one.class_names, one.packed) for one in (net, again)]
     assert facts[0] == facts[1]
     kt.export(again, tmp_path / f"again{ending}")
     if ending == ".safetensors":
@@ -133,7 +134,7 @@ def test_import__of_a_foreign_file_with_other_spellings(tmp_path):
     counted = spelled | {"module.bn1.num_batches_tracked": np.array(3)}
     found = foreign(tmp_path, counted)
     equal(tensors(found), tensors(net))
-    assert found.class_names == list("0123456") and found.stored == ("jpeg", 0)
+    assert found.class_names == list("0123456") and found.packed == ("jpeg", 0, "crop")
     assert (found.recipe.data.crop, found.recipe.data.short_side) == (32, 32)
     half = foreign(tmp_path, {name: array.astype(np.float16) for name, array in arrays.items()})
     equal(tensors(half), {name: array.astype(np.float16).astype(np.float32) for name, array in tensors(net).items()})
@@ -392,30 +393,32 @@ def test_onnx__gives_our_logits(name, options, tmp_path):
     told = session.get_modelmeta().custom_metadata_map
     assert json.loads(told["classes"]) == list("abcde")
     assert json.loads(told["preprocessing"]) == {
-        "short_side": 256, "center_crop": options["crop"], "channels": "RGB", "mean": [123.675, 116.28, 103.53],
-        "std": [58.395, 57.12, 57.375],
+        "short_side": 256, "fit": "crop", "center_crop": options["crop"], "channels": "RGB",
+        "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375],
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("stored", "data", "side"),
+    ("packed", "data", "side"),
     [
         (("raw", 40), {}, 40),
         (("jpeg", 40), {}, 40),
         (("raw", 40), {"short_side": 36}, 36),
         (("jpeg", 0), {"short_side": 36, "val_short_side": 32}, 32),
         (("jpeg", 0), {}, 256),
+        (("raw", 40, "warp"), {}, 40),
     ],
 )
-def test_export__says_what_is_done_to_a_picture(stored, data, side, tmp_path):
+def test_export__says_what_is_done_to_a_picture(packed, data, side, tmp_path):
     net = network(width=4)
     net.recipe = dataclasses.replace(net.recipe, data=dataclasses.replace(net.recipe.data, **data))
-    net.stored = stored
+    net.packed = Packed(*packed)
     kt.export(net, tmp_path / "net.safetensors")
     with safe_open(tmp_path / "net.safetensors", framework="numpy") as file:
         told = json.loads(file.metadata()["preprocessing"])
     assert told == {
-        "short_side": side, "center_crop": 16, "channels": "RGB", "mean": [100, 110, 120], "std": [50, 60, 70],
+        "short_side": side, "fit": net.packed.fit, "center_crop": 16, "channels": "RGB",
+        "mean": [100, 110, 120], "std": [50, 60, 70],
     }  # fmt: skip
 
 
@@ -424,7 +427,7 @@ def test_export__of_a_mean_picture_says_its_colour(tmp_path):
     np.save(tmp_path / "mean.npy", mean + np.arange(-19.5, 20, dtype=np.float32)[:, None, None])
     net = network(width=4)
     data = dataclasses.replace(net.recipe.data, mean_image=str(tmp_path / "mean.npy"))
-    net.recipe, net.stored = dataclasses.replace(net.recipe, data=data), ("raw", 40)
+    net.recipe, net.packed = dataclasses.replace(net.recipe, data=data), Packed("raw", 40)
     kt.export(net, tmp_path / "net.safetensors")
     with safe_open(tmp_path / "net.safetensors", framework="numpy") as file:
         assert json.loads(file.metadata()["preprocessing"])["mean"] == pytest.approx([90, 100, 110], abs=1e-3)

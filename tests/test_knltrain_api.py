@@ -13,7 +13,8 @@ from tinyrun import write_recipe
 import knltrain as kt
 from knltrain import cli
 from knltrain.checkpoint import CheckpointError
-from knltrain.data.decode import fit_short_side, fit_square
+from knltrain.data.decode import fit_short_side, fit_square, fit_warp
+from knltrain.data.shards import Packed
 
 NAMES = ["dark", "light"]
 SCRIPT = """
@@ -80,11 +81,11 @@ def test_api__trains_saves_loads_and_predicts(tmp_path):
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
-@pytest.mark.parametrize(("encoding", "fit"), [("raw", fit_square), ("jpeg", fit_short_side)])
+@pytest.mark.parametrize(("encoding", "fit"), [("raw", fit_square), ("jpeg", fit_short_side), ("warp", fit_warp)])
 def test_predict__sees_a_picture_as_packing_would_store_it(encoding, fit):
     pytest.importorskip("PIL")
     net = kt.network(tiny, classes=NAMES, crop=12)
-    net.stored = encoding, 14
+    net.packed = Packed("raw", 14, "warp") if encoding == "warp" else Packed(encoding, 14)
     rng = np.random.default_rng(4)
     large = np.kron(rng.integers(0, 256, (5, 7, 3)), np.ones((9, 9, 1))).astype(np.uint8)
     assert net.predict([large]) == net.predict([fit(large, 14)]) != net.predict([large[:14, :14]])

@@ -47,6 +47,13 @@ def test_evaluate__moved_pictures_count_too():
     assert np.array_equal(up[:, :-2, :-2], plain[:, 2:, 2:]) and not up[:, -2:].any() and not up[:, :, -2:].any()
 
 
+PACKED = {
+    "raw": {"encoding": "raw", "size": 20},
+    "warped": {"encoding": "raw", "size": 20, "fit": "warp"},
+    "jpeg": {"encoding": "jpeg", "size": 0},
+}
+
+
 # ---- a run's checkpoint on other data ------------------------------------------------------------------------------
 
 
@@ -60,7 +67,7 @@ def run(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (20 + i, 30, 3), np.uint8)).save(path)
     recipes = {}
-    for name, how in {"raw": {"encoding": "raw", "size": 20}, "jpeg": {"encoding": "jpeg", "size": 0}}.items():
+    for name, how in PACKED.items():
         pack(folder / "photos", folder / f"shards-{name}", **how, report=None)
         recipes[name] = parse_recipe(RECIPE.replace("shards", f"shards-{name}"), folder=folder)
         data = DataSet(folder / f"shards-{name}")
@@ -75,7 +82,7 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["raw", "jpeg"])
+@pytest.mark.parametrize("kind", PACKED)
 def test_evaluate_run__a_folder_of_pictures_counts_as_its_shards_do(run, capsys, kind):
     evaluate_run(run / kind, None, [], True, world())
     shards = capsys.readouterr().out.splitlines()

@@ -3,9 +3,13 @@
 import pytest
 from tinyrun import RECIPE, newest_state, same, train, write_recipe
 
+import knltrain as kt
+from knltrain.comm import world
 from knltrain.config import RecipeError, at_phase, parse_recipe, resolved
+from knltrain.evaluate import evaluate_run
 from knltrain.experiment import check_sizes
-from knltrain.phases import leg_of, legs
+from knltrain.journal import read_log
+from knltrain.phases import facts_at, leg_of, legs
 
 IMAGENET = 1_281_167
 SURFSARA = """
@@ -103,7 +107,17 @@ def test_phases__a_network_that_hangs_on_the_size_of_pictures_is_refused():
         check_sizes([at_phase(recipe, 0), at_phase(recipe, 1)], 10)
 
 
-def test_run__in_phases_goes_on_to_the_bit_on_other_ranks_and_with_a_sharded_update(tmp_path):
+def test_facts__of_a_checkpoint_are_those_of_its_phase():
+    phases = [[1.0, {"data.crop": 12}], [3.0, {"data.crop": 16, "batch.global_batch": 16}]]
+    meta = {"experiment": {"data.crop": 32, "phases": phases}}
+    assert [facts_at(meta | {"phase": number})["data.crop"] for number in (0, 1, 2)] == [32, 12, 16]
+    assert facts_at(meta)["data.crop"] == 16  # where the file says nothing: as the run ends
+    for phases in (5, [1], [[1, 5]], [[1, {}, {}]]):
+        with pytest.raises(RecipeError, match="the file has phases .*; expected a list of epochs and keys"):
+            facts_at({"experiment": {"phases": phases}})
+
+
+def test_run__in_phases_goes_on_to_the_bit_on_other_ranks_and_with_a_sharded_update(tmp_path, capsys):
     """3 steps at 16 images and crop 16, 12 at 8 and 12, 3 at 16 and 16: in one go, and cut in the second phase.
 
     With LAMB and an average, so that every kind of state goes through a phase, a shard, a checkpoint and other ranks.
@@ -116,6 +130,10 @@ def test_run__in_phases_goes_on_to_the_bit_on_other_ranks_and_with_a_sharded_upd
     assert "from epoch 1: data.crop 12, batch.global_batch 8" in whole.stdout + whole.stderr
     part = train(tmp_path, "parts", "--set", "run.max_steps=7", "--set", "comm.shard_update=true", ranks=2)
     assert part.returncode == 0, part.stderr
+    assert kt.load(tmp_path / "parts").input_shape == (12, 12, 3)  # of the phase that was trained last
+    (told,) = [record for record in read_log(tmp_path / "parts") if record["kind"] == "evaluation"]
+    evaluate_run(tmp_path / "parts", None, [], False, world())
+    assert f"top-1 {told['top1']:.2%}" in capsys.readouterr().out
     rest = train(tmp_path, "parts")
     assert rest.returncode == 0, rest.stderr
     state = newest_state(tmp_path, "whole", 18)

@@ -1,12 +1,19 @@
 """The report: a page of its own, in which no name from outside becomes markup, of runs small, large and damaged."""
 
+import base64
+import io
 import json
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from tinyrun import write_recipe
 
+from knltrain.data import DataSet
 from knltrain.report import write_report
+from knltrain.report.panels import epoch_of, panels
+from knltrain.report.pictures import picture_urls
+from knltrain.report.run import read_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\x1b[2J"
 
@@ -80,6 +87,39 @@ def test_report__of_several_runs_says_what_differs(tmp_path):
     (path,) = write_report(runs, tmp_path / "both.html")
     text = Page(path).text
     assert path == tmp_path / "both.html" and "run.seed6040" in text and "b: top-1" in text
+
+
+def test_report__of_runs_in_phases_says_which_phases_differ_and_keeps_their_epochs(tmp_path):
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    for run, crop in zip(runs, (12, 16), strict=True):
+        phase = f"[[phase]]\nfrom_epoch = 3.0\ndata.crop = {crop}\n"
+        (run / "recipe.toml").write_text((run / "recipe.toml").read_text() + phase)
+    log = runs[0] / "log.jsonl"  # a batch twice as large: its steps are twice as many epochs
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [one | {"epoch": 2 * one["epoch"]} if "epoch" in one else one for one in lines]
+    log.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (path,) = write_report(runs, tmp_path / "both.html")
+    assert "phase 1.data.crop1216" in Page(path).text and "phase 1.from_epoch" not in Page(path).text
+    found = read_run(runs[0], "a")
+    np.testing.assert_allclose(epoch_of(found, np.array([10.0, 60.0])), [2, 12])
+    found.settings["phase 1.batch.global_batch"] = 128
+    waiting = panels([found])[-1].lines[0]  # 0.01 s of a step of 1 s, from epoch 3 on of 2 s
+    np.testing.assert_allclose(waiting.y[[5, -5]], [0.01, 0.005], rtol=1e-6)
+
+
+def test_pictures__are_what_the_network_saw(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    write_recipe(tmp_path)
+    shards = tmp_path / "shards"
+    facts = {"data": str(shards), "digest": DataSet(shards).digest, "best": [{"row": 3}], "worst": []}
+    whole = image.fromarray(DataSet(shards).image(3))
+    for seen, side in (((0, 0), 20), ((10, 0), 10), ((10, 25), 8), ((30, 0), 20), ((1e9, 1), 20)):
+        urls, missing = picture_urls(facts | dict(zip(("crop", "short_side"), seen, strict=True)), None)
+        found = image.open(io.BytesIO(base64.b64decode(urls[3].partition(",")[2])))
+        assert (found.size, missing) == ((side, side), "")
+        edge = (20 - side) // 2
+        part = np.asarray(whole.crop((edge, edge, edge + side, edge + side)), float)
+        assert np.abs(np.asarray(found, float).mean() - part.mean()) < 12
 
 
 def test_report__of_a_large_run_is_small(tmp_path):

@@ -11,7 +11,7 @@ class Arrays:
     Raises ValueError where these do not fit together.
     """
 
-    encoding = "raw"
+    encoding, fit = "raw", "crop"
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: list[str]):
         images, labels = np.asarray(images), np.asarray(labels)

@@ -16,7 +16,7 @@ from .stage import stage_files
 
 PAGE_BYTES = 4 << 20  # a page is read in one go: large enough for Lustre, small enough to hold several
 MIN_PAGES = 256  # of a data set, so that a small one is mixed well too
-SAME = ("encoding", "size", "total_rows", "plan")  # in all shards of a data set
+SAME = ("encoding", "size", "fit", "total_rows", "plan")  # in all shards of a data set
 
 
 class DataSet:
@@ -28,9 +28,9 @@ class DataSet:
     comm : the ranks that open it together, all of them at once; rank 0 alone then reads the index. None: this one only
     stage : none; or local, memory: copy the shards to this node's disk or memory first (see `stage`)
 
-    Attributes: n_rows, encoding, size, class_names (list of str), labels (n_rows,) int32, page_rows (rows of a page
-    that suits these shards), digest (text: where it is equal, the rows are, wherever the folder lies). The index takes
-    8 bytes a row, and 12 more where rows differ in length.
+    Attributes: n_rows, encoding, size, fit, class_names (list of str), labels (n_rows,) int32, page_rows (rows of a
+    page that suits these shards), digest (text: where it is equal, the rows are, wherever the folder lies). The index
+    takes 8 bytes a row, and 12 more where rows differ in length.
 
     Raises: ShardError if the folder holds no complete data set of one kind; ImportError for jpeg without a decoder.
     """
@@ -41,7 +41,7 @@ class DataSet:
             index = from_first(comm, lambda: read_index(self.folder))
         except ValueError as error:
             raise ShardError(str(error)) from None
-        self.n_rows, self.encoding, self.size = index["n_rows"], index["encoding"], index["size"]
+        self.n_rows, self.encoding, self.size, self.fit = (index[key] for key in ("n_rows", "encoding", "size", "fit"))
         self.class_names, self.digest = index["class_names"], index["digest"]
         self.labels, self._checksums = index["labels"], index["checksums"]
         self._begins, self._lengths = index.get("begins"), index.get("lengths")  # of rows in their files; jpeg only
@@ -188,6 +188,7 @@ def read_index(folder: Path) -> dict:
         "n_rows": first.total_rows,
         "encoding": first.encoding,
         "size": first.size,
+        "fit": first.fit,
         "class_names": [name.decode("utf-8", "replace") for name in first.class_names],
         "files": [path.name for path in paths],
         "data_bytes": sum(shard.data_bytes for shard in shards),

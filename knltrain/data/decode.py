@@ -82,11 +82,13 @@ def to_stored(data: bytes, encoding: str, size: int, fit: str = "crop") -> np.nd
         return encode_jpeg(fit_short_side(pixels, size) if size else pixels)
 
 
-def fit_stored(pixels: np.ndarray, encoding: str, size: int) -> np.ndarray:
+def fit_stored(pixels: np.ndarray, encoding: str, size: int, fit: str = "crop") -> np.ndarray:
     """A picture (H, W, 3) uint8 as large as `to_stored` would store it."""
     if size == 0:
         return pixels
-    return fit_square(pixels, size) if encoding == "raw" else fit_short_side(pixels, size)
+    if encoding == "jpeg":
+        return fit_short_side(pixels, size)
+    return (fit_warp if fit == "warp" else fit_square)(pixels, size)
 
 
 def _pixels(data):

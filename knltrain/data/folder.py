@@ -6,22 +6,24 @@ from pathlib import Path
 import numpy as np
 
 from .decode import DecodeError, require_decoder, to_stored
+from .shards import Packed
 from .sources import list_source
 
 
 class PictureFolder:
     """The files of class folders, on disk or in a tar, as the rows of a DataSet; rows are decoded at every reading.
 
-    class_names : of the network; the folder may lack some. encoding, size : of the shards it was trained on
+    class_names : of the network; the folder may lack some. packed : as the shards it was trained on were
 
     Raises: ValueError if there is no class folder, or one of a class that the network does not know.
     """
 
-    def __init__(self, folder: str | os.PathLike, class_names: list[str], encoding: str, size: int):
-        if encoding not in ("raw", "jpeg") or not (encoding == "raw") <= size <= 8192:
-            raise ValueError(f"{encoding} pictures of size {size}: expected such as `knltrain pack` makes")
+    def __init__(self, folder: str | os.PathLike, class_names: list[str], packed: Packed):
+        if packed == ("raw", 0, packed.fit):
+            raise ValueError("raw pictures of size 0: expected such as `knltrain pack` makes")
         require_decoder()
-        self.folder, self.class_names, self.encoding, self.size = Path(folder), class_names, encoding, size
+        self.folder, self.class_names, self.packed = Path(folder), class_names, packed
+        self.encoding, self.size, self.fit = packed
         found, self._entries = list_source(self.folder)
         number = {name: label for label, name in enumerate(class_names)}
         unknown = [name for name in found if name not in number]
@@ -38,7 +40,7 @@ class PictureFolder:
     def read(self, row: int, scratch: np.ndarray | None = None) -> np.ndarray:
         """As DataSet.read. Raises: ValueError naming a file that is no picture."""
         try:
-            stored = to_stored(self._entries[row].read(), self.encoding, self.size)
+            stored = to_stored(self._entries[row].read(), *self.packed)
         except DecodeError as error:
             raise self.no_picture(row, error) from None
         return stored if self.encoding == "raw" else np.frombuffer(bytearray(stored), np.uint8)

@@ -222,7 +222,8 @@ def _pack_shards(mine, plan, out, allowed, threads, rank, report, src):
 
 def _write(path, rows, skipped, plan):
     temporary = path.with_suffix(".writing")
-    facts = {"encoding": plan.how.encoding, "size": plan.how.size, "class_names": plan.class_names, "plan": plan.digest}
+    facts = {key: getattr(plan.how, key) for key in ("encoding", "size", "fit")}
+    facts |= {"class_names": plan.class_names, "plan": plan.digest}
     wanted = sum(memoryview(row.data).nbytes for row in rows)
     check_room(path.parent, wanted)
     try:

@@ -3,6 +3,7 @@
 A data set is a folder of HDF5 files `shard-00000.h5`, … . Attributes of a file:
 
     format "knltrain-shard" · version 2 · encoding "raw" or "jpeg" · size · rows · first_row · total_rows
+    fit                 raw: "crop", the centre square, or "warp", the whole picture; absent: crop
     plan                which packing this shard belongs to: the same text in all shards of a data set
     metadata_checksum   CRC-32C over METADATA and `skipped`, each as "name type shape" and its bytes
 
@@ -30,7 +31,7 @@ import numpy as np
 from knltrain.kernels import crc32c
 
 from ..hdf5 import Untrusted, attributes, opened, stored
-from ..keys import Rule
+from ..keys import Rule, shown
 from ..whole import put
 
 FORMAT, VERSION = "knltrain-shard", 2
@@ -48,6 +49,7 @@ FACTS = {
     "plan": Rule("of the packing", str),
     "metadata_checksum": Rule("CRC-32C", int, most=2**32 - 1),
 }
+FIT = {"fit": Rule("of raw pictures", str, one_of=("crop", "warp"))}
 TYPES = {"class_names": "S", "names": "S", "skipped": "S", "labels": "<i4", "checksums": "<u4", "offsets": "<i8"}
 WRITE_BYTES = 8 << 20  # at a time
 HDF5 = ("v108", "v108")  # files that HDF5 1.8 (2008) and later read
@@ -55,6 +57,23 @@ HDF5 = ("v108", "v108")  # files that HDF5 1.8 (2008) and later read
 
 class ShardError(ValueError):
     """A shard is damaged, incomplete or of another version."""
+
+
+class Packed(NamedTuple):
+    """How pictures were packed: raw or jpeg; pixels, 0 as they were; what became of the aspect of raw ones."""
+
+    encoding: str
+    size: int
+    fit: str = "crop"
+
+    @classmethod
+    def of(cls, facts: dict) -> "Packed":
+        """As `data.encoding`, `data.size`, `data.fit` of the facts of a run say. Raises ValueError if they do not."""
+        found = {name: facts.get(f"data.{name}", cls._field_defaults.get(name)) for name in cls._fields}
+        for name, rule in (FACTS | FIT).items():
+            if name in found and rule.expected(found[name]):
+                raise ValueError(f"found data.{name} {shown(found[name])}, expected {rule.expected(found[name])}")
+        return cls(**found)
 
 
 class Row(NamedTuple):
@@ -92,6 +111,7 @@ def write_shard(
     first_row: int = 0,
     plan: str = "",
     skipped: list[str] | tuple = (),
+    fit: str = "crop",
 ) -> None:
     """Write one shard. Its attribute total_rows is 0, hence unreadable, until finish_shard is called."""
     n = len(rows)
@@ -107,8 +127,8 @@ def write_shard(
         metadata["skipped"] = _fixed_utf8(skipped)
     with h5py.File(path, "w", locking=False, libver=HDF5) as file:
         # numbers and texts of fixed length: they lie in the file's checksummed header
-        texts = {name: np.bytes_(text) for name, text in (("format", FORMAT), ("encoding", encoding), ("plan", plan))}
-        for name, value in texts.items():
+        texts = {"format": FORMAT, "encoding": encoding, "plan": plan} | ({"fit": fit} if encoding == "raw" else {})
+        for name, value in ((name, np.bytes_(text)) for name, text in texts.items()):
             file.attrs.create(name, value, dtype=h5py.string_dtype("utf-8", max(1, len(value))))
         numbers = {"version": VERSION, "size": size, "rows": n, "first_row": first_row, "total_rows": 0}
         for name, value in (numbers | {"metadata_checksum": _metadata_checksum(metadata)}).items():
@@ -160,7 +180,7 @@ def _fixed_utf8(texts):
 class Shard:
     """What one file says about itself, checked. Holds no open file.
 
-    Attributes: path, encoding, size, rows, first_row, total_rows, plan; class_names, names, labels, checksums
+    Attributes: path, encoding, size, fit, rows, first_row, total_rows, plan; class_names, names, labels, checksums
     (arrays); skipped (list of str); data_at: where row 0 begins in the file; offsets (rows + 1,) int64 from there.
 
     Raises: ShardError, one line. unfinished: also take a shard that finish_shard has not seen.
@@ -182,6 +202,7 @@ class Shard:
     def _load(self, file, unfinished):
         facts = attributes(file.id, FACTS)
         self.encoding, self.plan, self.size = facts["encoding"], facts["plan"], facts["size"]
+        self.fit = attributes(file.id, FIT)["fit"] if "fit" in file.attrs else "crop"
         self.rows, self.first_row, self.total_rows = facts["rows"], facts["first_row"], facts["total_rows"]
         if not (unfinished or (self.rows and self.total_rows)):
             raise self.error(

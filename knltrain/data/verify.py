@@ -114,7 +114,7 @@ def summarize(folder: str | os.PathLike) -> str:
     skipped = [text for shard in shards for text in shard.skipped]
     names = [name.decode("utf-8", "replace") for name in (first.class_names[0], first.class_names[-1])]
     pictures = {
-        "raw": f"raw, {first.size} x {first.size} RGB",
+        "raw": f"raw, {first.size} x {first.size} RGB" + ", warped" * (first.fit == "warp"),
         "jpeg": f"jpeg, short side {first.size}" if first.size else "jpeg, as they were",
     }
     lines = [

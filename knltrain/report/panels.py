@@ -1,5 +1,6 @@
 """The curves of runs, as numbers: what a page draws in SVG and a figure for a paper by matplotlib."""
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,8 +51,8 @@ def panels(runs: list[Run]) -> list[Panel]:
 
 def epoch_of(run: Run, steps: np.ndarray) -> np.ndarray:
     """The epochs at which so many steps were done."""
-    an_epoch = number(run.begin.get("steps_per_epoch"))
-    return steps / an_epoch if an_epoch > 0 else steps
+    known = np.isfinite(run.steps["epoch"])
+    return np.interp(steps, run.steps["step"][known], run.steps["epoch"][known]) if known.any() else steps
 
 
 def _accuracy(run, i):
@@ -70,11 +71,21 @@ def _rate(run, i):
 
 def _waiting(run, i):
     """Shares of a step, by the rate of the images: evaluations and checkpoints between the steps do not count."""
-    step_s = number(run.begin.get("global_batch")) / run.steps["images_per_s"]
+    step_s = _batches(run) / run.steps["images_per_s"]
     data = np.diff(run.steps["data_wait_s"], prepend=np.nan).clip(0)  # it begins again where a run is continued
     yield _line(run, i, "data", data / step_s, band=False, style="dashes")
     if np.nansum(run.steps["exchange_exposed_s"]) > 0:
         yield _line(run, i, "the exchange", run.steps["exchange_exposed_s"] / step_s, band=False)
+
+
+def _batches(run) -> np.ndarray:
+    """Images of each step: a phase may have another batch."""
+    batches = np.full(run.steps["step"].size, number(run.begin.get("global_batch")))
+    for phase in itertools.takewhile(lambda n: f"phase {n}.from_epoch" in run.settings, itertools.count(1)):
+        start, batch = (run.settings.get(f"phase {phase}.{key}") for key in ("from_epoch", "batch.global_batch"))
+        if batch is not None:
+            batches[run.steps["epoch"] > number(start)] = number(batch)
+    return batches
 
 
 def _line(run, i, name, y, band=True, style="line", even=True) -> Line:

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,11 +91,16 @@ def _table(value) -> dict:
 def _settings(recipe: str) -> dict:
     try:
         sections = tomllib.loads(recipe)
+        phases = sections.pop("phase", [])
+        numbered = enumerate(phases if isinstance(phases, list) else [], start=1)
+        return dict(_flat(sections | {f"phase {number}": phase for number, phase in numbered}))
     except (ValueError, RecursionError):
         return {}
-    return {
-        f"{section}.{key}": value for section, keys in sections.items() for key, value in _table(keys).items()
-    }  # fmt: skip
+
+
+def _flat(table: dict, before: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in table.items():
+        yield from _flat(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", value)]
 
 
 def _columns(records, keys) -> dict[str, np.ndarray]:
@@ -162,7 +168,8 @@ def _predictions(facts) -> dict | None:
         np.add.at(matrix, (counts[:, 0], counts[:, 1]), counts[:, 2])
     ends = {end: [one for one in facts.get(end) or [] if _is_outcome(one, len(names))] for end in ("best", "worst")}
     said = {key: str(facts.get(key)) for key in ("step", "data", "digest")}
-    return {**said, "class_names": names, "confusion": matrix, **ends}
+    seen = {key: max(0.0, number(facts.get(key, 0))) for key in ("crop", "short_side")}
+    return {**said, **seen, "class_names": names, "confusion": matrix, **ends}
 
 
 def _indices(values, count) -> list[int]:
