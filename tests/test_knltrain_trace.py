@@ -15,10 +15,10 @@ from knltrain.comm import Serial
 from knltrain.config import RecipeError, load_recipe
 from knltrain.keys import traced_steps
 from knltrain.stragglers import stragglers
-from knltrain.trace import FOLDER, clocks, tracer
+from knltrain.trace import FOLDER, chrome, clocks, tracer
 from knltrain.trace.critical import by_kind, critical_path
-from knltrain.trace.entries import clock_error, entries
-from knltrain.trace.reading import read_trace
+from knltrain.trace.entries import clock_error, common_steps, entries
+from knltrain.trace.reading import Span, read_trace
 
 MS = 1_000_000  # nanoseconds
 
@@ -182,23 +182,80 @@ def test_command__writes_what_a_viewer_reads(tmp_path, capsys):
     assert [line.split()[:5] for line in out.splitlines() if "node1" in line] == [["1", "node1", "1", "30.00", "30.00"]]
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     processes = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
-    assert processes == {0: "rank 0 (node0 process 9)", 1: "rank 1 (node1 process 9)", 2: "critical path"}
-    check_nesting(events)
+    assert processes == {1: "rank 0 (node0 process 9)", 2: "rank 1 (node1 process 9)", 3: "critical path"}
+    slices, flows = load(events)
+    assert flows == [((2, 2, "bucket 0"), (1, 2, "bucket 0"))]  # from the rank that was late
+    assert slices[1, 3] == [(0, 30_000_000, 1, "read")] and slices[1, 1][0][0] == 5_000_000  # began before the step
+    assert [one[2] for one in slices[1, 1]] == [1, 2, 2, 2, 2]
 
 
-def check_nesting(events):
-    """The slices of a row lie inside of one another or apart."""
-    rows = {}
+def load(events):
+    """(slices by process and row, flows) as Perfetto's importer makes them of JSON; fails where it would drop one."""
+    names = {kind: {} for kind in ("process_name", "thread_name")}
+    timed, stacks, slices, flows, begun = [], {}, {}, [], {}
     for event in events:
+        assert event["pid"] > 0 and event["tid"] > 0 and event["name"]  # 0 is the system's idle process
+        if event["ph"] == "M":
+            place = (event["pid"],) if event["name"].startswith("process") else (event["pid"], event["tid"])
+            if event["name"] in names:
+                assert names[event["name"]].setdefault(place, event["args"]["name"]) == event["args"]["name"]
+        else:
+            timed.append((int(event["ts"] * 1000.0), event))  # whole nanoseconds, what is behind them is cut off
+            assert timed[-1][0] >= 0
+    for ts, event in sorted(timed, key=lambda one: one[0]):
+        place = event["pid"], event["tid"]
+        assert place in names["thread_name"] and place[:1] in names["process_name"]
+        stack = stacks.setdefault(place, [])
         if event["ph"] == "X":
-            rows.setdefault((event["pid"], event["tid"]), []).append((event["ts"], -event["dur"]))
-    for slices in rows.values():
-        open_until = []
-        for begin, minus in sorted(slices):
-            while open_until and open_until[-1] <= begin + 1e-3:
-                open_until.pop()
-            assert minus <= 0 and (not open_until or begin - minus <= open_until[-1] + 2e-3), (begin, minus, open_until)
-            open_until.append(begin - minus)
+            end = ts + int(event["dur"] * 1000.0)
+            assert end >= ts
+            while stack and (stack[-1][0] < ts or stack[-1][0] == ts and not ts == end == stack[-1][1]):
+                stack.pop()
+            assert not stack or end <= stack[-1][0], (event, stack)
+            stack.append((end, ts, event["name"]))
+            slices.setdefault(place, []).append((ts, end, len(stack), event["name"]))
+        elif event["ph"] == "s":
+            assert stack and stack[-1][1] <= ts <= stack[-1][0] and event["id"] not in begun
+            begun[event["id"]] = (*place, stack[-1][2])
+        else:
+            assert (event["ph"], event["bp"]) == ("f", "e") and stack and stack[-1][1] <= ts <= stack[-1][0]
+            flows.append((begun.pop(event["id"]), (*place, stack[-1][2])))
+    assert not begun
+    return slices, flows
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ts": 5.5, "dur": 5},  # reaches over the end of the one around it
+        {"ts": -1, "dur": 5},
+        {"ts": 30, "dur": -1},
+        {"ts": 30, "dur": 1, "tid": 9},  # a row without a name
+        {"ph": "f", "bp": "e", "ts": 5, "id": 1},  # an arrow that begins nowhere
+        {"ph": "s", "ts": 25, "id": 1},  # or in no slice
+    ],
+)
+def test_load__refuses_what_a_viewer_drops(wrong):
+    place = {"pid": 1, "tid": 1, "name": "a"}
+    events = [place | {"ph": "M", "name": f"{kind}_name", "args": {"name": kind}} for kind in ("process", "thread")]
+    events += [place | {"ph": "X", "ts": 0, "dur": 10}, place | {"ph": "X", "ts": 20, "dur": 1}]
+    assert load(events) == ({(1, 1): [(0, 10_000, 1, "a"), (20_000, 21_000, 1, "a")]}, [])
+    with pytest.raises((AssertionError, KeyError)):
+        load([*events, place | {"ph": "X"} | wrong])
+
+
+def test_slices__that_overlap_are_cut_and_keep_their_nanoseconds():
+    """Decimal microseconds are no binary numbers: cut off after the third place, one in six would be one too small."""
+    rng = np.random.default_rng(2)
+    edges = np.sort(rng.integers(0, 10**12, 4000)) * 1e-9
+    spans = [(Span(a, b, "op", "forward", 0, {}), {}) for a, b in zip(edges, edges[1:], strict=False)]
+    spans += [(Span(edges[0], edges[-1], "step", "step", 0, {}), {}), (Span(edges[-2], 2000.0, "late", "", 0, {}), {})]
+    made = list(chrome._slices({"pid": 1, "tid": 1}, spans, 0.0))
+    whole = [(int(one["ts"] * 1000.0), int(one["ts"] * 1000.0) + int(one["dur"] * 1000.0)) for one in made]
+    assert {(round(a * 1e9), round(b * 1e9)) for a, b in zip(edges, edges[1:], strict=False)} <= set(whole)
+    place = {"ph": "M", "pid": 1, "tid": 1, "args": {"name": "x"}}
+    (slices,) = load([*(place | {"name": f"{kind}_name"} for kind in ("process", "thread")), *made])[0].values()
+    assert len(slices) == len(spans)
 
 
 def test_command__says_what_is_missing(tmp_path, capsys):
@@ -239,8 +296,13 @@ def test_trace__of_a_run_that_is_killed_holds_the_steps_before(tmp_path):
         assert step.begin <= ops[0].begin and ops[-1].end <= step.end
         path = critical_path(ranks, 3)
         assert sum(by_kind(path).values()) == pytest.approx(path[0].end - path[-1].begin)
+    paths = [critical_path(ranks, number) for number in common_steps(ranks)]
     assert cli.main(["trace", str(tmp_path / "run")]) == 0
-    check_nesting(json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"])
+    slices, flows = load(json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"])
+    changes = sum(a.rank != b.rank for path in paths for a, b in zip(path, path[1:], strict=False))
+    assert len(flows) == changes and all(name.startswith("bucket") for ends in flows for _, _, name in ends)
+    told = sum(len(spans) for rank in ranks for step in rank.steps.values() for spans in step.rows.values())
+    assert sum(len(row) for (pid, _), row in slices.items() if pid < 3) == told + sum(len(r.steps) for r in ranks)
 
 
 def test_tracer__is_bounded_and_says_where_it_ended(tmp_path, monkeypatch):
