@@ -12,6 +12,7 @@ RECENT = 50  # steps of running means, here and on the progress line
 LEAST_COLUMNS, LEAST_ROWS = 60, 12  # of a terminal that has room for a block
 MOST_MEANS = 128
 LARGEST = 1e18  # of flops a second, say; what is beyond is drawn as this
+NUMBERS = ("total_steps", "epochs", "global_batch", "ranks", "threads_per_rank", "flops", "peak_flops")  # of a run
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -31,17 +32,20 @@ class Board:
 
     def tell(self, record: dict):
         """Learn from a record; those of other kinds pass. Raises ValueError, TypeError, KeyError for a damaged one."""
-        learn = {"begin": self._begin, "step": self._step, "ranks": self._ranks}
+        learn = {"begin": self._begin, "step": self._step, "ranks": self._ranks, "phase": self._numbers}
         learn |= dict.fromkeys(("evaluation", "epoch"), self._evaluation)
         if record["kind"] in learn:
             learn[record["kind"]](record)
 
     def _begin(self, r):
-        numbers = ("total_steps", "steps_per_epoch", "global_batch", "ranks", "threads_per_rank", "flops", "peak_flops")
-        self.facts = {name: _number(r.get(name)) for name in numbers}
+        self.facts = {}
+        self._numbers(r)
         self.facts |= {"model": printable(str(r["model"])), "host": printable(str(r.get("host", "")))}
         self.facts["processes"] = [printable(str(place)) for place in r.get("processes") or []]
         self.recent.clear()  # seconds count from the start
+
+    def _numbers(self, r):
+        self.facts |= {name: _number(r[name]) for name in NUMBERS if name in r}
 
     def _step(self, r):
         waits = (_number(r.get("data_wait_s", 0.0)), _number(r.get("exchange_exposed_s", 0.0)))
@@ -108,11 +112,11 @@ class Board:
 
     def _rows(self, width):
         """(label, parts) of each line."""
-        step, per_epoch = self.step, self.facts.get("steps_per_epoch", math.nan)
+        step = self.step
         if not step:
             yield "", ["before the first step"]
             return
-        epochs = self.facts.get("total_steps", math.nan) / per_epoch if per_epoch > 0 else math.nan
+        epochs = self.facts.get("epochs", math.nan)
         yield "epoch", [f"{step['epoch']:.2f} of {epochs:.4g}", f"learning rate {step['lr']:.4g}"]
         yield "loss", [f"{self.losses.recent:.4f}", sparkline(self.losses.values, min(width - 12, 60))]
         val = []

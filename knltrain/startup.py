@@ -123,10 +123,15 @@ def _alone(folder, recipe, overrides) -> Path | None:
         return None  # the run says what is wrong
     if mark.exists() or mark.with_suffix("").exists():
         return None
-    if any(folder.rglob("*.nbc")):
-        text = "what this recipe needs and no other did is compiled in the first step: up to a minute or two, once"
-        print(f"knltrain: {text}", file=sys.stderr, flush=True)
+    _say_what_waits(folder, "in the first step")
     return mark
+
+
+def _say_what_waits(folder, when: str):
+    """Unless all kernels are missing, which was said."""
+    if any(folder.rglob("*.nbc")):
+        text = f"what this recipe needs and no other did is compiled {when}: up to a minute or two, once"
+        print(f"knltrain: {text}", file=sys.stderr, flush=True)
 
 
 def _compile_once(folder, recipe, overrides):
@@ -139,6 +144,7 @@ def _compile_once(folder, recipe, overrides):
             return
     except (OSError, ValueError):
         return
+    _say_what_waits(folder, "first")
     env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER)}
     command = [sys.executable, "-m", "knltrain", "warmup", str(recipe)]
     for override in overrides:

@@ -61,15 +61,15 @@ def machine(recipe, trainer, comm, placement, watch) -> dict:
     return machine_facts(**facts, exchange=trainer.reducer.facts() if comm.size > 1 else {}, processes=watch.places)
 
 
-def begin(recipe, derived, data, trainer, watch) -> dict:
+def begin(recipe, data, trainer, watch) -> dict:
     """What a reader wants to know before the first step."""
-    batch, model = recipe.batch, trainer.model
-    facts = {"step": trainer.done, "total_steps": trainer.total, "steps_per_epoch": derived.steps_per_epoch}
+    model, last = trainer.model, trainer.legs[-1]
+    facts = {"step": trainer.done, "total_steps": trainer.total}
+    facts["epochs"] = last.own(last.stop) / last.derived.steps_per_epoch
     facts |= {"model": recipe.model.name, "parameters": model.parameters.count, "memory_bytes": model.memory_bytes}
-    facts |= {"images": len(data), "classes": len(data.class_names), "global_batch": batch.global_batch}
+    facts |= {"images": len(data), "classes": len(data.class_names), **trainer.facts()}
     hosts = {place.partition(" ")[0] for place in watch.places}
-    facts["flops"] = sum(op.flops for op in model.training.ops) // batch.slot_batch
-    return facts | {"slots": derived.slots, "slot_batch": batch.slot_batch, "nodes": len(hosts)}
+    return facts | {"nodes": len(hosts)}
 
 
 def end(run_dir, trainer) -> dict:

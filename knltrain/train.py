@@ -37,7 +37,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
     data, val = open_data(recipe, comm)
     _phase(observers, "shards")
     plan = legs(recipe, len(data))
-    derived, total, check_every = plan[0].derived, plan[-1].stop, recipe.comm.check_every_steps
+    total, check_every = plan[-1].stop, recipe.comm.check_every_steps
     journal, boards = told.journal_of(recipe, plan, life, comm, screen, (len(data), len(val)))
     observers = [*observers, Tracer(run_dir, comm, traced_steps(recipe.run.trace)), journal, boards, Gauge(comm, total)]
     observers.append(Balance(comm, recipe.run.shares == "measured"))
@@ -57,7 +57,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
             life.end(trainer.done, trainer.total)
             return 0
         machine = told.machine(recipe, trainer, comm, placement, watch)
-        journal.start(resolved(recipe), machine, told.begin(recipe, derived, data, trainer, watch))
+        journal.start(resolved(recipe), machine, told.begin(recipe, data, trainer, watch))
         for line in told.notes(recipe, trainer, restart.begun_epochs, data, val):
             journal.note(line)
         with placement.on("readers"):

@@ -124,6 +124,14 @@ class Trainer:
         """Go on with the parts of another leg."""
         self._rebuild(leg)
         self.note(leg.says)
+        self.record("phase", self.facts())
+
+    def facts(self) -> dict:
+        """What of a run may change from phase to phase; flops of training one image."""
+        batch = self.model.slot_batch
+        facts = {"global_batch": self.global_batch, "slots": self.total_slots, "slot_batch": batch}
+        flops = sum(op.flops for op in self.model.training.ops) // batch
+        return facts | {"steps_per_epoch": self.steps_per_epoch, "flops": flops}
 
     def share(self, speeds: list[float]):
         """From the next step on the ranks run slots as their speeds are: no bit changes. Collective."""

@@ -48,7 +48,7 @@ class Viewer:
     def __init__(self, run_dir: Path, screen: Screen):
         self.run_dir, self.screen, self.log = run_dir, screen, Follower(run_dir / LOG)
         self.show = screen.learn  # what was shown before is not repeated: the first look shows where the run stands
-        self.total, self.per_epoch = math.nan, math.nan  # steps
+        self.total = math.nan  # steps
         self.end = None  # its record, until the run begins anew
         self.quiet = False  # whether it was said that nothing comes
 
@@ -84,10 +84,10 @@ class Viewer:
     def _tell(self, record):
         if record["kind"] == "begin":
             record = _machine(self.run_dir) | record
-            self.total, self.per_epoch = record["total_steps"] + 0, record["steps_per_epoch"] + 0
+            self.total = record["total_steps"] + 0
         elif record["kind"] == "step":
             record = {"images_per_s": None, "left_s": None} | record | {"total_steps": self.total}
-        elif record["kind"] == "evaluation" and (record["step"] % self.per_epoch == 0 or record["step"] == self.total):
+        elif record["kind"] == "evaluation" and (record["epoch"] % 1 == 0 or record["step"] == self.total):
             return  # the epoch's record has it too
         self.end = record if record["kind"] == "end" else None if record["kind"] == "begin" else self.end
         self.show(record)

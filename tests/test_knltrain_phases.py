@@ -131,6 +131,8 @@ def test_run__in_phases_goes_on_to_the_bit_on_other_ranks_and_with_a_sharded_upd
     part = train(tmp_path, "parts", "--set", "run.max_steps=7", "--set", "comm.shard_update=true", ranks=2)
     assert part.returncode == 0, part.stderr
     assert kt.load(tmp_path / "parts").input_shape == (12, 12, 3)  # of the phase that was trained last
+    (phase,) = [record for record in read_log(tmp_path / "parts") if record["kind"] == "phase"]
+    assert (phase["step"], phase["global_batch"], phase["slots"], phase["steps_per_epoch"]) == (3, 8, 2, 6)
     (told,) = [record for record in read_log(tmp_path / "parts") if record["kind"] == "evaluation"]
     evaluate_run(tmp_path / "parts", None, [], False, world())
     assert f"top-1 {told['top1']:.2%}" in capsys.readouterr().out

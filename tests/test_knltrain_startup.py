@@ -42,6 +42,7 @@ def warmups(tmp_path, monkeypatch):
         place = tmp_path / "shared" / CACHE.name
         place.mkdir(parents=True, exist_ok=True)
         (place / "one.nbi").write_text("index")
+        (place / "one.nbc").write_text("code")
         words = command[command.index("warmup") + 1 :]
         startup.warm_mark(place, words[0], words[2::2]).touch()
         return subprocess.CompletedProcess(command, 0, "1 functions compiled", "")
@@ -71,7 +72,7 @@ def test_start__fills_a_cold_cache_by_one_process_that_knows_no_mpi(tmp_path, wa
     assert told.startswith("knltrain: compiling the kernels") and "1 functions compiled" in told
 
 
-def test_start__compiles_again_for_another_recipe_or_processor_only(tmp_path, warmups, monkeypatch):
+def test_start__compiles_again_for_another_recipe_or_processor_only(tmp_path, warmups, monkeypatch, capsys):
     (calls, start), recipe = warmups, tmp_path / "r.toml"
     for more in ([], ["run.seed=2"], ["data.train=/there"], ["model.width=8"], ["model.width=8", "run.epochs=3"]):
         start(*more)
@@ -84,6 +85,8 @@ def test_start__compiles_again_for_another_recipe_or_processor_only(tmp_path, wa
     monkeypatch.setattr("knltrain.kernels.CPU", "another processor")
     start()
     assert len(calls) == 4
+    said = capsys.readouterr().err
+    assert (said.count("compiling the kernels"), said.count("no other did is compiled first: up to")) == (1, 3)
 
 
 def test_start__of_a_recipe_that_is_not_there_is_left_to_the_run(tmp_path, warmups):

@@ -20,7 +20,7 @@ MACHINE = {"host": "node07", "ranks": 2, "threads_per_rank": 4, "peak_flops": 1e
 MACHINE |= {"processes": ["node07 process 5", "node08 process 6"]}
 BEGIN = {"kind": "begin", "step": 0, "total_steps": 40, "steps_per_epoch": 10, "model": "alexnet", "flops": 10**8}
 BEGIN |= {"parameters": 12000, "memory_bytes": 3 << 20, "images": 660, "classes": 3, "global_batch": 64, "slots": 2}
-BEGIN |= {"slot_batch": 32}
+BEGIN |= {"slot_batch": 32, "epochs": 4.0}
 RANKS = {"kind": "ranks", "step": 20, "compute_s": [0.1, 0.13], "data_wait_s": [0, 0], "exchange_exposed_s": [0, 0]}
 EPOCH = {"kind": "epoch", "step": 20, "epoch": 2.0, "epochs": 4.0, "loss": 0.1, "accuracy": 0.5, "images_per_s": 64.0}
 EPOCH |= {"seconds": 9.0, "top1": 0.75, "top5": 1.0, "best_top1": 0.8, "best_epoch": 1.0}
@@ -55,6 +55,19 @@ def terminal(monkeypatch):
     monkeypatch.setattr(Screen, "_size", lambda self: (90, 30))
     monkeypatch.setenv("TERM", "xterm")
     return Screen("auto", stream=io.StringIO())
+
+
+def test_board__counts_in_the_batches_of_the_phase():
+    pytest.importorskip("rich")
+    board = Board()
+    for record in (MACHINE | BEGIN, *map(step, range(1, 21))):
+        board.tell(record)
+    before = {line.split()[0]: line for line in (plain(line).rstrip() for line in board.lines(90)[2:])}
+    board.tell({"kind": "phase", "step": 20, "global_batch": 128, "steps_per_epoch": 5, "flops": 2 * 10**8})
+    after = {line.split()[0]: line for line in (plain(line).rstrip() for line in board.lines(90)[2:])}
+    assert before["epoch"] == after["epoch"] and "of 4 " in after["epoch"]
+    assert "64.0% of peak" in before["speed"] and "128.0% of peak" in after["speed"]
+    assert "for data 10.0%" in before["waiting"] and "for data 5.0%" in after["waiting"]
 
 
 def test_board__shows_what_a_run_is_about():
