@@ -1,8 +1,12 @@
 """Every command of README and tutorial is run as it is printed, on a few drawn pictures and for a few steps.
 
-A block of commands that cannot be run here has a class, in a comment before it; CLASSES says why, and what runs it.
+A block of commands that cannot be run here has a class, in a comment before it; CLASSES says why, and ELSEWHERE which
+test runs each of its commands. What all pages say of `knltrain` is parsed.
 """
 
+import contextlib
+import io
+import itertools
 import os
 import re
 import shlex
@@ -13,7 +17,10 @@ from pathlib import Path
 import pytest
 from mpirun import ROOT, mpiexec
 
+from knltrain import demo
+from knltrain.arguments import parser
 from knltrain.cli import main
+from knltrain.config import RecipeError, parse_recipe
 
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
@@ -21,10 +28,23 @@ pytest.importorskip("matplotlib")
 PAGES = ("README.md", "docs/tutorial.md")
 BLOCK = re.compile(r"(?:<!-- class: (\w+) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 CLASSES = {  # words with which its commands begin
-    "install": ("python3", "pip", "module"),  # makes environments: test_packaging runs them as printed
-    "long": ("make",),  # takes minutes: CI runs them
-    "cluster": ("srun", "sbatch"),  # needs SLURM: test_jobs_slurm runs lines of srun, and jobs; drill has a test
+    "install": ("python3", "pip", "module"),  # makes environments
+    "long": ("make",),  # takes minutes: CI runs them whole
+    "cluster": ("srun", "sbatch"),  # needs SLURM
     "container": ("docker", "apptainer", "srun", "spack"),  # needs its program: see docs/containers.md
+}
+ELSEWHERE = {  # of README and tutorial: the words a command begins with, and the test that runs it
+    "make demo": "test_docs_commands::folder",
+    "make test": "test_docs_commands::test_make_test__runs_tests",
+    "python3 -m venv": "test_packaging::test_readme__installs_as_printed",
+    ". .venv/bin/activate": "test_packaging::test_readme__installs_as_printed",
+    "pip install": "test_packaging::test_readme__installs_as_printed",
+    "module load": "test_packaging::test_readme__installs_as_printed",  # a stand-in for the site's
+    "srun -n 2 knltrain doctor": "test_packaging::test_readme__installs_as_printed",  # the same
+    "srun -N 4 knltrain doctor": "test_jobs_slurm::test_readme__its_doctor_looks_at_four_nodes",
+    "sbatch jobs/alexnet_512knl.sh": "test_jobs_slurm::test_job__runs_to_the_end_on_four_nodes",
+    "knltrain drill": "test_knltrain_drill::test_drill__six_kinds_on_two_ranks",
+    "srun --nodes=16": "test_jobs_slurm::test_tutorial__its_line_of_srun_trains",
 }
 SHORTER = {"train": ["--set", "run.max_steps=4", "--set", "comm.bucket_bytes=1048576", "--progress", "lines"]}
 
@@ -40,18 +60,28 @@ def commands(text):
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
+def made(target):
+    """The words of the last command that `make TARGET` would run, without the folder of its program."""
+    result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    words = shlex.split(result.stdout.splitlines()[-1])
+    return [words[0].rpartition("/")[2], *words[1:]]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What `make demo` leaves, but for the training, and the pictures of the README."""
-    from knltrain.data import pack
-    from knltrain.demo import SIZE, render
-
+    """What `make demo` leaves, of fewer pictures and epochs, and the pictures of the README."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
-    for split, per_class in (("train", 64), ("val", 2)):
-        render(folder / "demo" / "jpeg" / split, split, per_class)
-        pack(folder / "demo" / "jpeg" / split, folder / "demo" / "shards" / split, size=SIZE, report=None)
-    (folder / "demo" / "demo.toml").write_bytes((ROOT / "knltrain" / "demo.toml").read_bytes())
+    (folder / "demo").mkdir()
+    recipe = (ROOT / "knltrain" / "demo.toml").read_text()
+    assert recipe.count("epochs = 28.0") == 1
+    (folder / "demo" / "demo.toml").write_text(recipe.replace("epochs = 28.0", "epochs = 4.0"))
+    smaller = {"TRAIN_PER_CLASS": 64, "VAL_PER_CLASS": 2, "EXPECTED_TOP1": 0.0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in smaller.items():
+            patch.setattr(demo, name, value)
+        assert made("demo")[:1] == ["knltrain"] and main(made("demo")[1:]) == 0
     (folder / "PICTURES").symlink_to(folder / "demo" / "jpeg")
     return folder
 
@@ -118,3 +148,63 @@ def test_classes__are_known_and_deserved():
                 assert kind in CLASSES, f"{path}: class {kind}"
                 found = [words for words in commands(text) if words[0] in CLASSES[kind]]
                 assert found, f"{path}: {text}"
+
+
+def test_commands__of_readme_and_tutorial_are_run_or_it_is_said_where():
+    found = []
+    for page in PAGES:
+        for kind, language, text in blocks(page):
+            for words in [] if language or not kind else commands(text):
+                line = shlex.join(words)
+                (start,) = [start for start in ELSEWHERE if line.startswith(start)]
+                file, _, name = ELSEWHERE[start].partition("::")
+                assert f"def {name}" in (ROOT / "tests" / f"{file}.py").read_text(), f"{line}: no {ELSEWHERE[start]}"
+                found.append(start)
+    assert set(found) == ELSEWHERE.keys()  # none is listed that is not printed
+
+
+def test_make_test__runs_tests():
+    command = made("test")
+    assert command[:4] == ["python", "-m", "pytest", "-q"]
+    few = [sys.executable, *command[1:], "-n", "0", "tests/test_knltrain_demo.py", "-k", "absent"]
+    result = subprocess.run(few, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0 and "1 passed" in result.stdout, result.stdout + result.stderr
+
+
+SPAN = re.compile(r"`((?:(?:mpiexec|srun) [^`\n]*)?knltrain [a-z][^`]*)`")
+STAND_INS = {"B": "32", "C": "224", "P": "2"}  # for a number
+
+
+def told(page):
+    """What a page says of `knltrain`, in words: commands of blocks, and of the text those with arguments."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = [block for kind, language, block in blocks(page) if not language and kind != "container"]
+    lines = [words for block in shown for words in commands(block)]
+    lines += [shlex.split(span) for span in SPAN.findall(BLOCK.sub("", text).replace("--sizes …", "--sizes 64"))]
+    for words in lines:
+        if "knltrain" in words:
+            own = itertools.takewhile(lambda word: word not in (">", "|", "&&", ";", "&"), words)
+            words = [STAND_INS.get(word, word) for word in own if word != "…"]
+            words = words[words.index("knltrain") + 1 :]
+            if len(words) > 1 + (words[0] == "bench") and not any("[" in word for word in words):
+                yield words
+
+
+def test_pages__name_commands_and_options_that_exist():
+    pages = [path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md")]
+    count = 0
+    for page in ("README.md", "CONTRIBUTING.md", "jobs/README.md", *pages):
+        for words in told(page):
+            said = io.StringIO()
+            try:
+                with contextlib.redirect_stderr(said):
+                    args = parser().parse_args(words)
+            except SystemExit:
+                pytest.fail(f"{page}: knltrain {shlex.join(words)}: {said.getvalue()}")
+            count += 1
+            for setting in getattr(args, "set", ()) if words[0] == "train" else ():
+                try:
+                    parse_recipe("model.name = 'x'\ndata.train = 'y'", [setting])
+                except RecipeError as error:
+                    pytest.fail(f"{page}: {error}")
+    assert count > 100
