@@ -164,7 +164,7 @@ def network(
     if isinstance(name, str):
         layers = build_network(recipe, len(classes))
     else:
-        layers = custom.make(name, len(classes), crop, options)
+        layers = custom.make(name, len(classes), crop, **options)
     return Network(checked(recipe), classes, layers)
 
 
@@ -186,7 +186,7 @@ def load(path: str | Path, network: Callable | None = None) -> Network:
         lost = "trained with a mean picture, which is not in the file"
         checkpoint.print_warning(f"{path}: {lost}: its place is taken by data.mean, {colours}")
     if network:
-        layers = custom.make(network, len(classes), recipe.data.crop, recipe.model.args)
+        layers = custom.make(network, len(classes), recipe.data.crop, **recipe.model.args)
     else:
         layers = build_network(recipe, len(classes))
     net = Network(recipe, classes, layers, packed)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from .inherit import Part, RecipeError, parts_of_file, parts_of_text
 from .keys import REQUIRED, Rule, converted, key, plain, shown, traced_steps
+from .optim.options import OTHERS, Optim
+from .optim.schedule import Schedule
 from .toml import toml_key, toml_text, toml_value
 
 # ---- sections: one line per key ------------------------------------------------------------------------------
@@ -26,8 +28,6 @@ MIRRORS, STAGES = ("random", "alternate"), ("none", "local", "memory")
 ALGORITHMS = ("auto", "hierarchical", "halving", "doubling", "direct", "tree")
 PRECISIONS = WIRES = ("fp32", "bf16", "fp16")
 LOSS_SCALES = ("auto", "dynamic", *(2.0**k for k in range(25)))
-VARIANTS = ("caffe2017", "mlperf", "larc_clip", "larc_scale", "nus", "lamb", "rmsprop_warmup")
-ZERO_NORMS, POLICIES = ("raw", "trust"), ("poly", "step", "cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -72,38 +72,6 @@ class Batch:
 class Compute:
     precision: str = key("fp32", "of activations, their gradients and packed weights", one_of=PRECISIONS)
     loss_scale: str | float = key("auto", "of the gradients, a power of two; auto: dynamic for fp16, else none")
-
-
-@dataclass(frozen=True)
-class Optim:
-    variant: str = key("caffe2017", "whose formula of LARS, or another optimizer", one_of=VARIANTS)
-    trust_coefficient: float = key(0.0, "LARS's eta, as 0.001; 0: plain SGD", most=10**6)
-    momentum: float = key(0.9, "share of the past kept per step", below=1)
-    nesterov: bool = key(False, "look ahead by one step of momentum")
-    weight_decay: float = key(0.0005, "per step, times the weight, added to the gradient", most=1000)
-    epsilon: float = key(0.0, "added below the trust ratio, in units of the gradient's norm", most=1000)
-    momentum_correction: bool = key(False, "in warm-up, rescale the past to the rising rate (Goyal et al.)")
-    decay_bias_and_norm: bool = key(False, "weight decay also for biases and batch norm")
-    zero_norm: str = key("raw", "rate of a tensor without a norm: lr, or lr x trust_coefficient", one_of=ZERO_NORMS)
-    end_momentum: float = key(0.0, "momentum at the run's end, evenly from momentum; 0: constant", below=1)
-    beta2: float = key(0.999, "of lamb and rmsprop_warmup: share of the past second moment kept", below=1)
-    blend_epochs: float = key(10.0, "of rmsprop_warmup: epochs until half of it is SGD", most=EPOCHS)
-    average: float = key(0.0, "share of the weights' running average kept, which is evaluated; 0: none", below=1)
-    label_smoothing: float = key(0.0, "probability moved from the label to all classes alike", below=1)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    policy: str = key("poly", "how the rate falls after warm-up", one_of=POLICIES)
-    base_lr: float = key(0.1, "learning rate at the end of warm-up, for the whole global batch", above=0, most=10**6)
-    warmup_epochs: float = key(0.0, "epochs until the rate is base_lr", most=EPOCHS)
-    warmup: str = key("linear", "how the rate rises", one_of=("linear", "quadratic"))
-    start_lr: float = key(-1.0, "learning rate of step 0; negative: base_lr / warm-up steps", least=-1, most=10**6)
-    power: float = key(2.0, "exponent of poly", above=0, most=100)
-    end_lr: float = key(0.0, "where poly and cosine end", most=10**6)
-    origin: str = key("zero", "decay counts from step 0 (Caffe) or warm-up's end (MLPerf)", one_of=("zero", "warmup"))
-    milestones: tuple[float, ...] = key((), "epochs at which step multiplies by factor", most=EPOCHS)
-    factor: float = key(0.1, "of policy step", above=0, most=1000)
 
 
 @dataclass(frozen=True)
@@ -362,17 +330,11 @@ def _problems(recipe: Recipe):
         yield "compute.loss_scale", compute.loss_scale, expected
     if list(recipe.schedule.milestones) != sorted(recipe.schedule.milestones):
         yield "schedule.milestones", recipe.schedule.milestones, "rising epochs"
-    if optim.momentum_correction and optim.variant not in ("caffe2017", "mlperf", "larc_scale"):
-        yield "optim.momentum_correction", True, "false with this variant, whose buffer does not scale with the rate"
-    if optim.variant in ("lamb", "rmsprop_warmup"):
-        if optim.variant == "rmsprop_warmup" and not optim.trust_coefficient:
-            yield "optim.trust_coefficient", 0.0, "more than 0 with rmsprop_warmup: its rate relative to SGD's"
-        if optim.epsilon <= 0 or optim.nesterov:
-            expected = f"more than 0, and false, with {optim.variant}"
-            yield "optim.epsilon, optim.nesterov", (optim.epsilon, optim.nesterov), expected
-        if compute.precision == "fp16" or compute.loss_scale != "auto":
-            expected = f"auto, and fp32 or bf16, with {optim.variant}, whose moments know no scale"
-            yield "compute.loss_scale", compute.loss_scale, expected
+    scaled = compute.precision == "fp16" or compute.loss_scale != "auto"
+    if scaled and optim.variant in OTHERS:
+        expected = f"auto, and fp32 or bf16, with {optim.variant}, whose moments know no scale"
+        yield "compute.loss_scale", compute.loss_scale, expected
+    yield from optim.problems()
     try:
         traced_steps(recipe.run.trace)
     except ValueError as error:

@@ -1,9 +1,9 @@
 """What follows from a recipe and the number of training images: epochs as steps."""
 
-import dataclasses
 from dataclasses import dataclass
 
 from .config import Recipe, RecipeError
+from .optim.schedule import LearningRate
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,12 @@ class Derived:
     total_steps: int  # where this run ends: with the schedule, or at run.max_steps if that is sooner
     evaluate_every_steps: int  # 0: only at the end
     checkpoint_every_steps: int  # 0: only at the end
-    schedule: dict  # arguments of optim.learning_rate after the step
+    rate: LearningRate  # of a step; it goes on behind total_steps
 
 
 def derive(recipe: Recipe, n_rows: int) -> Derived:
     """Derived numbers for a training set of n_rows images. Raises RecipeError when they do not fill one batch."""
-    batch, plan, run = recipe.batch, recipe.schedule, recipe.run
+    batch, run = recipe.batch, recipe.run
     steps_per_epoch = n_rows // batch.global_batch
     if steps_per_epoch == 0:
         raise RecipeError(
@@ -32,15 +32,11 @@ def derive(recipe: Recipe, n_rows: int) -> Derived:
 
     schedule_steps = max(1, steps(run.epochs))
     by_epochs = max(1, steps(run.checkpoint_every_epochs)) if run.checkpoint_every_epochs else 0
-    arguments = dataclasses.asdict(plan)
-    del arguments["warmup_epochs"]
-    arguments |= {"total_steps": schedule_steps, "warmup_steps": steps(plan.warmup_epochs)}
-    arguments["milestones"] = tuple(steps(epoch) for epoch in plan.milestones)
     return Derived(
         slots=batch.global_batch // batch.slot_batch,
         steps_per_epoch=steps_per_epoch,
         total_steps=min(schedule_steps, run.max_steps or schedule_steps),
         evaluate_every_steps=max(1, steps(run.evaluate_every_epochs)) if run.evaluate_every_epochs else 0,
         checkpoint_every_steps=min(filter(None, (run.checkpoint_every_steps, by_epochs)), default=0),
-        schedule=arguments,
+        rate=LearningRate(recipe.schedule, schedule_steps, steps_per_epoch),
     )

@@ -13,7 +13,7 @@ from .data.shards import Packed
 from .experiment import center_crop, make_model
 from .journal import RECIPE
 from .machine import take_share
-from .models import Model
+from .models import Among, Model
 from .models.state import load as load_state
 from .text import printable
 
@@ -74,7 +74,7 @@ def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: 
     whole, (arrays, meta) = load_recipe(folder / RECIPE), load_run(path)
     recipe = parse_recipe(resolved(at_phase(whole, meta.get("phase", len(whole.phases)))), overrides)
     dataset = _open(Path(data or recipe.data.val or recipe.data.train), meta["experiment"], folder, comm)
-    model = make_model(recipe, len(dataset.class_names), ranks_on_node=share.ranks_on_node)
+    model = make_model(recipe, len(dataset.class_names), Among(share.ranks_on_node), train=False)
     load_state(model.parameters, arrays, path)
     d = recipe.data
     result = evaluate(model, dataset, center_crop(recipe, dataset), comm, d.reader_threads, d.val_mirror, d.val_shift)

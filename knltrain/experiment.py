@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import inspect
 import socket
 from pathlib import Path
 
@@ -28,9 +27,13 @@ from .data import Augment, DataSet, Loader, Order, read_mean_image
 from .data.ranks import from_first
 from .data.shards import Packed
 from .derived import Derived
-from .models import Model, build, declare
+from .layers import Layer
+from .models import Among, Model, build, declare
+from .models.model import ALONE
 from .models.state import load as load_state
-from .optim import OPTIMIZERS, Lars, LossScale
+from .optim.adaptive import OPTIMIZERS
+from .optim.lars import Lars
+from .optim.scaling import LossScale
 
 PREPROCESSING = ("crop", "short_side", "val_short_side", "mean", "std", "mean_image")
 UNSCALED_SHORT_SIDE = 256  # pixels; before a crop of pictures that were packed as large as they are
@@ -133,12 +136,9 @@ def watch_ranks(recipe: Recipe, data: DataSet, comm, last_words=lambda: "") -> W
 
 
 def make_model(
-    recipe: Recipe, classes: int, kept: int | None = None, ranks_on_node: int = 1, gradient_block=None, layers=None
+    recipe: Recipe, classes: int, among: Among = ALONE, train: bool = True, layers: tuple[Layer, tuple] | None = None
 ) -> Model:
-    """The recipe's network, planned and initialised; kept: how many gradients the sums keep, None: it does not train.
-
-    layers: (network, input shape) instead of the recipe's.
-    """
+    """The recipe's network, planned and initialised. layers: it and its input shape, not the recipe's."""
     layers, input_shape = layers or build_network(recipe, classes)
     return Model(
         layers,
@@ -147,11 +147,9 @@ def make_model(
         recipe.batch.global_batch,
         smoothing=recipe.optim.label_smoothing,
         seed=recipe.run.seed,
-        train=kept is not None,
-        ranks_on_node=ranks_on_node,
-        gradient_copies=kept or 0,
-        gradient_block=gradient_block,
+        train=train,
         precision=recipe.compute.precision,
+        among=among,
     )
 
 
@@ -199,15 +197,11 @@ def begin_with(path: str, parameters, comm) -> list[str]:
 
 def make_optimizer(recipe: Recipe, model: Model) -> Lars:
     """The recipe's optimizer over the model's parameters."""
-    options = dataclasses.asdict(recipe.optim)
-    for key in ("label_smoothing", "average"):  # of the loss, and of the trainer
-        del options[key]
-    made = OPTIMIZERS[recipe.optim.variant]
-    known = [key for cls in made.__mro__[:-1] for key in inspect.signature(cls).parameters]
+    made = OPTIMIZERS.get(recipe.optim.variant, Lars)
     for name in made.states:
         if name not in model.parameters.states:
             model.parameters.keep(name)
-    return made(model.parameters.parameters, **{key: value for key, value in options.items() if key in known})
+    return made(model.parameters.parameters, recipe.optim)
 
 
 def make_loss_scale(recipe: Recipe) -> LossScale | None:

@@ -16,7 +16,7 @@ from .config import Recipe, at_phase, load_recipe
 from .data import DataSet
 from .experiment import build_network
 from .models import declare
-from .optim import VARIANTS
+from .optim.options import VARIANTS
 from .phases import Leg, legs
 
 IMAGENET = 1_281_167  # training images
@@ -106,7 +106,7 @@ def zeros_at_raw_rate(case: Case):
 def poly_jump(case: Case):
     """The rate drops where warm-up ends, as the decay counted from step 0."""
     schedule = case.recipe.schedule
-    steps = case.leg.derived.schedule["warmup_steps"]
+    steps = case.leg.derived.rate.warmup_steps
     if schedule.policy in ("poly", "cosine") and schedule.origin == "zero" and 0 < steps < case.leg.stop:
         after = case.leg.rate(steps)
         if after < (1 - JUMP) * schedule.base_lr:

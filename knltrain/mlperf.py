@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from .config import Recipe
-from .optim import VARIANTS
+from .optim.options import VARIANTS
 from .phases import Leg
 
 FILE = "mlperf.log"  # in a run folder
@@ -74,7 +74,7 @@ class MlperfLog:
         facts |= {"gradient_accumulation_steps": steps.slots // self.ranks, "opt_name": name}
         facts |= {"model_bn_span": self.recipe.batch.slot_batch, "train_samples": self.images[0]}
         facts |= {"eval_samples": self.images[1]}
-        warmup, decay = schedule.warmup_epochs, steps.schedule["total_steps"] - steps.schedule["warmup_steps"] + 1
+        warmup, decay = schedule.warmup_epochs, steps.rate.total_steps - steps.rate.warmup_steps + 1
         rates = {"base_learning_rate": schedule.base_lr, "end_learning_rate": schedule.end_lr}
         rates |= {"learning_rate_decay_poly_power": schedule.power, "learning_rate_decay_steps": decay}
         rates |= {"momentum": optim.momentum, "weight_decay": optim.weight_decay}

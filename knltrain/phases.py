@@ -16,7 +16,6 @@ from typing import NamedTuple
 from .config import Recipe, RecipeError, at_phase
 from .derived import Derived, derive
 from .keys import shown
-from .optim import learning_rate
 
 
 class Leg(NamedTuple):
@@ -37,7 +36,7 @@ class Leg(NamedTuple):
 
     def rate(self, step: int) -> float:
         """The learning rate of a step of the run."""
-        return learning_rate(self.own(step) - self.since, **self.derived.schedule)
+        return self.derived.rate(self.own(step) - self.since)
 
 
 def legs(recipe: Recipe, n_rows: int) -> list[Leg]:

@@ -27,9 +27,8 @@ from .trainer import Trainer
 def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[StepObserver], screen: Screen) -> int:
     """Train `recipe` on the ranks of `comm`; everything that is kept goes to the run folder, which `life` owns.
 
-    resume: "auto" continues from the newest good checkpoint of run_dir, to the bit, also on another number of ranks;
-    "never" demands a folder without one. observers: are told how it goes; screen shows it. Returns an exit code: 0, or
-    128 + the signal's number after a stop by a signal; a stop saves a checkpoint first.
+    resume: "auto" continues from the newest good checkpoint there, to the bit; "never" demands that there is none.
+    observers are told how it goes, screen shows it. Returns 0, or 128 + the signal that stopped it after a checkpoint.
     """
     run_dir, placement = life.run_dir, take_share(comm)
     if placement.first_on_node:

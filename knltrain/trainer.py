@@ -31,9 +31,11 @@ from .experiment import (
     rank_speeds,
 )
 from .layers import Observer
-from .models import Model
+from .models import Among, Model
 from .observe import Step, StepObserver
-from .optim import Average, Lars, LossScale
+from .optim.average import Average
+from .optim.lars import Lars
+from .optim.scaling import LossScale
 from .phases import Leg, leg_of, legs
 
 DROPOUT = 2  # purpose of the random numbers that are not augmentation's
@@ -90,8 +92,8 @@ class Trainer:
             block = partial(make_block, make_links(recipe, comm, shares)) if old is None else lambda _: old
             if old is not None:
                 old.arrange(shares)
-            where = (kept_sums(slots, shares.slots), placement.ranks_on_node, block)
-            model = make_model(leg.recipe, len(data.class_names), *where, layers)
+            among = Among(placement.ranks_on_node, kept_sums(slots, shares.slots), block)
+            model = make_model(leg.recipe, len(data.class_names), among, layers=layers)
             if parameters is not None:
                 model.parameters.take(parameters)
             optimizer = make_optimizer(leg.recipe, model)

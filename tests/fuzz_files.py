@@ -277,7 +277,7 @@ def _run(place: Path) -> Path:
     shutil.copy(folder / "tiny.toml", run / "recipe.toml")
     recipe = load_recipe(folder / "tiny.toml")
     data, _ = open_data(recipe)
-    state = state_of(make_model(recipe, 3).parameters)
+    state = state_of(make_model(recipe, 3, train=False).parameters)
     meta = {"step": 12, "previous_lr": 0.1, "experiment": identity(recipe, data)}
     checkpoint.save(run / "checkpoints", 12, state, meta, keep=1)
     return run

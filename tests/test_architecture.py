@@ -8,7 +8,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for package in ("kernels", "knltrain") for path in (ROOT / package).rglob("*.py"))
-MAX_LINES = 500
+MAX_LINES, USUAL_LINES, USUAL = 400, 250, 0.9  # of a file; nine in ten have no more than USUAL_LINES
+MAX_BODY, MAX_ARGUMENTS = 60, 9  # of a function: lines, and arguments beside self
+# A body of LLVM's instructions, or a kernel of Numba, is given arrays and numbers one by one: it knows no objects.
+MORE_ARGUMENTS = [
+    f"kernels/{name}.py"
+    for name in ("adaptive", "affine", "batchnorm", "conv/transform", "image", "microkernel", "tile_amx")
+]
 
 # part of the project → the parts that it may import, besides itself and the standard library
 MAY_IMPORT = {
@@ -19,7 +25,7 @@ MAY_IMPORT = {
     "knltrain.interchange": {
         "knltrain", "knltrain.arena", "knltrain.layers", "knltrain.models", "knltrain.keys", "knltrain.whole", "numpy",
     },
-    "knltrain.optim": {"knltrain.kernels", "knltrain.arena", "knltrain.layers", "numpy"},
+    "knltrain.optim": {"knltrain.kernels", "knltrain.arena", "knltrain.layers", "knltrain.keys", "numpy"},
     "knltrain.comm": {"knltrain.kernels", "knltrain.arena", "knltrain.text", "numpy", "mpi4py"},
     "knltrain.data": {
         "knltrain.kernels", "knltrain.hdf5", "knltrain.keys", "knltrain.text", "knltrain.whole", "numpy",
@@ -168,6 +174,18 @@ def _enters_kernels(node):
 def test_files__stay_short():
     lengths = {short(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
+    assert sum(lines <= USUAL_LINES for lines in lengths.values()) >= USUAL * len(lengths)
+
+
+@pytest.mark.parametrize("path", FILES, ids=short)
+def test_functions__stay_short_and_take_few_arguments(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            a, lines = node.args, node.end_lineno - node.lineno + 1
+            names = [one.arg for one in (*a.posonlyargs, *a.args, *a.kwonlyargs) if one.arg not in ("self", "cls")]
+            assert lines <= MAX_BODY, f"{short(path)}: {node.name} has {lines} lines, expected at most {MAX_BODY}"
+            few = len(names) <= MAX_ARGUMENTS or short(path) in MORE_ARGUMENTS
+            assert few, f"{short(path)}: {node.name} takes {len(names)}, expected at most {MAX_ARGUMENTS}: an object?"
 
 
 def test_recipes__load():

@@ -149,8 +149,8 @@ def test_against_torch__prints_the_ratio(capsys):
 @needs_torch
 def test_torch_process__that_cannot_run_says_why_in_a_line():
     settings = {
-        "model": "resnet50", "slot_batch": 1, "threads": 1, "classes": -1, "size": 32, "lr": 0.1, "momentum": 0.9,
-        "weight_decay": 0.0,
+        "model": "resnet50", "slot_batch": 1, "threads": 1, "classes": -1, "size": 32,
+        "sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0},
     }  # fmt: skip
     process = TorchProcess(settings, CONFIGURATIONS[0])
     assert "Error" in process.error and "\n" not in process.error

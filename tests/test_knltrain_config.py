@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-import knltrain.optim as optim
 from knltrain.config import SECTIONS, RecipeError, load_recipe, parse_recipe, resolved, rules
 from knltrain.data.augment import LEVELS, MIRRORS
 from knltrain.derived import derive
@@ -88,6 +87,10 @@ def test_recipe__unknown_names_get_the_nearest():
         ("optim.momentum=1", "optim.momentum is 1.0; expected less than 1"),
         ("optim.weight_decay=-1", "optim.weight_decay is -1.0; expected 0 or more"),
         ("optim.variant=lars", "expected one of caffe2017, mlperf, larc_clip, larc_scale, nus"),
+        ("optim.end_momentum=1", "optim.end_momentum is 1.0; expected less than 1"),
+        ("optim.beta2=1", "optim.beta2 is 1.0; expected less than 1"),
+        ("schedule.policy=exp", "schedule.policy is 'exp'; expected one of poly, step, cosine, constant"),
+        ("schedule.warmup=cubic", "expected one of linear, quadratic"),
         ("schedule.base_lr=nan", "expected a finite number"),
         ("schedule.milestones=[9, 3]", "expected rising epochs"),
         ("run.seed=9223372036854775808", "expected at most 9223372036854775807"),
@@ -150,16 +153,16 @@ def test_derive__steps_slots_and_schedule():
     overrides = ["run.epochs=100", "schedule.warmup_epochs=10", "batch.slot_batch=64", "batch.global_batch=32768"]
     derived = derive(parse_recipe(SMALL, overrides), 1_281_167)
     assert (derived.slots, derived.steps_per_epoch, derived.total_steps) == (512, 39, 3900)
-    assert (derived.schedule["total_steps"], derived.schedule["warmup_steps"]) == (3900, 390)
+    assert (derived.rate.total_steps, derived.rate.warmup_steps) == (3900, 390)
     assert derived.evaluate_every_steps == derived.checkpoint_every_steps == 39
-    assert derived.schedule["milestones"] == (1170, round(60.5 * 39))
-    assert optim.learning_rate(390, **derived.schedule) == pytest.approx(2 * 0.81)
+    assert [derived.rate.steps(epoch) for epoch in derived.rate.schedule.milestones] == [1170, round(60.5 * 39)]
+    assert derived.rate(390) == pytest.approx(2 * 0.81)
 
 
 def test_derive__max_steps_ends_the_run_and_keeps_the_schedule():
     whole, short = (derive(parse_recipe(SMALL, o), 1280) for o in ([], ["run.max_steps=7"]))
     assert (whole.total_steps, short.total_steps) == (900, 7)
-    assert whole.schedule == short.schedule
+    assert whole.rate == short.rate
 
 
 def test_derive__the_shorter_checkpoint_interval_counts():
@@ -180,11 +183,6 @@ def test_derive__too_few_images():
         derive(parse_recipe(SMALL), 100)
 
 
-def test_choices__are_those_of_the_optimizer_and_of_the_augmentation():
+def test_choices__are_those_of_the_augmentation():
     choices = {name: rule.one_of for name, rule in rules().items()}
     assert choices["data.augmentation"] == LEVELS and choices["data.mirror"] == MIRRORS
-    assert choices["optim.variant"] == tuple(optim.OPTIMIZERS)
-    assert choices["optim.zero_norm"] == optim.ZERO_NORMS
-    assert choices["schedule.policy"] == optim.POLICIES
-    assert choices["schedule.warmup"] == optim.WARMUPS
-    assert choices["schedule.origin"] == optim.ORIGINS

@@ -71,7 +71,7 @@ def run(tmp_path_factory):
         pack(folder / "photos", folder / f"shards-{name}", **how, report=None)
         recipes[name] = parse_recipe(RECIPE.replace("shards", f"shards-{name}"), folder=folder)
         data = DataSet(folder / f"shards-{name}")
-        state = state_of(make_model(recipes[name], 3).parameters)
+        state = state_of(make_model(recipes[name], 3, train=False).parameters)
         (folder / name).mkdir()
         (folder / name / "recipe.toml").write_text(resolved(recipes[name]))
         meta = {"step": 1, "previous_lr": 0.0, "experiment": identity(recipes[name], data)}

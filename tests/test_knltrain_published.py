@@ -98,7 +98,7 @@ def test_experiment__has_the_figures_of_its_source(name):
     steps_per_epoch, steps, warmup, rates = FIGURES[name]
     derived = derive(recipe, IMAGENET)
     plan = legs(recipe, IMAGENET)
-    found = (derived.steps_per_epoch, plan[-1].stop, derived.schedule["warmup_steps"])
+    found = (derived.steps_per_epoch, plan[-1].stop, derived.rate.warmup_steps)
     assert found == (steps_per_epoch, steps, warmup)
     assert {step: leg_of(plan, step).rate(step) for step in rates} == pytest.approx(rates, rel=1e-6)
     values = vars(recipe.model) | recipe.model.args | vars(recipe.data) | vars(recipe.schedule) | vars(recipe.optim)

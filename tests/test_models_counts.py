@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from knltrain.models import Model, build, declare, describe, model
+from knltrain.models import Among, Model, build, declare, describe, model
 
 
 def _cifar(n):
@@ -140,10 +140,10 @@ def test_model__too_little_memory_is_said_before_any_is_taken(monkeypatch):
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="GiB, this machine has 6.0 GiB free: choose a smaller slot_batch$"):
-            Model(*network, 512, gradient_copies=64)
+            Model(*network, 512, among=Among(gradient_copies=64))
         message = "this machine has 3.0 GiB free for each of its 2 ranks: choose .* or fewer ranks on this node"
         with pytest.raises(ValueError, match=message):
-            Model(*network, 512, ranks_on_node=2)
+            Model(*network, 512, among=Among(2))
         describe("alexnet")
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
@@ -163,7 +163,7 @@ def test_model__takes_what_it_says(monkeypatch):
     monkeypatch.setattr(model, "available_bytes", lambda: need)
     Model(*network, 8)
     with pytest.raises(ValueError, match="slot_batch 8 needs"):
-        Model(*network, 8, gradient_copies=1)
+        Model(*network, 8, among=Among(gradient_copies=1))
 
 
 def test_describe__ends_with_the_sums():

@@ -8,8 +8,10 @@ import pytest
 
 from knltrain.arena import Parameter, Parameters
 from knltrain.kernels import NORM_CHUNK, combine_norms
-from knltrain.optim import Average, Lamb, Lars, RmspropWarmup
-from knltrain.optim.adaptive import sgd_share
+from knltrain.optim.adaptive import OPTIMIZERS, Lamb, RmspropWarmup, sgd_share
+from knltrain.optim.average import Average
+from knltrain.optim.lars import Lars
+from knltrain.optim.options import Optim
 
 SHAPES = {"a.w": (7, 5), "b.w": (NORM_CHUNK + 3,), "a.b": (6,)}
 STEPS = 8
@@ -76,7 +78,7 @@ def test_lamb__is_what_is_written_out():
             w[name] = w[name] - lr * ratio * u
         expected.append({name: array.copy() for name, array in w.items()})
     options = {"momentum": 0.9, "beta2": 0.99, "epsilon": 1e-6, "weight_decay": 0.1}
-    close(trained(lambda p: Lamb(p, **options), RATES, ["second"]), expected)
+    close(trained(lambda p: Lamb(p, Optim("lamb", **options)), RATES, ["second"]), expected)
 
 
 def test_rmsprop_warmup__is_what_is_written_out():
@@ -92,21 +94,21 @@ def test_rmsprop_warmup__is_what_is_written_out():
             w[name] = w[name] - lr * v[name]
         expected.append({name: array.copy() for name, array in w.items()})
     options = {"momentum": 0.9, "beta2": 0.99, "epsilon": 1e-4, "weight_decay": 0.1, "blend_epochs": 2.0}
-    close(trained(lambda p: RmspropWarmup(p, trust_coefficient=0.01, **options), RATES, ["second"]), expected)
+    close(trained(lambda p: RmspropWarmup(p, Optim("rmsprop_warmup", 0.01, **options)), RATES, ["second"]), expected)
 
 
 def test_larc_scale__step_by_hand():
     parameters = network()
     p = parameters.parameters[0]
     p.w[...], p.dw[...] = 1.0, 0.5
-    Lars([p], variant="larc_scale", trust_coefficient=0.001, momentum=0.9, weight_decay=5e-4).step(0.08)
+    Lars([p], Optim("larc_scale", trust_coefficient=0.001, momentum=0.9, weight_decay=5e-4)).step(0.08)
     # ratio (1 - 0.9) * 0.001 * 1 / 0.5 = 0.0002; v = 0.08 * 0.0002 * 0.5005
     np.testing.assert_allclose(p.v, 8.008e-6, rtol=1e-6)
     np.testing.assert_allclose(p.w, 1 - 8.008e-6, rtol=1e-6)
 
 
 def test_momentum__goes_evenly_to_its_end():
-    optimizer = Lars([], momentum=0.9, end_momentum=0.95)
+    optimizer = Lars([], Optim(momentum=0.9, end_momentum=0.95))
     found = []
     for done in (0, 50, 100):
         optimizer.at(done, 0.0, done / 100)
@@ -125,11 +127,11 @@ def test_average__follows_the_weights_and_takes_their_place_for_a_while():
     assert np.array_equal(parameters.value, now)
 
 
-@pytest.mark.parametrize("make", [Lamb, RmspropWarmup])
-def test_parts__give_the_bits_of_the_whole(make):
+@pytest.mark.parametrize(("variant", "make"), OPTIMIZERS.items())
+def test_parts__give_the_bits_of_the_whole(variant, make):
     """What the sharded update does: parts that begin at chunks, norms summed over them."""
     whole, parts = network(["second"]), network(["second"])
-    one, other = (make(net.parameters, epsilon=1e-6, weight_decay=0.1) for net in (whole, parts))
+    one, other = (make(net.parameters, Optim(variant, 0.001, epsilon=1e-6, weight_decay=0.1)) for net in (whole, parts))
     for step in range(2):
         for net in (whole, parts):
             for p in net.parameters:
@@ -150,20 +152,6 @@ def test_parts__give_the_bits_of_the_whole(make):
                     other.update(p, norms, c)
     for mine, its in zip(whole.blocks, parts.blocks, strict=True):
         assert np.array_equal(mine, its)
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "words"),
-    [
-        (Lamb, {"epsilon": 0.0}, "lamb wants an epsilon above 0"),
-        (Lamb, {"epsilon": 1e-6, "beta2": 1.0}, "beta2 is 1.0; expected"),
-        (RmspropWarmup, {"epsilon": 1e-8, "nesterov": True}, "no nesterov"),
-        (Lars, {"end_momentum": 1.0}, "end_momentum is 1.0; expected"),
-    ],
-)
-def test_constants__out_of_range_are_refused(make, options, words):
-    with pytest.raises(ValueError, match=words):
-        make([], **options)
 
 
 # ---- others ----------------------------------------------------------------------------------------------------
@@ -190,7 +178,7 @@ def test_lamb__is_optax():
 
     # Optax takes a ratio of biases too: they are compared without
     options = {"momentum": 0.9, "beta2": 0.99, "epsilon": 1e-6, "weight_decay": 0.1}
-    ours = trained(lambda p: Lamb(p, **options), RATES, ["second"])
+    ours = trained(lambda p: Lamb(p, Optim("lamb", **options)), RATES, ["second"])
     without = [{name: array for name, array in step.items() if name.endswith(".w")} for step in ours]
     close(without, by_optax(theirs))
 
@@ -203,8 +191,8 @@ def test_lars__is_optax_where_nothing_decays(nesterov):
         how = {"weight_decay": 0.0, "trust_coefficient": 0.5, "momentum": 0.9, "nesterov": nesterov}
         return optax.lars(rate, trust_ratio_mask=mask, **how)
 
-    how = {"variant": "mlperf", "trust_coefficient": 0.5, "momentum": 0.9, "nesterov": nesterov}
-    close(trained(lambda p: Lars(p, **how), RATES), by_optax(theirs))
+    how = {"variant": "mlperf", "trust_coefficient": 0.5, "nesterov": nesterov, "weight_decay": 0.0}
+    close(trained(lambda p: Lars(p, Optim(**how)), RATES), by_optax(theirs))
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -220,4 +208,4 @@ def test_sgd__is_pytorch(nesterov):
         theirs.step()
         expected.append({name: w.detach().numpy().copy() for name, w in weights.items()})
     how = {"variant": "nus", "trust_coefficient": 0.0, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.1}
-    close(trained(lambda p: Lars(p, decay_bias_and_norm=True, **how), RATES), expected)
+    close(trained(lambda p: Lars(p, Optim(decay_bias_and_norm=True, **how)), RATES), expected)

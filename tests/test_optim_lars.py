@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from knltrain.arena import Parameter
-from knltrain.optim import OPTIMIZERS, VARIANTS, Lars, trust_ratio
+from knltrain.optim.adaptive import OPTIMIZERS
+from knltrain.optim.lars import Lars, trust_ratio
+from knltrain.optim.options import OTHERS, RULES, VARIANTS, Optim
 
 SCALAR = {"trust_coefficient": 0.001, "momentum": 0.9, "weight_decay": 5e-4}
 FLOAT32 = 1e-6  # relative, of one update
@@ -22,6 +24,10 @@ def tensor(w, g=0.0, name="w", **flags):
     return p
 
 
+def lars(parameters, **options):
+    return Lars(parameters, Optim(**{"trust_coefficient": 0.001, "weight_decay": 0.0} | options))
+
+
 def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=FLOAT32)
 
@@ -31,7 +37,7 @@ def close(found, expected):
 
 def test_caffe2017__step_by_hand():
     p = tensor(1.0, 0.5)
-    optimizer = Lars([p], variant="caffe2017", **SCALAR)
+    optimizer = lars([p], variant="caffe2017", **SCALAR)
     optimizer.step(32)
     close(optimizer.trust_ratios["w"], 0.001998002)  # 0.001 * 1 / (0.5 + 5e-4)
     close(p.v, [0.032])  # 32 * ratio * 0.5005
@@ -40,7 +46,7 @@ def test_caffe2017__step_by_hand():
 
 def test_caffe2017__second_step_by_hand():
     p = tensor(1.0, 0.5)
-    optimizer = Lars([p], variant="caffe2017", **SCALAR)
+    optimizer = lars([p], variant="caffe2017", **SCALAR)
     optimizer.step(32)
     p.dw[:] = 0.25
     optimizer.step(16)
@@ -49,14 +55,14 @@ def test_caffe2017__second_step_by_hand():
     close(p.w, [0.923712])
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "lamb", "rmsprop_warmup"])
+@pytest.mark.parametrize("variant", RULES)
 def test_rate__of_a_tensor_multiplies_the_learning_rate(variant):
-    options = {**SCALAR, "epsilon": 1e-6} if variant in ("lamb", "rmsprop_warmup") else SCALAR
+    options = Optim(variant, **SCALAR, epsilon=1e-6 if variant in OTHERS else 0.0)
     fast, plain, frozen = tensor(1.0, 0.5, "fast", rate=8.0), tensor(1.0, 0.5, "plain"), tensor(1.0, 0.5, "f", rate=0.0)
     for p in (fast, plain, frozen):
         p.states["second"] = np.zeros_like(p.w)
     for tensors, lr in (([fast, frozen], 1e-4), ([plain], 8e-4)):
-        optimizer = OPTIMIZERS[variant](tensors, variant=variant, **options)
+        optimizer = OPTIMIZERS.get(variant, Lars)(tensors, options)
         optimizer.begin(lr)
         optimizer.step(lr)
     close(fast.w, plain.w)
@@ -65,7 +71,7 @@ def test_rate__of_a_tensor_multiplies_the_learning_rate(variant):
 
 def test_mlperf__step_by_hand_and_skipped_bias():
     p, bias = tensor(1.0, 0.5), tensor(1.0, 0.5, "b", decay=True, adapt=False)
-    optimizer = Lars([p, bias], variant="mlperf", **SCALAR)
+    optimizer = lars([p, bias], variant="mlperf", **SCALAR)
     optimizer.step(32)
     close(p.w, [0.968])
     close(bias.v, [16.0])  # 32 * 0.5: the plain rate, and no decay whatever its flag
@@ -75,7 +81,7 @@ def test_mlperf__step_by_hand_and_skipped_bias():
 
 def test_mlperf__epsilon_stands_below():
     p = tensor(1.0, 0.5)
-    optimizer = Lars([p], variant="mlperf", epsilon=0.4995, **SCALAR)
+    optimizer = lars([p], variant="mlperf", epsilon=0.4995, **SCALAR)
     optimizer.step(1.0)
     close(optimizer.trust_ratios["w"], 0.001)  # 0.001 / (0.5 + 0.0005 + 0.4995)
     close(p.v, [0.0005005])
@@ -83,7 +89,7 @@ def test_mlperf__epsilon_stands_below():
 
 def test_larc_clip__step_by_hand():
     p = tensor(1.0, 0.5)
-    optimizer = Lars([p], variant="larc_clip", **SCALAR)
+    optimizer = lars([p], variant="larc_clip", **SCALAR)
     optimizer.step(0.08)
     close(optimizer.trust_ratios["w"], 0.0002)  # (1 - 0.9) * 0.001 * 1 / 0.5
     close(p.v, [0.0001001])  # min(0.08, 0.0002) * 0.5005
@@ -92,13 +98,13 @@ def test_larc_clip__step_by_hand():
 
 def test_larc_clip__a_small_rate_is_not_raised():
     p = tensor(1.0, 0.5)
-    Lars([p], variant="larc_clip", **SCALAR).step(0.0001)
+    lars([p], variant="larc_clip", **SCALAR).step(0.0001)
     close(p.v, [0.00005005])  # 0.0001 * 0.5005
 
 
 def test_nus__two_steps_by_hand():
     p, bias = tensor(1.0, 0.5), tensor(1.0, 0.5, "b", adapt=False)
-    optimizer = Lars([p, bias], variant="nus", **SCALAR)
+    optimizer = lars([p, bias], variant="nus", **SCALAR)
     optimizer.step(32)
     close(p.v, [0.5005])  # no rate inside
     close(p.w, [0.968])  # 1 - 32 * 0.001998002 * 0.5005
@@ -111,7 +117,7 @@ def test_nus__two_steps_by_hand():
 
 def test_nesterov__by_hand():
     p = tensor(1.0, 0.5)
-    optimizer = Lars([p], trust_coefficient=0, momentum=0.9, nesterov=True)
+    optimizer = lars([p], trust_coefficient=0, momentum=0.9, nesterov=True)
     optimizer.step(0.1)
     close(p.w, [0.905])  # 1 - (0.9 * 0.05 + 0.05)
     optimizer.step(0.1)
@@ -131,7 +137,7 @@ def test_trust_ratio__is_one_where_a_norm_is_zero():
 def test_zero_norm__trust_is_the_coefficient_in_place_of_one():
     assert trust_ratio(0.0, 2.0, 0.001, 5e-4, 0.0, "trust") == trust_ratio(2.0, 0.0, 0.001, 5e-4, 0.0, "trust") == 0.001
     p = tensor([0.0, 0.0], 0.5)
-    Lars([p], zero_norm="trust", **SCALAR).step(32)
+    lars([p], zero_norm="trust", **SCALAR).step(32)
     close(p.w, [-0.016, -0.016])  # 32 * 0.001 * 0.5
 
 
@@ -147,28 +153,28 @@ def test_zero_norm__trust_is_the_coefficient_in_place_of_one():
 )
 def test_check_start__refuses_zeros_that_would_move_at_a_raw_rate_above_one(why, options, lr):
     parameters = [tensor([1.0]), tensor([0.0, 0.0], name="fc.b", adapt=False, decay=False)]
-    Lars(parameters, **SCALAR | options).check_start(lr / 2, lr)
+    lars(parameters, **SCALAR | options).check_start(lr / 2, lr)
     with pytest.raises(ValueError, match="fc.b begins with zeros.* raw rate would be 32,.* optim.zero_norm"):
-        Lars(parameters, **SCALAR).check_start(32)
+        lars(parameters, **SCALAR).check_start(32)
 
 
 @pytest.mark.parametrize("variant", ["caffe2017", "mlperf", "nus"])
 def test_zero_weights__still_move_at_the_raw_rate(variant):
     p = tensor([0.0, 0.0], 0.5)
-    Lars([p], variant=variant, **SCALAR).step(0.1)
+    lars([p], variant=variant, **SCALAR).step(0.1)
     close(p.w, [-0.05, -0.05])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_zero_gradient__leaves_only_decay(variant):
     p = tensor([1.0, -2.0])
-    Lars([p], variant=variant, **SCALAR).step(0.1)
+    lars([p], variant=variant, **SCALAR).step(0.1)
     close(p.w, [1 - 5e-5, -2 + 1e-4])
 
 
 def test_flags__decay_false_is_not_decayed_but_counts_in_the_ratio():
     p = tensor(1.0, 0.5, decay=False)
-    optimizer = Lars([p], variant="caffe2017", **SCALAR)
+    optimizer = lars([p], variant="caffe2017", **SCALAR)
     optimizer.step(32)
     close(optimizer.trust_ratios["w"], 0.001998002)
     close(p.v, [0.031968032])  # 32 * ratio * 0.5
@@ -177,13 +183,13 @@ def test_flags__decay_false_is_not_decayed_but_counts_in_the_ratio():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_flags__decay_bias_and_norm_decays_every_tensor(variant):
     p = tensor(2.0, 0.0, decay=False, adapt=False)
-    Lars([p], variant=variant, **SCALAR, decay_bias_and_norm=True).step(0.1)
+    lars([p], variant=variant, **SCALAR, decay_bias_and_norm=True).step(0.1)
     close(p.w, [2 - 0.1 * 5e-4 * 2])
 
 
 def test_momentum_correction__scales_the_past_while_the_rate_rises():
     p = tensor(1.0, 0.5)
-    optimizer = Lars([p], trust_coefficient=0, momentum=0.5, momentum_correction=True)
+    optimizer = lars([p], trust_coefficient=0, momentum=0.5, momentum_correction=True)
     optimizer.step(0.1)
     close(p.v, [0.05])
     optimizer.step(0.2)
@@ -196,8 +202,8 @@ def test_momentum_correction__scales_the_past_while_the_rate_rises():
 def test_momentum_correction__equals_momentum_over_gradients():
     # with the correction v / lr is exactly the buffer of a variant without lr inside
     corrected, plain = tensor(1.0, 0.5), tensor(1.0, 0.5)
-    first = Lars([corrected], variant="caffe2017", trust_coefficient=0, momentum_correction=True)
-    second = Lars([plain], variant="nus", trust_coefficient=0)
+    first = lars([corrected], variant="caffe2017", trust_coefficient=0, momentum_correction=True)
+    second = lars([plain], variant="nus", trust_coefficient=0)
     for step in range(1, 9):
         for optimizer, p in ((first, corrected), (second, plain)):
             p.dw[:] = p.w
@@ -205,16 +211,14 @@ def test_momentum_correction__equals_momentum_over_gradients():
     np.testing.assert_allclose(corrected.w, plain.w, rtol=1e-5)
 
 
-def test_lars__refuses_what_makes_no_sense():
-    with pytest.raises(ValueError, match="'lamb' is unknown; expected one of caffe2017, .*, larc_scale, nus"):
-        Lars([], variant="lamb")
-    with pytest.raises(ValueError, match="momentum is 1.0; expected"):
-        Lars([], momentum=1.0)
-    with pytest.raises(ValueError, match="negative"):
-        Lars([], weight_decay=-1e-4)
-    for variant in ("nus", "larc_clip"):
-        with pytest.raises(ValueError, match=f"momentum_correction with {variant}"):
-            Lars([], variant=variant, momentum_correction=True)
+def test_options__that_do_not_go_together_are_named():
+    for variant in RULES:
+        found = [problem[0] for problem in Optim(variant, momentum_correction=True, epsilon=1e-6).problems()]
+        assert ("optim.momentum_correction" in found) == (variant not in ("caffe2017", "mlperf", "larc_scale"))
+    (found,) = Optim("lamb").problems()
+    assert found == ("optim.epsilon, optim.nesterov", (0.0, False), "more than 0, and false, with lamb")
+    assert not list(Optim("lamb", epsilon=1e-6).problems())
+    assert len(list(Optim("rmsprop_warmup", epsilon=1e-8, nesterov=True).problems())) == 2  # and no trust coefficient
 
 
 # ---- all variants, many steps --------------------------------------------------------------------------------
@@ -249,7 +253,7 @@ def test_lars__many_steps_equal_the_written_out_reference(variant, nesterov):
     flags = [(True, True), (False, False), (False, True)]
     parameters = [tensor(rng.standard_normal(37), 0, str(f), decay=f[0], adapt=f[1]) for f in flags]
     reference = [{"w": np.float64(p.w), "v": np.zeros(37), "decay": p.decay, "adapt": p.adapt} for p in parameters]
-    optimizer = Lars(parameters, variant=variant, **constants, momentum_correction=correction)
+    optimizer = lars(parameters, variant=variant, **constants, momentum_correction=correction)
     rates = [0.1, 0.2, 0.3, 0.4, 0.4, 0.3, 0.2, 0.1]
     for previous, lr in zip([0, *rates], rates, strict=False):
         momentum = 0.9 * (lr / previous if correction and 0 < previous < lr else 1)
@@ -272,7 +276,7 @@ def test_lars__minimizes_a_quadratic(variant, trust_coefficient, lr, nesterov):
     p = tensor(rng.standard_normal(4))
     # nus multiplies old gradients by a ratio over the new one: without epsilon it is thrown out where gradients vanish
     epsilon = 0.1 if variant == "nus" else 0.0
-    optimizer = Lars([p], variant=variant, trust_coefficient=trust_coefficient, nesterov=nesterov, epsilon=epsilon)
+    optimizer = lars([p], variant=variant, trust_coefficient=trust_coefficient, nesterov=nesterov, epsilon=epsilon)
     start = scale @ (p.w - goal) ** 2
     steps = 4000  # |change of w| is about lr * trust_coefficient * |w| whatever the gradient: small rates, many steps
     for step in range(steps):
@@ -285,7 +289,7 @@ def test_lars__minimizes_a_quadratic(variant, trust_coefficient, lr, nesterov):
 def test_sgd__is_trust_coefficient_zero(variant):
     p, rng = tensor([1.0, -3.0, 0.0]), np.random.default_rng(1)
     w, v = np.float64(p.w), np.zeros(3)
-    optimizer = Lars([p], variant=variant, trust_coefficient=0, momentum=0.9, weight_decay=0.01)
+    optimizer = lars([p], variant=variant, trust_coefficient=0, momentum=0.9, weight_decay=0.01)
     for _ in range(10):
         p.dw[...] = rng.standard_normal(3)
         v = 0.9 * v + p.dw + 0.01 * w
@@ -302,7 +306,7 @@ def test_lars__any_thread_count_gives_the_same_bits():
             numba.set_num_threads(threads)
             rng = np.random.default_rng(2)
             p = tensor(rng.standard_normal((3, 70_001)))
-            optimizer = Lars([p], **SCALAR)
+            optimizer = lars([p], **SCALAR)
             for _ in range(3):
                 p.dw[...] = rng.standard_normal(p.shape)
                 optimizer.step(10.0)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from knltrain.arena import Parameter
-from knltrain.optim import VARIANTS, Lars, LossScale
-from knltrain.optim.scaling import HOPELESS, PATIENCE
+from knltrain.optim.lars import Lars
+from knltrain.optim.options import VARIANTS, Optim
+from knltrain.optim.scaling import HOPELESS, PATIENCE, LossScale
 
 
 def tensor(rng, name, **flags):
@@ -69,7 +70,7 @@ def test_lars__scaled_gradients_give_the_same_bits(variant, nesterov, trust):
         rng = np.random.default_rng(5)
         parameters = [tensor(rng, "w"), tensor(rng, "b", decay=False, adapt=False)]
         options = {"variant": variant, "nesterov": nesterov, "trust_coefficient": trust}
-        optimizer = Lars(parameters, **options, weight_decay=1e-3, epsilon=1e-5)
+        optimizer = Lars(parameters, Optim(**options, weight_decay=1e-3, epsilon=1e-5))
         for step in range(5):
             for p in parameters:
                 p.dw[:] = np.float32(scale) * rng.standard_normal(p.shape).astype(np.float32)
@@ -126,7 +127,7 @@ def test_lars__in_fp16_alone_stops_where_fp32_masters_learn():
 
     p, scale = Parameter("w", start.shape, None), 2.0**10
     p.w, p.v, p.dw = start.copy(), np.zeros(start.shape, np.float32), np.zeros(start.shape, np.float32)
-    optimizer = Lars([p], variant="mlperf", trust_coefficient=TRUST, momentum=MOMENTUM)
+    optimizer = Lars([p], Optim("mlperf", TRUST, MOMENTUM, weight_decay=0.0))
     for _ in range(STEPS):
         p.dw[...] = _loss_and_gradient(x, labels, p.w, scale)[1]
         optimizer.begin(RATE, scale)

@@ -6,9 +6,15 @@ import math
 import pytest
 
 import knltrain.optim.schedule as schedule
-from knltrain.optim import learning_rate
+from knltrain.optim.schedule import LearningRate, Schedule
 
-ALEXNET_32K = {"policy": "poly", "base_lr": 32, "total_steps": 4000, "warmup_steps": 400, "start_lr": 1}
+ALEXNET_32K = {"policy": "poly", "base_lr": 32, "total_steps": 4000, "warmup_epochs": 10, "start_lr": 1}
+
+
+def learning_rate(step, total_steps, steps_per_epoch=40, **schedule):
+    return LearningRate(Schedule(**schedule), total_steps, steps_per_epoch)(step)
+
+
 
 
 def test_schedule__docstring_examples_run():
@@ -44,16 +50,16 @@ def test_warm_up__quadratic_as_nvidia():
     assert learning_rate(200, **ALEXNET_32K, warmup="quadratic") == 8.75
 
 
-@pytest.mark.parametrize("warmup", schedule.WARMUPS)
+@pytest.mark.parametrize("warmup", ["linear", "quadratic"])
 def test_warm_up__step_zero_is_not_lost_unless_asked(warmup):
-    recipe = {"policy": "constant", "base_lr": 0.8, "total_steps": 100, "warmup_steps": 8, "warmup": warmup}
+    recipe = {"policy": "constant", "base_lr": 0.8, "total_steps": 100, "warmup_epochs": 0.2, "warmup": warmup}
     assert learning_rate(0, **recipe) == pytest.approx(0.1)
     assert learning_rate(0, **recipe, start_lr=0.0) == 0
     assert learning_rate(8, **recipe) == 0.8
 
 
 def test_step__divides_at_each_milestone():
-    recipe = {"policy": "step", "base_lr": 3.2, "total_steps": 90, "milestones": (30, 60, 80), "factor": 0.1}
+    recipe = {"policy": "step", "base_lr": 3.2, "total_steps": 90, "milestones": (0.75, 1.5, 2), "factor": 0.1}
     found = [learning_rate(t, **recipe) for t in (0, 29, 30, 59, 60, 80, 89)]
     assert found == pytest.approx([3.2, 3.2, 0.32, 0.32, 0.032, 0.0032, 0.0032])
 
@@ -66,18 +72,12 @@ def test_cosine__half_way_is_the_mean():
     assert learning_rate(100, **recipe) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("policy", schedule.POLICIES)
-@pytest.mark.parametrize("origin", schedule.ORIGINS)
+@pytest.mark.parametrize("policy", ["poly", "step", "cosine", "constant"])
+@pytest.mark.parametrize("origin", ["zero", "warmup"])
 def test_schedule__rises_in_warm_up_and_then_never(policy, origin):
-    recipe = {"policy": policy, "base_lr": 2.0, "total_steps": 60, "warmup_steps": 7, "milestones": (20, 40)}
+    recipe = {"policy": policy, "base_lr": 2.0, "total_steps": 60, "warmup_epochs": 0.7, "milestones": (2, 4)}
+    recipe |= {"steps_per_epoch": 10}
     rates = [learning_rate(t, **recipe, origin=origin) for t in range(60)]
     assert all(0 < rate <= 2 for rate in rates)
     assert rates[:7] == sorted(rates[:7])
     assert rates[7:] == sorted(rates[7:], reverse=True)
-
-
-def test_schedule__names_what_it_knows():
-    with pytest.raises(ValueError, match="'exp'; expected one of poly, step, cosine, constant"):
-        learning_rate(0, policy="exp", base_lr=1, total_steps=10)
-    with pytest.raises(ValueError, match="linear, quadratic"):
-        learning_rate(0, policy="poly", base_lr=1, total_steps=10, warmup="cubic")

@@ -12,7 +12,7 @@ from knltrain.kernels import set_threads
 from ..layers import KINDS, Observer
 from .ceiling import Ceiling, clock, machine_line, multiplied
 from .torch_process import MODELS, TorchProcess, check_installed, configurations, peak_memory_bytes
-from .workload import CLASSES, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Workload
+from .workload import CLASSES, LEARNING_RATE, SGD, Workload
 
 BLOCKS = 4  # of ours, and of PyTorch's, in turn
 BLOCK_SECONDS = 2.0  # of one block, at least one step
@@ -111,9 +111,7 @@ def _settings(model, slot_batch, options, workload) -> dict:
         "threads": numba.get_num_threads(),
         "classes": options.get("classes", CLASSES),
         "size": workload.batch.images.shape[1],
-        "lr": LEARNING_RATE,
-        "momentum": MOMENTUM,
-        "weight_decay": WEIGHT_DECAY,
+        "sgd": {"lr": LEARNING_RATE, "momentum": SGD.momentum, "weight_decay": SGD.weight_decay},
     }
 
 

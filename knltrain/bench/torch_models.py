@@ -75,12 +75,10 @@ def alexnet_bn(classes):
 class Trainer:
     """One training step of a model on one fixed random batch: forward, cross-entropy, backward, SGD with momentum.
 
-    autocast: to bf16. conv_bf16: tensors stay float32, oneDNN may compute with their bf16.
+    sgd: lr, momentum, weight_decay. autocast: to bf16. conv_bf16: tensors stay float32, oneDNN may compute in bf16.
     """
 
-    def __init__(
-        self, model, classes, slot_batch, size, channels_last, compiled, lr, momentum, weight_decay, autocast, conv_bf16
-    ):
+    def __init__(self, model, classes, slot_batch, size, sgd, channels_last, compiled, autocast, conv_bf16):
         torch.manual_seed(0)
         if conv_bf16:
             torch.backends.mkldnn.conv.fp32_precision = "bf16"
@@ -90,8 +88,7 @@ class Trainer:
         self.network = network.to(memory_format=layout).train()
         self.images = torch.randn(slot_batch, 3, size, size).to(memory_format=layout)
         self.labels = torch.randint(0, classes, (slot_batch,))
-        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        self.optimizer = torch.optim.SGD(self.network.parameters(), fused=True, **options)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), fused=True, **sgd)
         self.loss = nn.CrossEntropyLoss()
         self.run = torch.compile(self.network) if compiled else self.network
 

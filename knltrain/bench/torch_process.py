@@ -117,7 +117,7 @@ def main(settings: dict, configuration: str):
 
         torch.set_num_threads(settings["threads"])
         layout, mode, *arithmetic = configuration.split("-")
-        names = ("model", "classes", "slot_batch", "size", "lr", "momentum", "weight_decay")
+        names = ("model", "classes", "slot_batch", "size", "sgd")
         trainer = Trainer(
             **{name: settings[name] for name in names},
             channels_last=layout == "channels_last",

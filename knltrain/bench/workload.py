@@ -9,11 +9,12 @@ import numpy as np
 from ..comm import Links, Reducer, Serial, Update, make_block
 from ..data.loader import Batch
 from ..data.synthetic import Synthetic
-from ..models import Model, build
-from ..optim import Lars
+from ..models import Among, Model, build
+from ..optim.lars import Lars
+from ..optim.options import Optim
 from ..trainer import Trainer
 
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 5e-5
+LEARNING_RATE, SGD = 1e-4, Optim(momentum=0.9, weight_decay=5e-5)
 CLASSES = 1000
 
 
@@ -32,9 +33,9 @@ class Workload(Trainer):
             raise ValueError(f"slot batch is {slot_batch}, expected at least 1 image")
         layers, shape = build(name, **(options or {}))
         block = partial(make_block, links or Links(Serial()))
-        model = Model(layers, shape, slot_batch, gradient_block=block, precision=precision)
+        model = Model(layers, shape, slot_batch, precision=precision, among=Among(gradient_block=block))
         parameters = model.parameters
-        optimizer = Lars(parameters.parameters, trust_coefficient=0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        optimizer = Lars(parameters.parameters, SGD)
         for parameter in parameters.parameters:
             if not parameter.w.any():  # a gradient of exactly zero would prove nothing
                 parameter.w[...] = 0.1

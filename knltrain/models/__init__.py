@@ -9,24 +9,24 @@ from ..arena import Parameters
 from ..layers import Layer, Op, Program, Sequential, Tensor
 from . import custom
 from .alexnet import alexnet, alexnet_bn, alexnet_owt
-from .model import Model
+from .model import Among, Model
 from .resnet import davidnet, resnet, resnet_cifar
 from .speednet import speednet
 
-FAMILIES = {
-    "alexnet": alexnet,
-    "alexnet_bn": alexnet_bn,
-    "alexnet_owt": alexnet_owt,
-    "davidnet": davidnet,
-    "resnet": resnet,
-    "resnet_cifar": resnet_cifar,
-    "speednet": speednet,
+FAMILIES = {  # name: the function that returns its layers, and pixels of a side of its input
+    "alexnet": (alexnet, 227),
+    "alexnet_bn": (alexnet_bn, 227),
+    "alexnet_owt": (alexnet_owt, 224),
+    "davidnet": (davidnet, 32),
+    "resnet": (resnet, 224),
+    "resnet_cifar": (resnet_cifar, 32),
+    "speednet": (speednet, 32),
 }
 
 LARGEST = 2**20  # of any numeric option: far beyond use, yet no size overflows
 MOST = {"depth": 1202}  # the deepest of He et al. 2015
 
-__all__ = ["FAMILIES", "Model", "build", "declare", "describe"]
+__all__ = ["FAMILIES", "Among", "Model", "build", "declare", "describe"]
 
 
 def build(name: str, **options) -> tuple[Sequential, tuple]:
@@ -37,8 +37,7 @@ def build(name: str, **options) -> tuple[Sequential, tuple]:
     Raises ValueError for an unknown name or option, naming the nearest known one, and for a value out of range.
     """
     if custom.is_custom(name):
-        sizes = {"classes": 1000, "input_size": 224} | options
-        return custom.make(custom.find(name), sizes.pop("classes"), sizes.pop("input_size"), sizes)
+        return custom.make(custom.find(name), **{"classes": 1000, "input_size": 224} | options)
     family = name.rstrip("0123456789")
     if family != name and len(name) - len(family) < 10 and "depth" in _options(family):
         options = {"depth": int(name[len(family) :])} | options
@@ -58,7 +57,7 @@ def build(name: str, **options) -> tuple[Sequential, tuple]:
             kinds = f"found {type(value).__name__}, expected {type(default).__name__}"
             raise ValueError(f"model {name}: option {key} = {value!r}: {kinds}")
         _check_range(name, key, value, default)
-    return FAMILIES[name](**options)
+    return custom.make(FAMILIES[name][0], **allowed | options)
 
 
 def _check_range(name, key, value, default):
@@ -77,14 +76,11 @@ def _check_range(name, key, value, default):
 
 
 def _options(family) -> dict:
-    """Option names and defaults of a family; `alexnet_bn` hands its own on to `alexnet`."""
+    """Option names and defaults of a family."""
     if family not in FAMILIES:
         return {}
-    found = {} if family != "alexnet_bn" else _options("alexnet")
-    for key, parameter in inspect.signature(FAMILIES[family]).parameters.items():
-        if parameter.kind is not parameter.VAR_KEYWORD:
-            found[key] = parameter.default
-    return found
+    function, side = FAMILIES[family]
+    return {"input_size": side} | {p.name: p.default for p in inspect.signature(function).parameters.values()}
 
 
 def _nearest(word, known) -> str:

@@ -10,30 +10,19 @@ The name of a variant is its normalization:
 
 from functools import partial
 
-from ..layers import (
-    BatchNorm,
-    Conv2d,
-    Dropout,
-    Layer,
-    Linear,
-    LocalResponseNorm,
-    MaxPool,
-    ReLU,
-    Sequential,
-)
+from ..layers import BatchNorm, Conv2d, Dropout, Layer, Linear, LocalResponseNorm, MaxPool, ReLU
 from ..layers.init import FANS, gaussian, he
 
 NORMS = ("lrn", "bn", "jia")
 
 
 def alexnet(
-    classes=1000, input_size=227, norm="lrn", groups=2, width=1.0, hidden=4096, stem_size=11, stem_stride=4,
-    dropout=0.5, init="caffe",
-) -> tuple[Sequential, tuple]:  # fmt: skip
-    """AlexNet as a list of layers, and its input shape (H, W, 3).
+    classes=1000, norm="lrn", groups=2, width=1.0, hidden=4096, stem_size=11, stem_stride=4, dropout=0.5, init="caffe"
+) -> list[Layer]:
+    """AlexNet as a list of layers.
 
-    classes: outputs. input_size: pixels of the square crop. groups: 2 for the two halves of the original, 1 for the
-    single-tower form. width: factor on the channels of all convolutions; hidden: units of fc6 and fc7.
+    classes: outputs. groups: 2 for the two halves of the original, 1 for the single-tower form. width: factor on the
+    channels of all convolutions; hidden: units of fc6 and fc7.
     stem_size, stem_stride: conv1's filter, smaller for small images. dropout: rate after fc6 and fc7.
     init: "caffe" is N(0, 0.01) (fc6, fc7: 0.005) with biases 0.01 (fc6, fc7: 0.1), never zero, so that LARS on biases
     has a norm to work with; "fan_in" and "fan_out" scale with a layer's size (He et al.), which narrow variants need.
@@ -59,7 +48,7 @@ def alexnet(
         return [layer, ReLU(f"{layer.name}.relu")]
 
     normalize = partial(_normalize, norm)
-    layers = [  # output at 227, two groups
+    return [  # output at 227, two groups
         *conv("conv1", 96, stem_size, stride=stem_stride),  # 55 x 55 x 96
         *normalize("norm1", ["lrn"]),
         MaxPool("pool1", 3, 2),  # 27 x 27 x 96
@@ -81,7 +70,6 @@ def alexnet(
         Dropout("drop7", dropout),
         dense("fc8", classes, 0.01, 0.01),  # classes
     ]
-    return Sequential("alexnet", *layers), (input_size, input_size, 3)
 
 
 def _normalize(norm, name, places) -> list[Layer]:
@@ -93,12 +81,10 @@ def _normalize(norm, name, places) -> list[Layer]:
     return [BatchNorm(name, affine=norm == "jia", eps=1e-4)]
 
 
-def alexnet_bn(norm="bn", **options):
-    """AlexNet with batch norm in place of LRN: `norm` is "bn" (You et al.) or "jia" (affine, one more after pool5)."""
-    return alexnet(norm=norm, **options)
+alexnet_bn = partial(alexnet, norm="bn")  # batch norm in place of LRN; "jia" has more of it
 
 
-def alexnet_owt(classes=1000, input_size=224, hidden=4096, dropout=0.5, init="fan_in") -> tuple[Sequential, tuple]:
+def alexnet_owt(classes=1000, hidden=4096, dropout=0.5, init="fan_in") -> list[Layer]:
     """The AlexNet of "One weird trick" (Krizhevsky 2014, arXiv:1404.5997), layer by layer as in torchvision.
 
     One tower, no normalization, dropout before fc6 and fc7. torchvision's weights want 6 x 6 pixels before fc6: 224.
@@ -109,7 +95,7 @@ def alexnet_owt(classes=1000, input_size=224, hidden=4096, dropout=0.5, init="fa
     def conv(name, channels, size, stride=1, pad=1):
         return [Conv2d(name, channels, size, stride, pad, bias=0.0, init=filler), ReLU(f"{name}.relu")]
 
-    layers = [  # output at 224
+    return [  # output at 224
         *conv("conv1", 64, 11, 4, 2),  # 55 x 55 x 64
         MaxPool("pool1", 3, 2),  # 27 x 27 x 64
         *conv("conv2", 192, 5, pad=2),  # 27 x 27 x 192
@@ -122,4 +108,3 @@ def alexnet_owt(classes=1000, input_size=224, hidden=4096, dropout=0.5, init="fa
         *(Dropout("drop7", dropout), Linear("fc7", hidden, init=filler), ReLU("fc7.relu")),  # 4096
         Linear("fc8", classes, init=partial(gaussian, std=0.01)),  # classes
     ]
-    return Sequential("alexnet_owt", *layers), (input_size, input_size, 3)

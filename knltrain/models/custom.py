@@ -28,18 +28,19 @@ def find(name: str) -> Callable:
     return found
 
 
-def make(function: Callable, classes: int, input_size: int, options: dict) -> tuple[Layer, tuple]:
+def make(function: Callable, /, classes: int, input_size: int, **options) -> tuple[Layer, tuple]:
     """The network that `function(classes, ...)` returns, a layer or a list of layers, and its input shape (H, W, 3).
 
     input_size is passed where the function takes it. Raises ValueError for options that it does not take.
     """
+    name = getattr(function, "__name__", "network")
     given = {"classes": classes, "input_size": input_size} | options
     taken = inspect.signature(function).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         unknown = [name for name in options if name not in taken]
         if unknown:
-            raise ValueError(f"{function.__name__}: unknown option {unknown[0]!r}; it takes {', '.join(taken)}")
+            raise ValueError(f"{name}: unknown option {unknown[0]!r}; it takes {', '.join(taken)}")
         given = {name: value for name, value in given.items() if name in taken}
     layers = function(**given)
-    layers = layers if isinstance(layers, Layer) else Sequential(function.__name__, *layers)
+    layers = layers if isinstance(layers, Layer) else Sequential(name, *layers)
     return layers, (input_size, input_size, 3)

@@ -1,13 +1,26 @@
 """A network made ready to run: its programs built for one slot size, their memory allocated, each pass one call."""
 
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from knltrain.kernels import convert, number_named
 
-from ..arena import Parameters
+from ..arena import GradientBlock, Parameters
 from ..layers import ALIGN, Memory, Observer, Program, Sequential, SoftmaxCrossEntropy, Tensor, execute, fuse
+
+
+class Among(NamedTuple):
+    """What it means for a model that its rank is one of several."""
+
+    ranks_on_node: int = 1  # they share its memory
+    gradient_copies: int = 0  # of the gradient block, which the caller will add to it
+    gradient_block: Callable[[int], GradientBlock] | None = None  # see `Parameters.allocate`
+
+
+ALONE = Among()
 
 
 class Model:
@@ -15,16 +28,16 @@ class Model:
 
     `parameters`: blocks and names. `training`, `inference`: the programs; train=False leaves out the first, which saves
     most of the memory. `loss`: of the last slot, with its gradient divided by `global_batch` (default: slot_batch).
-    `observer`: is told of every op that runs. gradient_block: see `Parameters.allocate`. precision: "fp32", "bf16" or
-    "fp16": what activations and their gradients hold; parameters, their gradients, statistics and logits are float32.
+    `observer`: is told of every op that runs. precision: "fp32", "bf16" or "fp16": what activations and their gradients
+    hold; parameters, their gradients, statistics and logits are float32.
 
-    Before anything is allocated the whole need, with the copies of the gradient block that the caller will add to it,
-    is compared with this rank's share of the node's free memory. Raises ValueError where it is too little.
+    Before anything is allocated the whole need is compared with this rank's share of the node's free memory. Raises
+    ValueError where it is too little.
     """
 
     def __init__(
         self, layers: Sequential, input_shape, slot_batch: int, global_batch=None, smoothing=0.0, seed=0, train=True,
-        ranks_on_node=1, gradient_copies=0, gradient_block=None, precision="fp32",
+        precision="fp32", among: Among = ALONE,
     ):  # fmt: skip
         self.slot_batch, self.parameters = slot_batch, Parameters()
         self.keys = np.zeros(slot_batch, np.uint64)
@@ -38,8 +51,8 @@ class Model:
         self.programs = [program for program in (self.training, self.inference) if program]
         memories = [Memory(program) for program in self.programs]
         self.memory_bytes = images.nbytes + max(memory.nbytes for memory in memories) + 2 * ALIGN
-        self._check_memory(ranks_on_node, gradient_copies)
-        self.parameters.allocate(seed, gradient_block)
+        self._check_memory(*among[:2])
+        self.parameters.allocate(seed, among.gradient_block)
         images.place, block = (_block(n) for n in (images.nbytes, self.memory_bytes - images.nbytes - 2 * ALIGN))
         images.place = images.place.view(images.dtype)
         for program, memory in zip(self.programs, memories, strict=True):

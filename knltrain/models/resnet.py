@@ -56,8 +56,8 @@ def _stages(conv, blocks, widths, c_in, bottleneck, stride_on, zero_gamma):
     return layers
 
 
-def resnet(depth=50, classes=1000, input_size=224, width=64, stride_on="3x3", zero_gamma=True, init="fan_out"):
-    """ImageNet ResNet of `depth` 18, 34, 50, 101 or 152, and its input shape (H, W, 3).
+def resnet(depth=50, classes=1000, width=64, stride_on="3x3", zero_gamma=True, init="fan_out"):
+    """ImageNet ResNet of `depth` 18, 34, 50, 101 or 152.
 
     width: channels of the first stage. stride_on: where a bottleneck halves the image, "3x3" (fb.resnet.torch, "v1.5")
     or "1x1" (the paper, Intel Caffe). zero_gamma: start the last batch norm of each block at 0 (Goyal et al. 2017).
@@ -70,17 +70,16 @@ def resnet(depth=50, classes=1000, input_size=224, width=64, stride_on="3x3", ze
         raise ValueError(f"resnet: stride_on is {stride_on!r}, expected 3x3 or 1x1")
     blocks, bottleneck = DEPTHS[depth]
     conv, widths = _he(init), [width * factor for factor in (1, 2, 4, 8)]
-    layers = [  # output of depth 50 at 224
+    return [  # output of depth 50 at 224
         *_conv_bn(conv, "conv1", width, 7, 2),  # 112 x 112 x 64
         MaxPool("pool1", 3, 2, pad=1),  # 56 x 56 x 64
         *_stages(conv, blocks, widths, width, bottleneck, stride_on, zero_gamma),  # 7 x 7 x 2048
         GlobalAvgPool("pool5"),  # 2048
         Linear("fc", classes, init=partial(gaussian, std=0.01)),  # classes
     ]
-    return Sequential(f"resnet{depth}", *layers), (input_size, input_size, 3)
 
 
-def resnet_cifar(depth=20, classes=10, input_size=32, width=16, stem_stride=1, zero_gamma=True, init="fan_in"):
+def resnet_cifar(depth=20, classes=10, width=16, stem_stride=1, zero_gamma=True, init="fan_in"):
     """The small-image family of section 4.2: a 3x3 stem and three stages of (depth - 2) / 6 basic blocks.
 
     depth: 20, 32, 44, 56, 110. width: channels of the first stage. stem_stride: 2 halves images of 64 pixels at once.
@@ -90,16 +89,15 @@ def resnet_cifar(depth=20, classes=10, input_size=32, width=16, stem_stride=1, z
         raise ValueError(f"resnet_cifar: depth is {depth}, expected 6n + 2: 8, 14, 20, 32, 44, 56 or 110")
     blocks = ((depth - 2) // 6,) * 3
     conv, widths = _he(init), [width * factor for factor in (1, 2, 4)]
-    layers = [  # output at 32
+    return [  # output at 32
         *_conv_bn(conv, "conv1", width, 3, stem_stride),  # 32 x 32 x 16
         *_stages(conv, blocks, widths, width, False, "3x3", zero_gamma),  # 8 x 8 x 64
         GlobalAvgPool("pool"),  # 64
         Linear("fc", classes, init=partial(gaussian, std=0.01)),  # classes
     ]
-    return Sequential(f"resnet_cifar{depth}", *layers), (input_size, input_size, 3)
 
 
-def davidnet(classes=10, input_size=32, width=64, early_block=True, zero_gamma=True, init="fan_in"):
+def davidnet(classes=10, width=64, early_block=True, zero_gamma=True, init="fan_in"):
     """Nine layers for small pictures (D. Page 2018, "How to Train Your ResNet", known as DavidNet from DAWNBench).
 
     Wide and shallow: it learns more from a picture than the narrow, deep `resnet_cifar` at the same cost. width:
@@ -116,7 +114,7 @@ def davidnet(classes=10, input_size=32, width=64, early_block=True, zero_gamma=T
     def block(name, channels):
         return _block(conv, name, channels, channels, channels, 1, False, "3x3", zero_gamma)
 
-    layers = [  # output at 32, width 64
+    return [  # output at 32, width 64
         *_conv_bn(conv, "conv1", width, 3),  # 32 x 32 x 64
         *halving("conv2", 2 * width),  # 16 x 16 x 128
         *([block("block2", 2 * width)] if early_block else []),
@@ -126,4 +124,3 @@ def davidnet(classes=10, input_size=32, width=64, early_block=True, zero_gamma=T
         GlobalAvgPool("pool"),  # 512
         Linear("fc", classes, init=partial(gaussian, std=0.01)),  # classes
     ]
-    return Sequential("davidnet", *layers), (input_size, input_size, 3)

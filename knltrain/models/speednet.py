@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from ..layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, MaxPool, ReLU, Sequential, Whitening
+from ..layers import BatchNorm, Conv2d, GlobalAvgPool, Linear, MaxPool, ReLU, Whitening
 from ..layers.init import gaussian, partly_identity
 
 
-def speednet(classes=10, input_size=32, width=64, growth=4, stages=3, stem_stride=1, beta_rate=8.0):
+def speednet(classes=10, width=64, growth=4, stages=3, stem_stride=1, beta_rate=8.0):
     """Whitened patches of 2 x 2 pixels, then stages of two 3x3 convolutions with a pool behind the first of each.
 
     After Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv:2404.00498), the network of airbench94
@@ -23,5 +23,4 @@ def speednet(classes=10, input_size=32, width=64, growth=4, stages=3, stem_strid
                 *([MaxPool(f"{name}.pool", 2, 2)] if pooled else []),
                 BatchNorm(f"{name}.bn", relu=True, beta_rate=beta_rate),
             ]
-    layers += [GlobalAvgPool("pool"), Linear("fc", classes, init=partial(gaussian, std=0.01))]
-    return Sequential("speednet", *layers), (input_size, input_size, 3)
+    return [*layers, GlobalAvgPool("pool"), Linear("fc", classes, init=partial(gaussian, std=0.01))]

@@ -28,14 +28,6 @@ class Lamb(Lars):
 
     states: ClassVar = ("second",)
 
-    def __init__(self, parameters, *, beta2: float = 0.999, variant: str = "lamb", **options):
-        super().__init__(parameters, variant="mlperf", **options)
-        if not 0 <= beta2 < 1:
-            raise ValueError(f"beta2 is {beta2}; expected 0 or more and less than 1")
-        if self.epsilon <= 0 or self.nesterov or self.momentum_correction:
-            raise ValueError(f"{variant} wants an epsilon above 0, as 1e-6, no nesterov and no momentum_correction")
-        self.beta2 = beta2
-
     def check_start(self, *rates: float):
         """Nothing: a tensor of zeros has the rate of Adam."""
 
@@ -45,7 +37,8 @@ class Lamb(Lars):
 
     def measure(self, p, part: slice = slice(None)):
         """Lines 1 and 2 for the elements `part`; returns the sums of squares of w and u, by chunk."""
-        numbers = {"beta1": self.momentum, "beta2": self.beta2, **self._of_step(), "weight_decay": self._decay(p)}
+        numbers = {"beta1": self.momentum, "beta2": self.options.beta2, "weight_decay": self._decay(p)}
+        numbers |= self._of_step()
         return self._run(p, adaptive_moments, "wgvs", "vs", part, **numbers)
 
     def update(self, p, norms: tuple[float, float] | None, part: slice = slice(None)):
@@ -59,8 +52,8 @@ class Lamb(Lars):
 
     def _of_step(self) -> dict:
         t = self.count + 1
-        first, second = 1 / (1 - self.momentum**t), 1 / (1 - self.beta2**t)
-        return {"first": first, "second": second, "epsilon": self.epsilon}
+        first, second = 1 / (1 - self.momentum**t), 1 / (1 - self.options.beta2**t)
+        return {"first": first, "second": second, "epsilon": self.options.epsilon}
 
 
 class RmspropWarmup(Lars):
@@ -78,12 +71,6 @@ class RmspropWarmup(Lars):
 
     states: ClassVar = ("second",)
 
-    def __init__(self, parameters, *, beta2: float = 0.99, blend_epochs: float = 10.0, variant: str = "", **options):
-        super().__init__(parameters, variant="nus", **options)
-        if self.epsilon <= 0 or self.nesterov:
-            raise ValueError("rmsprop_warmup wants an epsilon above 0, as 1e-8, and no nesterov")
-        self.beta2, self.blend_epochs = beta2, blend_epochs
-
     def check_start(self, *rates: float):
         """Nothing: no tensor has a ratio."""
 
@@ -93,9 +80,9 @@ class RmspropWarmup(Lars):
 
     def update(self, p, norms, part: slice = slice(None)):
         """Lines 1 to 4 for the elements `part`."""
-        share = sgd_share(self.epoch, self.blend_epochs)
-        numbers = {"momentum": self._momentum, "beta2": self.beta2, "plain": share}
-        numbers |= {"adaptive": (1 - share) * self.trust_coefficient, "epsilon": self.epsilon}
+        share = sgd_share(self.epoch, self.options.blend_epochs)
+        numbers = {"momentum": self._momentum, "beta2": self.options.beta2, "plain": share}
+        numbers |= {"adaptive": (1 - share) * self.options.trust_coefficient, "epsilon": self.options.epsilon}
         numbers |= {"weight_decay": self._decay(p), "rate": self._lr * p.rate}
         self._run(p, blended_update, "wgvs", "wvs", part, **numbers)
 
@@ -108,3 +95,6 @@ def sgd_share(epoch: float, blend_epochs: float) -> float:
     """
     past = epoch - blend_epochs
     return 0.5 * math.exp(0.4 * past) if past < 0 else min(1.0, 0.5 + 0.2 * past)
+
+
+OPTIMIZERS = {"lamb": Lamb, "rmsprop_warmup": RmspropWarmup}  # every other variant of a recipe is one of Lars

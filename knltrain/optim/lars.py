@@ -1,38 +1,18 @@
 """LARS (You, Gitman, Ginsburg 2017, arXiv:1708.03888) with momentum. SGD is the same code with the trust off.
 
-The published implementations do not agree, so each is a row of VARIANTS. Gradients are those of the global batch,
-reduced and averaged before `step`: then every rank computes the same ratios to the bit, and replicas stay equal.
+The published implementations do not agree, so each is a row of options.VARIANTS. Gradients are those of the global
+batch, reduced and averaged before `step`: then every rank computes the same ratios to the bit, and replicas stay equal.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
 from knltrain.kernels import combine_norms, momentum_update, squared_norm_chunks, squared_norms
 
 from ..arena import Parameter
 from ..layers import UPDATE, Observer, Op, run
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What distinguishes one published LARS from another."""
-
-    skip: bool  # tensors with adapt=False (bias, batch norm) step at the plain learning rate and do not decay
-    lr_in_buffer: bool  # momentum holds lr * ratio * gradient; else it holds gradients, and the step is scaled
-    clip: bool  # the rate is min(lr, ratio), not lr * ratio
-    larc: bool = False  # the ratio has (1 - momentum), and no decay below
-
-
-ZERO_NORMS = ("raw", "trust")
-VARIANTS = {
-    "caffe2017": Variant(skip=False, lr_in_buffer=True, clip=False),
-    "mlperf": Variant(skip=True, lr_in_buffer=True, clip=False),
-    "larc_clip": Variant(skip=False, lr_in_buffer=True, clip=True, larc=True),
-    "larc_scale": Variant(skip=False, lr_in_buffer=True, clip=False, larc=True),
-    "nus": Variant(skip=True, lr_in_buffer=False, clip=False),
-}
+from .options import RULES, Optim
 
 
 class Lars:
@@ -67,49 +47,15 @@ class Lars:
 
     previous_lr is the only state beside v: a checkpoint stores it. trust_ratios holds r by name from the last step.
 
-    Raises ValueError for an unknown variant or zero_norm, a constant out of range, or a correction without its buffer.
+    options: in their ranges, as `config.checked` sees to.
     """
 
     name = "update"
     states: ClassVar[tuple[str, ...]] = ()  # what it keeps of a parameter beside v
 
-    def __init__(
-        self,
-        parameters: Iterable[Parameter],
-        *,
-        variant: str = "caffe2017",
-        trust_coefficient: float = 0.001,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        epsilon: float = 0.0,
-        momentum_correction: bool = False,
-        decay_bias_and_norm: bool = False,
-        zero_norm: str = "raw",
-        end_momentum: float = 0.0,
-    ):
-        if variant not in VARIANTS:
-            raise ValueError(f"LARS variant {variant!r} is unknown; expected one of {', '.join(VARIANTS)}")
-        if zero_norm not in ZERO_NORMS:
-            raise ValueError(f"zero_norm is {zero_norm!r}; expected one of {', '.join(ZERO_NORMS)}")
-        self.rule = VARIANTS[variant]
-        for name, value in (("momentum", momentum), ("end_momentum", end_momentum)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}; expected 0 or more and less than 1")
-        if min(trust_coefficient, weight_decay, epsilon) < 0:
-            raise ValueError("trust_coefficient, weight_decay or epsilon is negative; expected 0 or more")
-        if momentum_correction and (self.rule.clip or not self.rule.lr_in_buffer):
-            raise ValueError(f"momentum_correction with {variant}, whose buffer does not scale with lr; use caffe2017")
-        self.parameters = list(parameters)
-        self.trust_coefficient = trust_coefficient
-        self.momentum = momentum
-        self.nesterov = nesterov
-        self.weight_decay = weight_decay
-        self.epsilon = epsilon
-        self.momentum_correction = momentum_correction
-        self.decay_bias_and_norm = decay_bias_and_norm
-        self.zero_norm = zero_norm
-        self.begin_momentum, self.end_momentum = momentum, end_momentum
+    def __init__(self, parameters: Iterable[Parameter], options: Optim):
+        self.parameters, self.options, self.rule = list(parameters), options, RULES[options.variant]
+        self.momentum = options.momentum
         self.count, self.epoch, self.previous_lr = 0, 0.0, 0.0
         self.trust_ratios: dict[str, float] = {}
         self.observer: Observer | None = None
@@ -121,7 +67,7 @@ class Lars:
 
         rates: of the first two steps, in which every tensor has its first gradient; gammas of 0 hold it up by one.
         """
-        if max(rates) <= 1 or self.rule.clip or self.zero_norm != "raw":
+        if max(rates) <= 1 or self.rule.clip or self.options.zero_norm != "raw":
             return
         for p in self.parameters:
             if self.adapts(p) and not p.w.any():
@@ -133,8 +79,9 @@ class Lars:
     def at(self, done: int, epoch: float, progress: float):
         """The step that follows is the one after so many; progress: of the run, 0 to 1."""
         self.count, self.epoch = done, epoch
-        if self.end_momentum:
-            self.momentum = self.begin_momentum + (self.end_momentum - self.begin_momentum) * progress
+        begin, end = self.options.momentum, self.options.end_momentum
+        if end:
+            self.momentum = begin + (end - begin) * progress
 
     def step(self, lr: float, parameters: Iterable[Parameter] | None = None):
         """One update of every parameter from its gradient; `parameters`: the same ones, in the order they are ready."""
@@ -157,20 +104,20 @@ class Lars:
         multiplied anyway: d/scale = (g + scale b w) / scale to the bit, as long as nothing is a denormal.
         """
         self._lr, self._momentum, self._scale = lr, self.momentum, scale
-        if self.momentum_correction and 0 < self.previous_lr < lr:
+        if self.options.momentum_correction and 0 < self.previous_lr < lr:
             self._momentum *= lr / self.previous_lr
         self.previous_lr = lr
 
     def adapts(self, p: Parameter) -> bool:
         """Whether `update` wants the norms of this parameter."""
-        return self.trust_coefficient != 0 and (p.adapt or not self.rule.skip)
+        return self.options.trust_coefficient != 0 and (p.adapt or not self.rule.skip)
 
     def update(self, p: Parameter, norms: tuple[float, float] | None, part: slice = slice(None)):
         """Update the elements `part`, in memory order, of a parameter; norms: squared, of all of w and its gradient."""
         rate = self._rate(p, norms)
         inside, outside = (rate, 1.0) if self.rule.lr_in_buffer else (1.0, rate)
         rates = {"momentum": self._momentum, "weight_decay": self._decay(p) * self._scale}
-        rates |= {"gradient_scale": inside / self._scale, "step_scale": outside, "nesterov": self.nesterov}
+        rates |= {"gradient_scale": inside / self._scale, "step_scale": outside, "nesterov": self.options.nesterov}
         self._run(p, momentum_update, "wgv", "wv", part, **rates)
 
     def _run(self, p: Parameter, kernel, reads: str, writes="", part=slice(None), **numbers):
@@ -187,19 +134,19 @@ class Lars:
 
     def _decay(self, p: Parameter) -> float:
         decays = p.decay and (p.adapt or not self.rule.skip)
-        return self.weight_decay if decays or self.decay_bias_and_norm else 0.0
+        return self.options.weight_decay if decays or self.options.decay_bias_and_norm else 0.0
 
     def _rate(self, p: Parameter, norms) -> float:
         """lr times the trust ratio, or the smaller of the two; plain lr where there is no trust."""
-        lr = self._lr * p.rate
+        lr, o = self._lr * p.rate, self.options
         if not self.adapts(p):
             return lr
         ww, gg = norms
-        coefficient, decay = self.trust_coefficient, self.weight_decay
+        coefficient, decay = o.trust_coefficient, o.weight_decay
         if self.rule.larc:
             coefficient, decay = (1 - self.momentum) * coefficient, 0.0
         g_norm = math.sqrt(gg) / self._scale
-        ratio = trust_ratio(math.sqrt(ww), g_norm, coefficient, decay, self.epsilon, self.zero_norm)
+        ratio = trust_ratio(math.sqrt(ww), g_norm, coefficient, decay, o.epsilon, o.zero_norm)
         self.trust_ratios[p.name] = ratio
         return min(lr, ratio) if self.rule.clip else lr * ratio
 

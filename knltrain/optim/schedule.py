@@ -1,78 +1,85 @@
 """The learning rate as a pure function of the step: a warm-up, then one of four policies. Steps count from 0.
 
 Nothing here has state, so a resumed run needs only its step. Sources: Goyal et al. 2017 (linear warm-up, steps), You et
-al. 2017 and Intel Caffe (poly from zero), NVIDIA Caffe (quadratic warm-up), MLPerf (poly after warm-up).
+al. 2017 and Intel Caffe (poly from zero), NVIDIA Caffe (quadratic warm-up), MLPerf (poly after warm-up). The standard
+library alone: recipes are read without loading a kernel.
 """
 
 import bisect
 import math
+from dataclasses import dataclass
 
-POLICIES = ("poly", "step", "cosine", "constant")
-WARMUPS = ("linear", "quadratic")
-ORIGINS = ("zero", "warmup")
+from ..keys import key
+
+LONGEST = 10**6  # epochs
 
 
-def learning_rate(
-    step: int,
-    *,
-    policy: str,
-    base_lr: float,
-    total_steps: int,
-    warmup_steps: int = 0,
-    warmup: str = "linear",
-    start_lr: float = -1.0,
-    power: float = 2.0,
-    end_lr: float = 0.0,
-    origin: str = "zero",
-    milestones: tuple = (),
-    factor: float = 0.1,
-) -> float:
-    """The learning rate of update number `step` of `total_steps`.
+@dataclass(frozen=True)
+class Schedule:
+    """[schedule] of a recipe: how the rate goes, in epochs."""
 
-    step < warmup_steps    warm_up(step), from start_lr up to base_lr
+    policy: str = key("poly", "how the rate falls after warm-up", one_of=("poly", "step", "cosine", "constant"))
+    base_lr: float = key(0.1, "learning rate at the end of warm-up, for the whole global batch", above=0, most=10**6)
+    warmup_epochs: float = key(0.0, "epochs until the rate is base_lr", most=LONGEST)
+    warmup: str = key("linear", "how the rate rises", one_of=("linear", "quadratic"))
+    start_lr: float = key(-1.0, "learning rate of step 0; negative: base_lr / warm-up steps", least=-1, most=10**6)
+    power: float = key(2.0, "exponent of poly", above=0, most=100)
+    end_lr: float = key(0.0, "where poly and cosine end", most=10**6)
+    origin: str = key("zero", "decay counts from step 0 (Caffe) or warm-up's end (MLPerf)", one_of=("zero", "warmup"))
+    milestones: tuple[float, ...] = key((), "epochs at which step multiplies by factor", most=LONGEST)
+    factor: float = key(0.1, "of policy step", above=0, most=1000)
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The rate of update number `step` of `total_steps`, of which an epoch has `steps_per_epoch`.
+
+    step < warmup_steps    start_lr + (base_lr - start_lr) * t, t = step / warmup_steps, "quadratic": its square
     poly                   (base_lr - end_lr) * (1 - progress)^power + end_lr
     cosine                 (base_lr - end_lr) * (1 + cos(pi * progress)) / 2 + end_lr
-    step                   base_lr * factor^(milestones passed); milestones are steps, in rising order
+    step                   base_lr * factor^(milestones passed)
     constant               base_lr
 
-    >>> learning_rate(400, policy="poly", base_lr=32, total_steps=4000, warmup_steps=400, start_lr=1)
-    25.92
-    >>> learning_rate(400, policy="poly", base_lr=32, total_steps=4000, warmup_steps=400, origin="warmup")
-    32.0
-
-    Raises ValueError for an unknown policy, warm-up or origin.
-    """
-    for found, known in ((policy, POLICIES), (warmup, WARMUPS), (origin, ORIGINS)):
-        if found not in known:
-            raise ValueError(f"schedule names {found!r}; expected one of {', '.join(known)}")
-    if step < warmup_steps:
-        return warm_up(step, base_lr, start_lr, warmup_steps, warmup)
-    if policy == "step":
-        return base_lr * factor ** bisect.bisect_right(milestones, step)
-    if policy == "constant":
-        return float(base_lr)
-    left = 1 - progress(step, total_steps, warmup_steps, origin)
-    share = left**power if policy == "poly" else (1 - math.cos(math.pi * left)) / 2
-    return (base_lr - end_lr) * share + end_lr
-
-
-def warm_up(step: int, base_lr: float, start_lr: float, warmup_steps: int, shape: str) -> float:
-    """start_lr + (base_lr - start_lr) * t, t = step / warmup_steps for "linear" and its square for "quadratic".
-
     A negative start_lr stands for base_lr / warmup_steps, so that step 0 is not lost; 0 is taken at its word.
+
+    >>> alexnet = Schedule(base_lr=32, warmup_epochs=10, start_lr=1)
+    >>> LearningRate(alexnet, total_steps=4000, steps_per_epoch=40)(400)
+    25.92
     """
-    if start_lr < 0:
-        start_lr = base_lr / warmup_steps
-    t = step / warmup_steps
-    return start_lr + (base_lr - start_lr) * (t if shape == "linear" else t * t)
 
+    schedule: Schedule
+    total_steps: int
+    steps_per_epoch: int
 
-def progress(step: int, total_steps: int, warmup_steps: int, origin: str) -> float:
-    """How much of the decay has passed, 0 to 1.
+    def steps(self, epochs: float) -> int:
+        """The nearest number of steps."""
+        return round(epochs * self.steps_per_epoch)
 
-    "zero" (Caffe): step / total_steps, as if there had been no warm-up; the rate drops where warm-up ends.
-    "warmup" (MLPerf): (step - warmup_steps) / (total_steps - warmup_steps + 1), continuous there.
-    """
-    if origin == "warmup":
-        step, total_steps = step - warmup_steps, total_steps - warmup_steps + 1
-    return min(step / total_steps, 1.0)
+    @property
+    def warmup_steps(self) -> int:
+        """Those before the rate is base_lr."""
+        return self.steps(self.schedule.warmup_epochs)
+
+    def __call__(self, step: int) -> float:
+        plan, warmup = self.schedule, self.warmup_steps
+        if step < warmup:
+            start, t = plan.base_lr / warmup if plan.start_lr < 0 else plan.start_lr, step / warmup
+            return start + (plan.base_lr - start) * (t if plan.warmup == "linear" else t * t)
+        if plan.policy == "step":
+            return plan.base_lr * plan.factor ** bisect.bisect_right(plan.milestones, step, key=self.steps)
+        if plan.policy == "constant":
+            return float(plan.base_lr)
+        left = 1 - self.progress(step)
+        share = left**plan.power if plan.policy == "poly" else (1 - math.cos(math.pi * left)) / 2
+        return (plan.base_lr - plan.end_lr) * share + plan.end_lr
+
+    def progress(self, step: int) -> float:
+        """How much of the decay has passed, 0 to 1.
+
+        "zero" (Caffe): step / total_steps, as if there had been no warm-up; the rate drops where warm-up ends.
+        "warmup" (MLPerf): (step - warmup_steps) / (total_steps - warmup_steps + 1), continuous there.
+        """
+        total = self.total_steps
+        if self.schedule.origin == "warmup":
+            step, total = step - self.warmup_steps, total - self.warmup_steps + 1
+        return min(step / total, 1.0)
