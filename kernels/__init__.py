@@ -8,8 +8,15 @@ from . import reference
 from ._jit import THREADING_LAYER, cache_folder, set_threads
 from ._shapes import output_size
 from .adaptive import adaptive_moments, adaptive_step, blended_update
+from .affine import COEFFICIENTS
 from .arch import ARCH, CPU, DOT, product
-from .batchnorm import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace
+from .batchnorm import (
+    batchnorm_backward,
+    batchnorm_forward,
+    batchnorm_inference,
+    batchnorm_table,
+    batchnorm_workspace,
+)
 from .checksum import crc32c
 from .conv import (
     conv2d_backward_input,

@@ -10,13 +10,15 @@ from itertools import product
 from numba import types
 from numba.extending import intrinsic
 
-from ._ir import Lanes, number_type, strips, times
+from ._ir import I64, Lanes, number_type, strips, times
 from .arch import V
 from .number import FP32
 
 AT_ONCE = 2 * V  # numbers
+COEFFICIENTS = 6  # rows of a table
 MEAN, SCALE, SHIFT = 0, 4, 5  # rows of the table: what x is normalized by, for the mask
 ALL, WHERE_Y, WHERE_X = range(3)  # of dy is passed on: all; where y > 0; where the normalized x is
+FRESH, ONTO, PAST = range(3)  # how a result is stored
 _I64 = types.int64
 
 
@@ -55,6 +57,11 @@ class _Strip:
 
     def add(self, value, address):
         self.store(self.builder.fadd(self.load(address), value), address)
+
+    def sum(self, g, centred, sum_g, sum_gx):
+        """sum_g += g, sum_gx += g * (x - mean)."""
+        self.add(g, sum_g)
+        self.store(self.lanes.fma(g, centred, self.load(sum_gx)), sum_gx)
 
     def passed(self, mask, x, y, dy):
         """What of dy is passed on; x: less its mean."""
@@ -106,11 +113,37 @@ def sum_row(typing, count, x, kind, y, dy, dy_kind, mask, table, pitch, sum_g, s
                 centred, g = strip.gradient(masks, (x_, of_x), (y_, of_x), (dy_, of_dy))
                 if keeps:
                     strip.store(g, result_, of_dy)  # exact: what dy has, or zero
-                strip.add(g, sum_g_)
-                strip.store(strip.lanes.fma(g, centred, strip.load(sum_gx_)), sum_gx_)
+                strip.sum(g, centred, sum_g_, sum_gx_)
         return context.get_dummy_value()
 
     return types.void(_I64, _I64, kind, _I64, _I64, dy_kind, *[_I64] * 7), codegen
+
+
+@intrinsic
+def pass_row(typing, count, dy, x, y, kind, mask, table, pitch, sum_g, sum_gx, result, how):
+    """result = g = what of dy, float32, is passed on, WHERE_Y or WHERE_X; sums as in `sum_row`.
+
+    how: FRESH; ONTO: what stands at `result` is added to dy first; or PAST the caches.
+    """
+    number = number_type(kind)
+
+    def codegen(context, builder, sig, args):
+        n, dy_, x_, y_, _, mask_, table_, pitch_, sum_g_, sum_gx_, result_, how_ = args
+        by_x = builder.sub(mask_, I64(WHERE_Y))
+        for masks, hows in _cases(builder, (by_x, 2), (how_, 3)):
+            for width, index in strips(builder, n, AT_ONCE):
+                strip = _Strip(builder, width, index, table_, pitch_)
+                given = strip.load(dy_)
+                if hows == ONTO:
+                    given = builder.fadd(strip.load(result_, number), given)
+                centred = builder.fsub(strip.load(x_, number), strip.row(MEAN))
+                above = strip.load(y_, number) if WHERE_Y + masks == WHERE_Y else None
+                g = strip.passed(WHERE_Y + masks, centred, above, given)
+                strip.store(g, result_, number, past=hows == PAST)
+                strip.sum(g, centred, sum_g_, sum_gx_)
+        return context.get_dummy_value()
+
+    return types.void(*[_I64] * 4, kind, *[_I64] * 7), codegen
 
 
 @intrinsic

@@ -27,6 +27,11 @@ def _prefetch(typing, address):
 def ask_ahead(x, row):
     """While row `row` of x (rows, columns) is read, ask for as many bytes DISTANCE behind it."""
     width = x.shape[1] * x.itemsize
-    address = x.ctypes.data + row * width + DISTANCE
-    for line in range(0, width, LINE):
+    ask(x.ctypes.data + row * width + DISTANCE, width)
+
+
+@kernel
+def ask(address, size):
+    """Ask for `size` bytes from an address on."""
+    for line in range(0, size, LINE):
         _prefetch(address + line)

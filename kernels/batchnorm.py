@@ -25,14 +25,12 @@ from ._shapes import (
     optional,
     optional_tensor,
 )
-from .affine import ALL, SCALE, SHIFT, WHERE_X, WHERE_Y, gradient_row, normalize_row, sum_row
+from .affine import ALL, COEFFICIENTS, MEAN, SCALE, SHIFT, WHERE_X, WHERE_Y, gradient_row, normalize_row, sum_row
 from .ahead import ask_ahead
 from .moments import merge_moments, part_moments
 from .store import goes_past
 
 # ---- workspace: two partial results per chunk, and the rows of coefficients ------------------------------------
-
-COEFFICIENTS = 6  # rows (fold * C) of per-column factors
 
 
 def _partition(pixels, channels):
@@ -101,7 +99,7 @@ def _affine_rows(gamma, beta, var, eps, scale_row, shift_row):
 
 @kernel(parallel=True)
 def _normalize(rows, x, gamma, beta, mean, var, eps, coefficients, residual, low, y, past):
-    _fill_row(coefficients[0], mean)
+    _fill_row(coefficients[MEAN], mean)
     _affine_rows(gamma, beta, var, eps, coefficients[1], coefficients[2])
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
         _normalize_body(np.int64(i), rows, x, coefficients, residual, low, y, past)
@@ -225,12 +223,26 @@ def _input_gradient_body(i, rows, x, y, dy, mask, coefficients, dx, past):
         )  # fmt: skip
 
 
+@kernel
+def _fill_table(gamma, beta, mean, var, eps, coefficients):
+    _fill_row(coefficients[MEAN], mean)
+    _affine_rows(gamma, beta, var, eps, coefficients[SCALE], coefficients[SHIFT])
+
+
+def batchnorm_table(gamma, beta, mean, var, eps, table):
+    """What a pass over rows of x needs: float32 table (COEFFICIENTS, C), as `conv2d_backward_input` reads it."""
+    channels = mean.size
+    check_array("batchnorm: table", table, (COEFFICIENTS, channels))
+    gamma, beta = optional("batchnorm: gamma", gamma, (channels,)), optional("batchnorm: beta", beta, (channels,))
+    _fill_table(gamma, beta, mean, var, float(eps), table)
+
+
 @kernel(parallel=True)
 def _sums(rows, x, y, dy, mask, gamma, beta, mean, var, eps, dresidual, partial, coefficients, dgamma, dbeta):
-    _fill_row(coefficients[0], mean)
-    _affine_rows(gamma, beta, var, eps, coefficients[SCALE], coefficients[SHIFT])
-    for i in numba.prange(partial.shape[0]):
-        _sums_body(np.int64(i), rows, x, y, dy, mask, coefficients, dresidual, partial)
+    _fill_table(gamma, beta, mean, var, eps, coefficients)
+    if rows > 0:  # else they are told
+        for i in numba.prange(partial.shape[0]):
+            _sums_body(np.int64(i), rows, x, y, dy, mask, coefficients, dresidual, partial)
     channels = mean.size
     sum_g, sum_gx = np.zeros(channels), np.zeros(channels)
     _merge_sums(partial, sum_g, sum_gx)
@@ -255,7 +267,9 @@ def _input_gradient(rows, x, y, dy, mask, coefficients, dx, past):
         _input_gradient_body(np.int64(i), rows, x, y, dy, mask, coefficients, dx, past)
 
 
-def batchnorm_backward(x, y, dy, gamma, beta, mean, var, eps, dx, dgamma, dbeta, workspace, relu=False, dresidual=None):
+def batchnorm_backward(
+    x, y, dy, gamma, beta, mean, var, eps, dx, dgamma, dbeta, workspace, relu=False, dresidual=None, sums=None
+):
     """Gradients of `batchnorm_forward`, from its x, its output y and the statistics it wrote.
 
     With g = dy * (y > 0) if relu else dy, xhat = (x - mean) / sqrt(var + eps), M pixels:
@@ -269,6 +283,8 @@ def batchnorm_backward(x, y, dy, gamma, beta, mean, var, eps, dx, dgamma, dbeta,
     dgamma, dbeta : (C,) float32, overwritten; None where gamma is None
     dresidual : like x, overwritten; may be dy or y (then dx must be another array); None where nobody wants it
     workspace : flat float32, at least `batchnorm_workspace(pixels, C)`
+    sums : (parts, 2, C) float32, of g and of g * (x - mean) over some pixels each, as `conv2d_backward_input` tells
+        them; dy is g then, relu False and dresidual None. None: x and dy are read for them
 
     Raises: TypeError, ValueError. Twin: reference.batchnorm_backward.
     """
@@ -292,7 +308,12 @@ def batchnorm_backward(x, y, dy, gamma, beta, mean, var, eps, dx, dgamma, dbeta,
     shape = (-1, partial.shape[2])
     x, y, dy, dx, dresidual = (a.reshape(shape) for a in (x, y, dy, dx, dresidual))
     mask = WHERE_Y if y.size else WHERE_X if relu else ALL
-    _sums(rows, x, y, dy, mask, gamma, beta, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
+    if sums is not None:
+        if relu or dresidual.size:
+            raise ValueError("batchnorm: found sums and a ReLU or residual, expected dy to be what is behind them")
+        check_array("batchnorm: sums", sums, (len(sums), 2, channels))
+    told, partial = (0, sums) if sums is not None else (rows, partial)
+    _sums(told, x, y, dy, mask, gamma, beta, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
     if dresidual.size:  # holds g already, masked
         mask, y, dy = ALL, y[:0], dresidual
     past = int(goes_past(dx, dx.shape[1], x, dy, y))

@@ -99,6 +99,17 @@ def batchnorm_forward(x, gamma, beta, eps, residual=None, relu=False):
     return batchnorm_inference(x, gamma, beta, mean, var, eps, residual, relu), mean, var
 
 
+def batchnorm_passed(dy, x, y, table):
+    """What of dy the ReLU behind a batch norm passes on; y: its output, or None: that of x, in the kernels' float32.
+
+    table: rows 0, 4 and 5 are the mean, gamma / std and beta, as `kernels.batchnorm_table` writes them.
+    """
+    if y is None:
+        mean, scale, shift = (np.float64(table[row]) for row in (0, 4, 5))
+        y = np.float32(x - mean) * scale + shift
+    return np.where(y > 0, dy, 0)
+
+
 def batchnorm_backward(x, y, dy, gamma, mean, var, eps, relu=False):
     """dx, dgamma, dbeta, dresidual; without gamma the two in the middle are what a gamma of 1 would get.
 

@@ -115,6 +115,24 @@ def test_batchnorm_backward__works_in_place():
     assert np.array_equal(g, dx)
 
 
+def test_batchnorm_backward__takes_sums_that_it_is_told():
+    x, dy, gamma, beta = randn(2, 7, 9, 17), randn(2, 7, 9, 17, seed=1), randn(17), randn(17, seed=1)
+    _, mean, var, dx, dgamma, dbeta, _ = run(x, dy, gamma, beta, None, False)
+    parts = [np.stack([rows, rows * (here - mean)]).sum(1) for rows, here in zip(*map(_parts, (dy, x)), strict=True)]
+    told = np.empty_like(x), np.empty(17, np.float32), np.empty(17, np.float32)
+    others = (empty(x)[-1], False, None, np.float32(parts))
+    batchnorm_backward(x, None, dy, gamma, beta, mean, var, EPS, *told, *others)
+    for found, expected in zip(told, (dx, dgamma, dbeta), strict=True):
+        assert_close(found, expected)
+    with pytest.raises(ValueError, match="found sums and a ReLU or residual"):
+        batchnorm_backward(x, None, dy, gamma, beta, mean, var, EPS, *told, others[0], True, None, others[3])
+
+
+def _parts(x):
+    """Pixels in parts of unequal size."""
+    return np.split(x.reshape(-1, x.shape[-1]), [5, 80])
+
+
 def test_batchnorm__same_bits_for_any_thread_count():
     x, dy, gamma, beta = randn(16, 13, 13, 48), randn(16, 13, 13, 48, seed=1), randn(48), randn(48, seed=1)
     assert_same_bits_with_threads(lambda: run(x, dy, gamma, beta, dy, True))

@@ -9,6 +9,8 @@ import pytest
 from gradcheck import NUMBERS, aligned
 
 from knltrain.kernels import (
+    COEFFICIENTS,
+    batchnorm_table,
     conv2d_backward_input,
     conv2d_backward_weight,
     conv2d_forward,
@@ -176,6 +178,34 @@ def test_conv2d__equals_its_twin(shape, kind):
     _close(y, np.maximum(reference.conv2d_forward(x64, w64, b64, *options), 0), number)
     conv2d_backward_input(plan, dy, packed_t, dx, accumulate=True)
     _close(dx, 2 * expected_dx, number, sums=2)
+
+
+# stride 2 with classes that no tap reaches, Winograd's method in groups, tiles, a channel more than a vector has
+PASSED = [SHAPES[4], SHAPES[6], SHAPES[16], WINOGRAD[1]]
+PASSED += [(3, 9, 7, 64, 32, 1, 1, 1, 0, 1), (2, 7, 9, 17, 24, 3, 3, 2, 1, 1)]
+
+
+@pytest.mark.parametrize("kind", KINDS_HERE)
+@pytest.mark.parametrize("shape", PASSED, ids=str)
+def test_conv2d_backward_input__passes_on_what_the_relu_of_a_batch_norm_does_and_sums_it(shape, kind):
+    plan, (x, w, _, dy), options = _case(shape, kind)
+    number, panels, rng = plan.shape.number, plan.backward_input.panels, np.random.default_rng(7)
+    mean, var, gamma, beta = (rng.uniform(0.5, 1.5, x.shape[-1]).astype(np.float32) for _ in range(4))
+    table = np.full((COEFFICIENTS, x.shape[-1]), np.nan, np.float32)
+    batchnorm_table(gamma, beta, mean, var, 1e-5, table)
+    x, dy, y, before = (number.narrow(a) for a in (x, dy, *rng.standard_normal((2, *x.shape))))
+    wide = _wide(number.widen(dy), panels.widen(panels.narrow(w)))
+    whole = reference.conv2d_backward_input(*wide, x.shape, *options)
+    for output, accumulate in itertools.product((None, y), (False, True)):
+        dx, sums = before.copy() if accumulate else _empty(x.shape, number), _empty(plan.sums_shape)
+        conv2d_backward_input(plan, dy, _packed(plan, w)[1], dx, accumulate, x, output, table, sums)
+        behind = output if output is None else number.widen(output)
+        all_of_it = whole + number.widen(before) if accumulate else whole
+        expected = reference.batchnorm_passed(all_of_it, *_wide(number.widen(x)), behind, table)
+        _close(dx, expected, number)
+        rows, centred = expected.reshape(-1, x.shape[-1]), (number.widen(x) - mean).reshape(-1, x.shape[-1])
+        _close(sums[:, 0].sum(0), rows.sum(0))
+        _close(sums[:, 1].sum(0), (rows * centred).sum(0))
 
 
 @pytest.mark.parametrize("kind", KINDS_HERE[1:])

@@ -32,13 +32,16 @@ def _network(between):
     def apart(name):
         return [Dropout(name, 0.0)] if between else []  # changes nothing, and is in the way
 
-    main = [Conv2d("a", 12, 3, pad=1), *apart("a.between"), BatchNorm("a.bn", relu=True), Conv2d("b", 12, 1)]
-    main = [*apart("before"), *main, *apart("b.between")]
+    main = [*apart("before")]
+    for name, size in (("a", 3), ("b", 1)):
+        main += [Conv2d(name, 12, size, pad=size // 2), *apart(f"{name}.between")]
+        main += [BatchNorm(f"{name}.bn", relu=True), *apart(f"{name}.behind")]
+    main += [Conv2d("c", 12, 1), *apart("c.between")]
     return Sequential(
         "net",
         *[Conv2d("stem", 12, 3, bias=0.1), *apart("stem.between"), ReLU("relu"), Conv2d("wide", 12, 1)],
         Residual("block", Sequential("main", *main), BatchNorm("join", relu=True)),
-        *[GlobalAvgPool("pool"), Linear("fc", 5)],
+        *[*apart("join.behind"), Conv2d("last", 9, 2, stride=2), GlobalAvgPool("pool"), Linear("fc", 5)],
     )
 
 
@@ -67,14 +70,18 @@ def test_fuse__makes_every_fusion_it_can():
     assert by_layer["a", "conv2d_backward_input"].arguments["accumulate"]
     assert ("stem", "conv2d_backward_input") not in by_layer  # nobody reads the gradient of the images
     told = [op.owner.name for op in ops if op.name == "batchnorm_forward" and "moments" in op.others]
-    assert told == ["a.bn", "join"]
+    assert told == ["a.bn", "b.bn", "join"]
+    summed = [op.owner.name for op in ops if op.name == "conv2d_backward_input" and "sums" in op.others]
+    assert summed == ["last", "c", "b"]
+    assert [op.owner.name for op in ops if op.name == "batchnorm_backward" and op.others["relu"]] == []
+    assert by_layer["last", "conv2d_backward_input"].arguments["y"] is not None  # behind a residual
 
 
 def test_fuse__is_not_made_across_a_layer_between_and_the_result_stays_right():
     fused, apart = _made(_network(between=False)), _made(_network(between=True))
     kernels = _kernels(apart)
     assert "relu_forward" in kernels and "add_forward" in kernels
-    assert not any("moments" in op.others for op in apart.training.ops)
+    assert not any("moments" in op.others or "sums" in op.others for op in apart.training.ops)
     np.testing.assert_allclose(fused.loss.losses, apart.loss.losses, rtol=2e-6)
     for p in fused.parameters.parameters:
         other = apart.parameters.named[p.name].dw

@@ -6,10 +6,14 @@ and hand them to the method that the plan has for the direction: `rows` (address
 definition; `plan.arithmetic` has what is really made.
 """
 
+import numpy as np
+
 from .._shapes import NOTHING, check_array
+from ..affine import COEFFICIENTS
 from ..number import FP32
 from .method import NO_MOMENTS
 from .plan import conv2d_plan
+from .task import Behind
 
 
 def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None, relu=False):
@@ -33,16 +37,30 @@ def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None, relu=False
     plan.forward.run(x, packed, y, bias, workspace, moments, relu=relu)
 
 
-def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False):
+def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False, x=None, y=None, table=None, sums=None):
     """dx[n,h,w,c] = sum over r,s,k of dy[n,(h+pad-r)/stride,(w+pad-s)/stride,k] * w[r,s,c,k], where these are whole.
 
     packed_t: by `conv2d_pack_transposed`, or w itself where plan.unpacked. dx is overwritten, with `accumulate` added
     to. Twin: reference.conv2d_backward_input.
+
+    Where the input of the convolution is relu(batch norm of x (+ a residual)), it may begin that one's backward, while
+    dx lies in the cache: dx is then set to 0 where that input is not positive, and `sums`, float32 of plan.sums_shape,
+    is overwritten with the sums over each block of pixels of dx and of dx * (x - mean), for `batchnorm_backward`.
+    x: like dx. y: the convolution's input where there is a residual, else None: it follows from x. table: float32
+    (COEFFICIENTS, C) by `batchnorm_table`.
     """
     check_array("conv2d: dy", dy, plan.y_shape, plan.shape.number.dtype)
     check_array("conv2d: dx", dx, plan.x_shape, plan.shape.number.dtype)
     _check_packed(plan, plan.backward_input, packed_t)
-    plan.backward_input.run(dy, packed_t, dx, NOTHING, NOTHING, accumulate=accumulate)
+    behind = None
+    if x is not None:
+        for name, array in (("x", x), ("y", x if y is None else y)):
+            check_array(f"conv2d: {name} of the batch norm", array, plan.x_shape, plan.shape.number.dtype)
+        check_array("conv2d: table of the batch norm", table, (COEFFICIENTS, plan.x_shape[3]))
+        check_array("conv2d: sums", sums, plan.sums_shape)
+        behind = Behind(x.reshape(-1), np.empty(0, x.dtype) if y is None else y.reshape(-1), table)
+    sums = NO_MOMENTS if sums is None else sums
+    plan.backward_input.run(dy, packed_t, dx, NOTHING, NOTHING, sums, accumulate, behind=behind)
 
 
 def conv2d_backward_weight(plan, x, dy, dw, workspace):

@@ -14,7 +14,7 @@ from ..store import goes_past
 from .grid import WIDTH
 from .panels import pack
 from .shape import TASKS, ceil
-from .task import GradientJob, Job, block_count
+from .task import Behind, GradientJob, Job, block_count
 
 NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
 MOST_WIDTH = 512  # output channels of a task of Blocks: with its pixels it is 258 KB of C, which stay in L2
@@ -72,19 +72,25 @@ class Blocks(Method):
         r, s, depth, k = w.shape
         pack(w.reshape(r * s, depth, k), self.shape.groups, self.transposed, packed)
 
-    def run(self, x, weights, y, bias, workspace, moments=NO_MOMENTS, accumulate=False, relu=False):
+    def blocks(self, grid) -> int:
+        """Blocks of a grid, over all images."""
+        return int(block_count(self.shape.x[0] * grid.pixels, self.size))
+
+    def run(self, x, weights, y, bias, workspace, moments=NO_MOMENTS, accumulate=False, relu=False, behind=None):
         """y = or, with `accumulate`, += the sums over all taps, plus bias where it is not empty. Of dy for x: dx."""
+        behind, told = behind or Behind(np.empty(0, y.dtype), np.empty(0, y.dtype), np.empty((0, 0), np.float32)), 0
         for grid in self.grids:
             width = int(grid.geometry[WIDTH])
-            blocks, along = ceil(width, BLOCK), block_count(x.shape[0] * grid.pixels, self.size)
+            blocks, along = ceil(width, BLOCK), self.blocks(grid)
             # where the grid alone gives too few tasks channels are cut too; but each range reads all of the input
             ranges = min(blocks, max(ceil(self.tasks(numba.get_num_threads()), along), ceil(width, MOST_WIDTH)))
             job = Job(
-                x.reshape(-1), self.zeros, weights.reshape(-1).view(np.float32), bias, y.reshape(-1), moments, *grid,
-                self.all_taps, self.form, x.shape[0], ranges, accumulate, relu, goes_past(y, width), self.staged,
-                np.empty(0, self.panels.dtype),
+                x.reshape(-1), self.zeros, weights.reshape(-1).view(np.float32), bias, y.reshape(-1),
+                moments[told : told + along], *behind, *grid, self.all_taps, self.form, x.shape[0], ranges, accumulate,
+                relu, goes_past(y, width), self.staged, np.empty(0, self.panels.dtype),
             )  # fmt: skip
             self.nest(along * ranges, job)
+            told += along
 
 
 class Gradient(Method):

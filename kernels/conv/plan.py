@@ -78,6 +78,12 @@ class Conv2dPlan:
         return self.forward.block_sizes()
 
     @property
+    def sums_shape(self) -> tuple:
+        """Shape of the sums that backward-input tells a batch norm, over each of its blocks of dx."""
+        method = self.backward_input
+        return (sum(method.blocks(grid) for grid in method.grids), 2, self.x_shape[3])
+
+    @property
     def moments_shape(self) -> tuple:
         """Shape of what forward tells of each of `moments_counts` output pixels: mean and M2 of every channel."""
         return (self.moments_counts.size, 2, self.w_shape[3])

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import kernel
+from ..affine import FRESH, ONTO, PAST, WHERE_X, WHERE_Y, pass_row
+from ..ahead import DISTANCE, ask
 from ..arch import BLOCK, LINE, LINE_FLOATS
 from ..each import RAISE, each
 from ..moments import part_moments
@@ -20,6 +22,14 @@ from .grid import GRID_I, GRID_J, WIDTH
 F32_BYTES = FP32.bytes  # of an element of C, of panels and of everything else that a task keeps for itself
 
 
+class Behind(NamedTuple):
+    """The batch norm with ReLU whose output a convolution reads: backward-input then tells its sums."""
+
+    x: np.ndarray  # its input, flat, or empty: there is none
+    y: np.ndarray  # its output, flat, where a residual was added, else empty
+    table: np.ndarray  # (COEFFICIENTS, K) of `affine`
+
+
 class Job(NamedTuple):
     """All that the tasks of one nest share. Arrays but moments, geometry and taps are flat."""
 
@@ -28,7 +38,10 @@ class Job(NamedTuple):
     weights: np.ndarray  # or panels of them, units of four bytes: one type, one compilation
     bias: np.ndarray  # (K,) or empty
     y: np.ndarray
-    moments: np.ndarray  # (blocks, 2, K), to be told mean and M2 of each block, or empty
+    moments: np.ndarray  # (blocks, 2, K), to be told mean and M2 of each block, or the sums of a batch norm; or empty
+    norm_x: np.ndarray  # Behind
+    norm_y: np.ndarray
+    norm_table: np.ndarray
     geometry: np.ndarray
     taps: np.ndarray
     all_taps: int  # that the packed weights have
@@ -105,9 +118,36 @@ def aligned(count):
 
 
 @kernel
+def _pass_on(job, part, first, c, pitch, count, out_rows):
+    """C, the gradient of a batch norm's output, to what its ReLU passes on: stored, summed for `batchnorm_backward`."""
+    x, y, table, sums, item = job.norm_x, job.norm_y, job.norm_table, job.moments[part.block], job.y.itemsize
+    sums[:, first : first + part.valid] = 0
+    sum_g = sums.ctypes.data + first * F32_BYTES
+    mask, how = WHERE_Y if y.size > 0 else WHERE_X, ONTO if job.accumulate else (PAST if job.past else FRESH)
+    width = part.valid * item
+    rows_ahead = max(1, DISTANCE // width)
+    for row in range(count):
+        place = out_rows[min(row + rows_ahead, count - 1)] + first * item - job.y.ctypes.data
+        ask(x.ctypes.data + place, width)
+        if y.size > 0:
+            ask(y.ctypes.data + place, width)
+        if job.accumulate:
+            ask(job.y.ctypes.data + place, width)
+        there = out_rows[row] + first * item
+        place = there - job.y.ctypes.data
+        pass_row(
+            part.valid, c.ctypes.data + row * pitch * F32_BYTES, x.ctypes.data + place, y.ctypes.data + place,
+            job.y.dtype, mask, table.ctypes.data + first * F32_BYTES, table.strides[0],
+            sum_g, sum_g + sums.strides[0], there, how,
+        )  # fmt: skip
+
+
+@kernel
 def finish(job, part, group, c, pitch, count, out_rows):
     """`count` rows of C, `pitch` floats apart, to the pixels at addresses out_rows."""
     first = group * job.geometry[WIDTH] + part.lo * BLOCK
+    if job.norm_x.size > 0:
+        return _pass_on(job, part, first, c, pitch, count, out_rows)
     if job.relu:
         whole = c[: count * pitch]
         each(RAISE, whole, whole, np.float32(0), whole)

@@ -48,7 +48,8 @@ def _conv2d_forward(a, op):
 def _conv2d_backward_input(a, op):
     w = _weights(op, a["plan"].backward_input)
     dx = reference.conv2d_backward_input(a["dy"], w, a["plan"].x_shape, *_geometry(a))
-    return {"dx": dx + a["dx"] if a["accumulate"] else dx}
+    dx = dx + a["dx"] if a["accumulate"] else dx
+    return {"dx": dx if a["x"] is None else reference.batchnorm_passed(dx, a["x"], a["y"], a["table"])}
 
 
 def _conv2d_backward_weight(a, op):
@@ -131,7 +132,8 @@ _TWINS = {
     "dropout_backward": _dropout("dx", "dy"),
     "bias_gradient": _plain("bias_gradient", "db", "dy"),
     "rank_of_label": _plain("rank_of_label", "ranks", "logits", "labels"),
-    # checked with the convolutions that read what they pack, and with the update: nothing of their own
+    # checked with the convolutions that read what they write: nothing of their own
+    "batchnorm_table": lambda a, op: {},
     "conv2d_pack": lambda a, op: {},
     "conv2d_pack_transposed": lambda a, op: {},
 }

@@ -4,9 +4,18 @@ A fusion looks only at the tensors that ops share. Where it does not fit (a laye
 made, and the ops stay as they were declared.
 """
 
-from knltrain.kernels import add_forward, batchnorm_forward, conv2d_backward_input, conv2d_forward, relu_forward
+from knltrain.kernels import (
+    COEFFICIENTS,
+    add_forward,
+    batchnorm_backward,
+    batchnorm_forward,
+    batchnorm_table,
+    conv2d_backward_input,
+    conv2d_forward,
+    relu_forward,
+)
 
-from .program import Op, Program, Tensor
+from .program import MEMORY, Op, Program, Tensor
 
 
 def fuse(program: Program):
@@ -15,6 +24,7 @@ def fuse(program: Program):
     tell_moments(program)
     rectify_as_stored(program)
     add_onto(program)
+    pass_on_as_stored(program)
 
 
 def drop_unread(program: Program):
@@ -64,6 +74,35 @@ def add_onto(program: Program):
             conv.writes["dx"], conv.onto = add.writes["y"].view(*main.shape), other
             conv.others["accumulate"] = True
             program.backward.remove(add)
+
+
+def pass_on_as_stored(program: Program):
+    """Batch norm with ReLU, whose output's gradient a convolution makes last: it stores what the ReLU passes on.
+
+    And it sums that for batch norm's backward while it lies in the cache, which then goes over memory once, not twice.
+    """
+    writers = _writers(program.backward)
+    for norm in _calls(program, batchnorm_backward):
+        dy, dresidual = norm.reads["dy"], norm.writes.get("dresidual")
+        conv = writers.get(dy.root)
+        if not (norm.others["relu"] and conv and conv.kernel is conv2d_backward_input):
+            continue
+        if _readers(program, dy) != [norm]:
+            continue
+        shape, name = conv.writes["dx"].shape, conv.owner.name
+        table = Tensor(f"{name}.table", (COEFFICIENTS, shape[-1]), scratch=True)
+        sums = Tensor(f"{name}.sums", conv.others["plan"].sums_shape, scratch=True)
+        vectors = {key: norm.others[key] for key in ("gamma", "beta", "mean", "var", "eps")}
+        tabulate = Op(norm.owner, MEMORY, batchnorm_table, {}, {"table": table}, vectors, uses=norm.uses)
+        program.backward.insert(program.backward.index(conv), tabulate)
+        conv.reads["x"] = norm.reads["x"].view(*shape)
+        conv.others |= {"table": table, "sums": sums}
+        if dresidual:
+            conv.reads["y"] = norm.reads.pop("y").view(*shape)
+            conv.writes["dx"] = norm.writes.pop("dresidual").root.view(*shape)
+            norm.reads["dy"] = dresidual
+        norm.others |= {"y": None, "relu": False, "sums": sums}
+        norm.passes, norm.overwrites = (), {"dx": ("x",)} if dresidual else {"dx": ("dy",)}
 
 
 def _calls(program: Program, kernel) -> list[Op]:
