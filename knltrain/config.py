@@ -133,7 +133,7 @@ class Recipe:
 
 SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe) if f.name != "phases"}
 PHASED = {  # section: keys that a phase may change
-    "data": ("augmentation", "crop", "short_side", "val_short_side", "pad", "cutout", "min_area"),
+    "data": ("augmentation", "crop", "short_side", "val_short_side", "pad", "cutout", "mixup", "min_area"),
     "batch": ("global_batch", "slot_batch"),
     "optim": ("momentum", "nesterov", "weight_decay", "decay_bias_and_norm", "epsilon", "label_smoothing"),
     "schedule": tuple(f.name for f in dataclasses.fields(Schedule)),

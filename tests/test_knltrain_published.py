@@ -136,3 +136,12 @@ def test_experiment__says_source_accuracy_and_what_differs(name):
 def test_experiment__network_has_the_published_size(name, count):
     layers, shape = build_network(load_recipe(name), 1000)
     assert sum(p.size for p in declare(layers, shape).parameters.parameters) == count
+
+
+def test_cifar10_fast__is_planned_for_the_whole_set():
+    recipe = load_recipe("cifar10_fast")
+    (leg,) = legs(recipe, 50_000)
+    program = declare(*build_network(recipe, 10))
+    made = sum(op.flops for op in (*program.forward, *program.backward)) * 50_000 * recipe.run.epochs
+    assert leg.stop == 22 * 97 and 0.77e15 < made < 0.79e15
+    assert leg.rate(485) == 0.65 and leg.rate(0) == 0.13 and leg.rate(leg.stop - 1) < 1e-3
