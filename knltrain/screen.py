@@ -84,16 +84,20 @@ class Screen:
 
     def close(self):
         """End what is redrawn; harmless when repeated."""
-        if self.drawn:
+        if len(self.drawn) == 1:
             self.stream.write("\n")
-            self.drawn = []
+        self.drawn = []
         self.stream.flush()
 
     def _draw(self, lines, above=""):
-        """Put `lines` in the place of what is drawn, and the line `above` before them."""
-        up, several = len(self.drawn) - 1, max(len(self.drawn), len(lines)) > 1
-        back = f"\r\x1b[{up}A" if up > 0 else "\r"
-        self.stream.write(back + above + "\x1b[K\n".join(lines) + ("\x1b[J" if several else "\x1b[K"))
+        """Put `lines` in the place of what is drawn, and the line `above` before them.
+
+        The cursor is left below a block: what another thread or rank has to say last does not end up on its last line.
+        """
+        up = len(self.drawn) if len(self.drawn) > 1 else 0
+        back = f"\r\x1b[{up}A" if up else "\r"
+        end = "\x1b[K\n\x1b[J" if len(lines) > 1 else "\x1b[J" if up else "\x1b[K"
+        self.stream.write(back + above + "\x1b[K\n".join(lines) + end)
         self.stream.flush()
         self.drawn = lines
 

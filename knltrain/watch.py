@@ -123,4 +123,4 @@ def _status(run_dir: Path) -> str:
         status = (run_dir / STATUS).read_text(encoding="utf-8", errors="replace").splitlines()[0]
     except (OSError, IndexError):
         return ""
-    return f"; its status: {printable(status)}{' (it was killed)' * status.startswith('running')}"
+    return "; it was killed" if status.startswith("running") else f"; its status: {printable(status)}"

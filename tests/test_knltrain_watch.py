@@ -95,11 +95,11 @@ def test_block__is_redrawn_in_its_place_and_lines_stand_above(terminal):
     terminal.stream.truncate(0)
     terminal.say("saved")
     text = terminal.stream.getvalue().lstrip("\0")
-    assert text.startswith(f"\r\x1b[{first - 1}Asaved\x1b[K\n") and text.endswith("\x1b[J")
+    assert text.startswith(f"\r\x1b[{first}Asaved\x1b[K\n") and text.endswith("\n\x1b[J")
     terminal.tell(step(40, total_steps=40))
-    assert len(terminal.drawn) > first and f"\r\x1b[{first - 1}A" in terminal.stream.getvalue()
+    assert len(terminal.drawn) > first and f"\r\x1b[{first}A" in terminal.stream.getvalue()
     terminal.tell({"kind": "end", "step": 40, "state": "done", "run": "r", "best_checkpoint": None})
-    assert terminal.stream.getvalue().endswith("\ndone; evaluate with: knltrain evaluate r\n")
+    assert terminal.stream.getvalue().endswith("\n\x1b[Jdone; evaluate with: knltrain evaluate r\n")
 
 
 def test_block__is_a_line_where_there_is_no_room_or_no_rich(terminal, monkeypatch):
@@ -165,7 +165,7 @@ def test_watch__says_that_a_run_was_killed(tmp_path):
     stream = io.StringIO()
     watch(tmp_path / "run", Screen("lines", stream=stream))
     last = stream.getvalue().splitlines()[-1]
-    assert last.endswith("run: nothing runs here any more; its status: running step 0 (it was killed)")
+    assert last.endswith("run: nothing runs here any more; it was killed")
     (tmp_path / "run" / "lock").write_text(json.dumps(owner | {"host": "elsewhere"}))
     assert is_held(tmp_path / "run")
     os.utime(tmp_path / "run" / "lock", (1, 1))
