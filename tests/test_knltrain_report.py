@@ -68,7 +68,8 @@ def test_report__shows_what_the_log_says(tmp_path):
     (path,) = write_report([write_run(tmp_path / "run")], None)
     text = Page(path).text
     assert path == tmp_path / "run" / "report.html"
-    for expected in ("75.00%", "1 h 0 min", "2 node-hours", "64 images/s", "conv2d_forward", "12.5%", "Trust ratio"):
+    told = ("75.00%", "1 h 0 min", "2 node-hours", "64 images/s", "640 images", "after epoch 6", "so far")
+    for expected in (*told, "conv2d_forward", "12.5%", "Trust ratio"):
         assert expected in text, expected
     assert "60 of 60" in text and "pictures are left out" in text and "taken for dog 75.0%" in text
 

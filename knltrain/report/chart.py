@@ -154,13 +154,18 @@ def heat_map(
     bar = h("img", src=bar, width=120, height=10, alt="to")
     scale = h("p", short(shown[0]) + unit, " ", bar, " ", short(shown[1]) + unit, class_="scale")
     svg = _svg(TOP + tall + BOTTOM, parts, label=title)
-    return h("figure", h("figcaption", title), svg, scale, class_="wide square" if square else "wide")
+    heading = h("figcaption", title, h("span", f"over {across[2]}s") if _is_numbers(across) else None)
+    return h("figure", heading, svg, scale, class_="wide square" if square else "wide")
+
+
+def _is_numbers(across) -> bool:
+    return len(across) == 3 and isinstance(across[0], float)
 
 
 def _below(across, columns, box):
     """Numbers, or names where there is room for them, under a heat map."""
     y = box["y"] + box["height"] + 17
-    if not (len(across) == 3 and isinstance(across[0], float)):
+    if not _is_numbers(across):
         if box["width"] / columns < 6.2 * max(map(len, across)):
             return []
         places = [box["x"] + (i + 0.5) * box["width"] / columns for i in range(columns)]

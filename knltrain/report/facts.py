@@ -39,7 +39,8 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
     seconds = sum(seconds for seconds, _ in run.sessions)
     node_hours = sum(seconds * nodes for seconds, nodes in run.sessions) / 3600
     starts = len(run.sessions)
-    told.append(("time", span(seconds), f"in {starts} starts" if starts > 1 else "from start to end"))
+    how = "from start to end" if _ended(run) else "so far"
+    told.append(("time", span(seconds), f"in {starts} starts" if starts > 1 else how))
     nodes, ranks, threads = _machine(run)
     told.append(("cost", f"{node_hours:.3g} node-hours", f"on {nodes} node{'s' * (nodes != 1)}"))
     rates = run.steps["images_per_s"][np.isfinite(run.steps["images_per_s"])]
@@ -49,9 +50,8 @@ def headline(run: Run) -> list[tuple[str, str, str]]:
                      f"{rate / nodes:,.4g} a node" if nodes > 1 else "median of all steps"))  # fmt: skip
     count = {key: number(run.begin.get(key)) for key in ("parameters", "images", "classes")}
     if np.isfinite(list(count.values())).all():
-        images, classes = (f"{count[key]:,.0f}" for key in ("images", "classes"))
-        about = f"{_count(count['parameters'])} parameters; {images} images in {classes} classes"
-        told.append(("network", str(run.begin.get("model")), about))
+        told.append(("network", str(run.begin.get("model")), f"{_count(count['parameters'])} parameters"))
+        told.append(("data", f"{count['images']:,.0f} images", f"in {count['classes']:,.0f} classes"))
     where = f"{ranks} rank{'s' * (ranks != 1)} of {threads} thread{'s' * (threads != 1)}"
     told.append(("machine", where, str(run.machine.get("processor", ""))))
     return told
@@ -64,15 +64,21 @@ def _result(run):
         loss = run.steps["loss"][np.isfinite(run.steps["loss"])]
         return "result", f"loss {loss[-1]:.4g}" if loss.size else "no finite loss", "nothing was evaluated"
     best = int(top1.argmax())
-    last = "at the end" if best == top1.size - 1 else f"after epoch {epochs[best]:.4g}; at the end {top1[-1]:.2%}"
+    end = "at the end" if _ended(run) == "done" else f"after epoch {epochs[-1]:.4g}"
+    last = end if best == top1.size - 1 else f"after epoch {epochs[best]:.4g}; {end} {top1[-1]:.2%}"
     return "top-1", f"{top1[best]:.2%}", last
 
 
 def _state(run):
     done, total = run.steps["step"][-1], number(run.begin.get("total_steps"))
     of_all = f"step {done:,.0f} of {total:,.0f}" if total > 0 else f"step {done:,.0f}"
-    ended = run.end.get("state") if run.end.get("step") == done else None
-    return "state", {"done": "done", "stopped": "stopped"}.get(ended, "not ended"), of_all
+    return "state", _ended(run) or "not ended", of_all
+
+
+def _ended(run) -> str:
+    """How the last start ended; "" where it goes on, or was killed."""
+    state = run.end.get("state") if run.end.get("step") == run.steps["step"][-1] else None
+    return state if state in ("done", "stopped") else ""
 
 
 def _machine(run) -> tuple[int, int, int]:

@@ -25,7 +25,7 @@ def page(runs: list[Run], data: Path | None = None) -> str:
     script = script.replace("PALETTE", str(colors), 1)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    title = ", ".join(run.folder.resolve().name for run in runs)
+    title = ", ".join(map(_title, runs))
     curves = h("div", [line_chart(panel) for panel in panels(runs)], class_="charts")
     of_each = [section for name, make in SECTIONS.items() for section in _of_each(name, make, runs, data)]
     body = [
@@ -39,6 +39,12 @@ def page(runs: list[Run], data: Path | None = None) -> str:
         h("footer", f"made by knltrain {__version__}; the page needs no network and sends nothing"),
     ]
     return document(f"{title} – knltrain report", style, script, policy, body)
+
+
+def _title(run) -> str:
+    """The name of its folder, with the one above where it is just a run."""
+    parts = run.folder.resolve().parts
+    return "/".join(parts[-2:]) if parts[-1] == "run" else parts[-1]
 
 
 def _section(title: str, *content, note: str | None = None):
