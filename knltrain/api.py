@@ -270,6 +270,9 @@ def predict_files(path: Path, images: list[Path], top: int, as_json: bool) -> No
     from .text import printable
 
     require_decoder()
+    for image in images:
+        if not image.exists():
+            raise FileNotFoundError(f"{image}: found no such file or folder, expected pictures")
     net = load(path)
     files = [file for image in images for file in (sorted(image.rglob("*")) if image.is_dir() else [image])]
     files = [file for file in files if file.is_file()]

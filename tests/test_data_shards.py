@@ -175,6 +175,13 @@ def test_shard__may_be_empty_while_it_is_unfinished(tmp_path, encoding):
         Shard(path)
 
 
+def test_dataset__of_a_folder_above_names_those_below(tmp_path):
+    for name in ("train", "val"):
+        write(tmp_path / name)
+    with pytest.raises(ShardError, match="found no .*expected shards: there are some in .*train, .*val$"):
+        DataSet(tmp_path)
+
+
 def test_dataset__knows_how_pictures_were_fitted(tmp_path):
     folder = write(tmp_path / "d", shards=2)
     assert DataSet(folder).fit == "crop"

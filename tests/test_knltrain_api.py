@@ -204,3 +204,4 @@ def test_predict__prints_classes_of_files_and_folders(tmp_path, capsys):
     assert cli.main(["predict", str(tmp_path / "net.h5"), str(tmp_path / "some"), "--json"]) == 0
     assert '"classes": [{"name": "dark"' in capsys.readouterr().out
     assert cli.main(["predict", str(tmp_path / "net.h5"), str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: found no such file or folder, expected pictures" in capsys.readouterr().err

@@ -146,7 +146,9 @@ def find_shards(folder: Path) -> list[Path]:
         raise ShardError(f"{folder}: found no such folder, expected shards: make them with `knltrain pack`")
     paths = sorted(folder.glob("*.h5"))
     if not paths:
-        raise ShardError(f"{folder}: found no *.h5 file, expected shards: make them with `knltrain pack`")
+        below = sorted({str(path.parent) for path in folder.glob("*/*.h5")})
+        cure = f"there are some in {', '.join(below[:3])}" if below else "make them with `knltrain pack`"
+        raise ShardError(f"{folder}: found no *.h5 file, expected shards: {cure}")
     return paths
 
 
