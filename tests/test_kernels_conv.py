@@ -287,8 +287,9 @@ def test_conv2d__same_bits_with_one_and_two_threads(shape, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS_HERE)
-def test_conv2d_backward_weight__same_bits_however_many_threads_its_channels_are_cut_for(kind):
-    plan, (x, _, _, dy), _ = _case((3, 20, 20, 18, 300, 3, 3, 2, 1, 1), kind)
+@pytest.mark.parametrize("shape", [(3, 20, 20, 18, 300, 3, 3, 2, 1, 1), (4, 13, 11, 64, 288, 3, 3, 1, 1, 1)], ids=str)
+def test_conv2d_backward_weight__same_bits_however_many_threads_its_channels_are_cut_for(shape, kind):
+    plan, (x, _, _, dy), _ = _case(shape, kind)
     method, number = plan.backward_weight, plan.shape.number
     results = {}
     for threads in (1, 2, 5, 1000):
@@ -298,7 +299,7 @@ def test_conv2d_backward_weight__same_bits_however_many_threads_its_channels_are
         conv2d_backward_weight(plan, number.narrow(x), number.narrow(dy), dw, _scratch(plan))
         del method.tasks
         results[wide] = dw
-    assert len(results) >= 3 and min(results) == 1
+    assert len(results) >= 2 and min(results) == 1
     assert all(np.array_equal(dw, results[1]) for dw in results.values())
 
 

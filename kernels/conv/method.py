@@ -97,8 +97,8 @@ class Gradient(Method):
     """Backward-weight: a task owns a range of channels and a share of the pixels, `splits` shares in all.
 
     Share 0 sums in dw, the others in the workspace; they are added in order. Subclasses give `cut()`, the tasks of a
-    share, by which shares are chosen, and the blocks of pixels that there are; `grid` and `dy_grid`; and `nest`, the
-    compiled loop over tasks.
+    share, by which shares are chosen, and the blocks of pixels that there are; `tasks()`; `grid` and `dy_grid`; and
+    `nest`, the compiled loop over tasks.
     """
 
     def __init__(self, shape):
@@ -110,8 +110,8 @@ class Gradient(Method):
         self.workspace_size = self.partial_size
 
     def tasks(self, threads: int) -> tuple[int, int]:
-        """Blocks of output channels of a task (0: fixed) and how many tasks, for so many threads: never other bits."""
-        return 0, self.splits * self.parts
+        """Blocks of output channels of a task and how many tasks, for so many threads: never other bits."""
+        raise NotImplementedError
 
     def run(self, x, dy, dw, workspace):
         """dw, overwritten."""

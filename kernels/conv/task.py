@@ -69,7 +69,7 @@ class GradientJob(NamedTuple):
     dy_taps: np.ndarray
     images: int
     splits: int  # shares into which the pixels are cut
-    wide: int  # blocks of output channels of a task
+    wide: int  # blocks of output channels of a task, at most
     panels: np.ndarray  # empty; its dtype is that of the panels of x and dy
 
 

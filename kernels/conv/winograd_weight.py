@@ -22,7 +22,7 @@ from .task import F32_BYTES, share
 from .transform import GRADIENT, INPUT, POINTS, WEIGHT, transform
 from .winograd import TILES, plane_offsets, planes, tile_products, tiles_save
 
-CHANNELS = 64  # of inputs and of outputs of a task: the sums of 36 points, 590 KB, stay in L2
+CHANNELS = 64  # of inputs and, at most, of outputs of a task: the sums of 36 points, 590 KB, stay in L2
 
 
 class _Part(NamedTuple):
@@ -49,7 +49,7 @@ def _channels(part, parts, channels, unit):
 def _place(task, job):
     geometry = job.geometry
     depth, width, groups = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS]
-    c_parts, k_parts = -(-depth // CHANNELS), -(-width // CHANNELS)
+    c_parts, k_parts = -(-depth // CHANNELS), -(-width // (job.wide * BLOCK))
     split, rest = divmod(task, groups * c_parts * k_parts)
     rest, k_part = divmod(rest, k_parts)
     group, c_part = divmod(rest, c_parts)
@@ -162,6 +162,13 @@ class WinogradWeight(Gradient):
     @property
     def multiply_adds(self):
         return tile_products(self.shape, self.grid)
+
+    def tasks(self, threads):
+        """Two a thread, if need be of fewer output channels, for which x is transformed again."""
+        blocks = ceil(self.shape.k_group, BLOCK)
+        apart = self.splits * self.shape.groups * ceil(self.shape.w[2], CHANNELS)
+        wide = max(1, min(CHANNELS // BLOCK, blocks // ceil(2 * threads, apart)))
+        return wide, apart * ceil(blocks, wide)
 
     def cut(self):
         (n, p, q, _), m = self.shape.y, TILE + 1 - self.shape.w[0]
