@@ -4,6 +4,7 @@ Knights Landing in flat mode and Xeon Max in flat mode show their fast memory as
 quadrant, SNC and NPS modes show as the number of nodes that have.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,23 +72,32 @@ def read_topology(cpus, system: Path = SYS) -> Topology:
     cpus = set(cpus)
     nodes = {}
     for folder in sorted(system.glob("node/node[0-9]*"), key=lambda path: int(path.name[4:])):
-        inside = parse_list(_text(folder / "cpulist"))
-        memory = re.search(r"MemTotal:\s*(\d+) kB", _text(folder / "meminfo"))
+        inside = parse_list(read_text(folder / "cpulist"))
+        memory = re.search(r"MemTotal:\s*(\d+) kB", read_text(folder / "meminfo"))
         nodes[int(folder.name[4:])] = Node(tuple(inside), int(memory.group(1)) * 1024 if memory else 0)
     nodes = nodes or {0: Node(tuple(sorted(cpus)), 0)}
     whole = Topology((), nodes)
     cores, seen = [], set()
     for cpu in sorted(cpus, key=lambda cpu: (whole.node_of(cpu), cpu)):
         if cpu not in seen:
-            siblings = parse_list(_text(system / f"cpu/cpu{cpu}/topology/thread_siblings_list")) or [cpu]
+            siblings = parse_list(read_text(system / f"cpu/cpu{cpu}/topology/thread_siblings_list")) or [cpu]
             core = tuple(sorted({cpu, *siblings} & cpus))
             cores.append(core)
             seen.update(core)
     return Topology(tuple(cores), nodes)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """What is in a file, "" where it cannot be read."""
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except OSError:
         return ""
+
+
+def memory_free(proc: Path = Path("/proc"), system: Path = Path("/sys")) -> int:
+    """Bytes that this process may still take: what is available, or less where a control group has a limit."""
+    found = re.search(r"MemAvailable:\s*(\d+) kB", read_text(proc / "meminfo"))
+    free = int(found[1]) * 1024 if found else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, used = (read_text(system / "fs/cgroup" / name).strip() for name in ("memory.max", "memory.current"))
+    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free

@@ -1,12 +1,16 @@
-"""Start a Python program on several ranks, with a hard time limit."""
+"""Start a Python program on several ranks, with a hard time limit; or a command on one, in this process."""
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numba
 import pytest
 
+from knltrain import cli
 from knltrain.demo import find_mpiexec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,3 +32,16 @@ def run_mpi(ranks: int, *arguments: str, threads: int = 1, timeout: float = 300,
     env = os.environ | {"NUMBA_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | environment
     command = [*before, mpiexec(), *launcher, "-n", str(ranks), sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
+
+
+def run_here(*arguments, threads: int = 1, **environment):
+    """CompletedProcess of `knltrain ARGUMENTS`, alone in this process: nothing is started or loaded again."""
+    out, err, before = io.StringIO(), io.StringIO(), numba.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in {"KNLTRAIN_THREADS": str(threads), **environment}.items():
+            patch.setenv(name, value)
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        finally:
+            numba.set_num_threads(before)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

@@ -55,6 +55,14 @@ class Rank:
         self._all.barrier.wait()
         return everything
 
+    def broadcast(self, array):
+        if self.rank == 0:
+            self._all.sent = array
+        self._all.barrier.wait()
+        if self.rank:
+            array[...] = self._all.sent
+        self._all.barrier.wait()
+
     def barrier(self):
         self._all.barrier.wait()
 
@@ -81,13 +89,15 @@ class Rank:
         return self._all.windows[self._windows - 1]
 
 
-def on_ranks(size: int, work, layout=()) -> list:
-    """[work(communicator)] of all ranks. Raises the first error of a rank."""
+def on_ranks(size: int, work, layout=(), catch=()) -> list:
+    """[work(communicator)] of all ranks. Raises the first error of a rank; one of those to `catch` is its result."""
     everybody, results, errors = _Everybody(size), [None] * size, []
 
     def run(rank):
         try:
             results[rank] = work(Rank(everybody, rank, size, layout))
+        except catch as error:
+            results[rank] = error
         except BaseException as error:
             errors.append(error)
             everybody.barrier.abort()

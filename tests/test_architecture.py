@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "kernels": {"numpy", "numba", "llvmlite"},  # llvmlite is Numba's own half: an @intrinsic is written with it
     "knltrain.arena": {"knltrain.kernels", "numpy"},
     "knltrain.layers": {"knltrain.kernels", "knltrain.arena", "numpy"},
-    "knltrain.models": {"knltrain.kernels", "knltrain.arena", "knltrain.layers", "numpy"},
+    "knltrain.models": {"knltrain.kernels", "knltrain.arena", "knltrain.hardware", "knltrain.layers", "numpy"},
     "knltrain.interchange": {
         "knltrain", "knltrain.arena", "knltrain.layers", "knltrain.models", "knltrain.keys", "knltrain.whole", "numpy",
     },

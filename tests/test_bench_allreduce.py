@@ -4,14 +4,24 @@ import json
 
 import pytest
 from mpirun import run_mpi
+from ranks import on_ranks
+
+from knltrain import cli
+from knltrain.bench import allreduce
 
 
-@pytest.mark.parametrize("nodes", [0, 2])
-def test_bench_allreduce__writes_rows(nodes):
-    arguments = ["--sizes", "1024", "100000", "--nodes", str(nodes), "--json"]
-    run = run_mpi(2, "-m", "knltrain", "bench", "allreduce", *arguments)
+def test_bench_allreduce__writes_rows_under_mpi():
+    run = run_mpi(2, "-m", "knltrain", "bench", "allreduce", "--sizes", "1024", "100000", "--json")
     assert run.returncode == 0, run.stderr
-    rows = json.loads(run.stdout)
+    check(json.loads(run.stdout))
+
+
+def test_bench_allreduce__writes_rows_between_nodes(capsys):
+    on_ranks(2, lambda comm: allreduce.run(comm, [1024, 100_000], pretended_nodes=2, as_json=True))
+    check(json.loads(capsys.readouterr().out))
+
+
+def check(rows):
     assert {row["bytes"] for row in rows} == {1024, 100000} and {row["ranks"] for row in rows} == {2}
     names = {row["algorithm"] for row in rows}
     assert {"mpi", "auto", "ring", "halving", "doubling", "tree", "torus", "hierarchical"} <= names
@@ -19,8 +29,7 @@ def test_bench_allreduce__writes_rows(nodes):
     assert all(row["seconds"] > 0 and row["ratio_to_mpi"] > 0 for row in rows)
 
 
-def test_bench_allreduce__refuses_one_rank_and_unknown_names():
-    run = run_mpi(1, "-m", "knltrain", "bench", "allreduce")
-    assert run.returncode == 2 and "mpiexec -n 2" in run.stderr
-    run = run_mpi(2, "-m", "knltrain", "bench", "allreduce", "--algorithms", "rong", "--wires", "fp32")
-    assert run.returncode == 2 and "unknown algorithm 'rong'" in run.stderr
+def test_bench_allreduce__refuses_one_rank_and_unknown_names(capsys):
+    assert cli.main(["bench", "allreduce"]) == 2 and "mpiexec -n 2" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="unknown algorithm 'rong'"):
+        on_ranks(2, lambda comm: allreduce.run(comm, [1024], ["rong"], ["fp32"]))

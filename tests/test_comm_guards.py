@@ -24,7 +24,7 @@ def recipe(tmp_path_factory):
     return path
 
 
-def _run(recipe, tmp_path, fault, *settings, ranks=4, launcher=()):
+def _run(recipe, tmp_path, fault, *settings, ranks=3, launcher=()):
     """The result of a run whose rank 1 suffers `fault` before step 3, and how long it went on after step 2.
 
     Or after step 1: rank 1 may be done with step 2, and dead, before rank 0 has noted it.

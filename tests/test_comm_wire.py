@@ -4,25 +4,47 @@ import json
 
 import numpy as np
 import pytest
-from mpirun import ROOT, run_mpi
+from ranks import on_ranks
 from tinyrun import train
 
 from knltrain.checkpoint import checkpoints, load
+from knltrain.comm import WIRES, Links, make_block
 from knltrain.data.shards import Row, finish_shard, write_shard
-from knltrain.kernels import FP16_SCALE, decode_bf16, decode_fp16, encode_bf16, encode_fp16
+from knltrain.kernels import FP16_SCALE, decode_bf16, decode_fp16, digest, encode_bf16, encode_fp16
 
+SIZE = 100_000
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # relative error of one rounding
+
+
+def sums(comm, algorithm, nodes):
+    """{wire: (bytes sent, largest and mean error, is the sum the same in buckets)} of sums of random numbers.
+
+    Errors are relative to the sum of magnitudes, element by element.
+    """
+    numbers = [np.random.default_rng(rank).standard_normal(SIZE).astype(np.float32) for rank in range(comm.size)]
+    exact, size, found = np.sum(numbers, axis=0, dtype=np.float64), np.sum(np.abs(numbers), axis=0), {}
+    for wire in WIRES:
+        block = make_block(Links(comm, algorithm, wire, nodes), SIZE)
+        block.mine[:] = numbers[comm.rank]
+        before = comm.sent_bytes
+        block.allreduce(0, SIZE)
+        sent, error, whole = comm.sent_bytes - before, np.abs(block.total - exact) / size, digest(block.total)
+        assert len(set(comm.gather(whole))) == 1, f"{wire}: ranks disagree"
+        block.mine[:] = numbers[comm.rank]
+        block.release()
+        for start in range(0, SIZE, 30_000):
+            block.allreduce(start, min(SIZE, start + 30_000))
+        found[wire] = sent, error.max(), error.mean(), whole == digest(block.total)
+        comm.barrier()
+    return found
 
 
 @pytest.mark.parametrize(
     ("ranks", "algorithm", "nodes"),
     [(2, "halving", 0), (4, "halving", 0), (4, "auto", 2), (4, "ring", 0), (3, "tree", 0)],
 )
-def test_wire__half_the_bytes_and_the_error_of_the_rounding(tmp_path, ranks, algorithm, nodes):
-    path = tmp_path / "result.json"
-    run = run_mpi(ranks, str(ROOT / "tests" / "wire_ranks.py"), algorithm, str(nodes), str(path))
-    assert run.returncode == 0, run.stderr
-    result = json.loads(path.read_text())
+def test_wire__half_the_bytes_and_the_error_of_the_rounding(ranks, algorithm, nodes):
+    result = on_ranks(ranks, lambda comm: sums(comm, algorithm, nodes))[0]
     for wire, (sent, largest, mean, same_in_buckets) in result.items():
         roundings = 2 * ranks  # a number is rounded at most on each way down the sum, and once as a sum
         assert largest <= roundings * UNIT[wire]

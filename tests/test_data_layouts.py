@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mpirun import run_mpi
+from ranks import on_ranks
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -183,10 +184,10 @@ def test_pack__is_the_same_on_any_number_of_ranks(tree, tmp_path, ranks):
     (tree / "n02" / "bad.JPEG").write_bytes(jpeg(3)[:400])
     expected = packed(tree, tmp_path / "one", max_bad=1)
     assert len(expected) > 5
-    arguments = ["pack", str(tree), str(tmp_path / "many"), "--size", "32", "--shard-bytes", "10000", "--max-bad", "1"]
-    done = run_mpi(ranks, "-m", "knltrain", *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "packed 18 images of 3 classes" in done.stderr and "skipped n02/bad.JPEG" in done.stderr
+    told = io.StringIO()
+    how = {"size": 32, "shard_bytes": 10_000, "max_bad": 1, "threads": 1, "report": told}
+    on_ranks(ranks, lambda comm: pack(tree, tmp_path / "many", comm=comm, **how))
+    assert "packed 18 images of 3 classes" in told.getvalue() and "skipped n02/bad.JPEG" in told.getvalue()
     assert {path.name: path.read_bytes() for path in (tmp_path / "many").iterdir()} == expected
 
 

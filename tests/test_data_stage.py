@@ -1,64 +1,16 @@
 """knltrain/data/stage.py and ranks.py: rank 0 alone asks the file system; shards are copied once a node."""
 
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mpirun import run_mpi
+from ranks import on_ranks
 
 from knltrain.data import DataSet, ShardError, stage
 from knltrain.data.ranks import from_first
 from knltrain.data.shards import Row, finish_shard, write_shard
-
-
-class Ranks:
-    """A communicator of threads: what `knltrain.comm` has, as far as data needs it."""
-
-    def __init__(self, size):
-        self.size, self._barrier = size, threading.Barrier(size, timeout=20)
-        self._box, self._all, self._local = None, [None] * size, threading.local()
-
-    @property
-    def rank(self):
-        return self._local.rank
-
-    def broadcast(self, array):
-        if self.rank == 0:
-            self._box = array
-        self._barrier.wait()
-        if self.rank:
-            array[...] = self._box
-        self._barrier.wait()
-
-    def gather(self, value):
-        self._all[self.rank] = value
-        self._barrier.wait()
-        everything = list(self._all)
-        self._barrier.wait()
-        return everything
-
-    def barrier(self):
-        self._barrier.wait()
-
-    def run(self, work):
-        """What `work()` gives on each rank, or the exception it ended with."""
-        results = [None] * self.size
-
-        def one(rank):
-            self._local.rank = rank
-            try:
-                results[rank] = work()
-            except Exception as error:
-                results[rank] = error
-
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
 
 
 def write(folder, encoding="raw", shards=4):
@@ -87,8 +39,7 @@ def test_from_first__gives_all_ranks_the_same():
         calls.append(1)
         return {"a": [1, "two"], "b": np.arange(6, dtype=np.int32).reshape(2, 3)[:, ::2], "c": np.empty(0, np.uint8)}
 
-    ranks = Ranks(3)
-    for found in ranks.run(lambda: from_first(ranks, make)):
+    for found in on_ranks(3, lambda comm: from_first(comm, make)):
         assert found["a"] == [1, "two"] and found["b"].tolist() == [[0, 2], [3, 5]] and found["b"].dtype == np.int32
         assert found["c"].shape == (0,)
     assert len(calls) == 1
@@ -98,8 +49,7 @@ def test_from_first__gives_all_ranks_the_error():
     def make():
         raise FileNotFoundError(2, "No such file or directory", "/x/y")
 
-    ranks = Ranks(3)
-    errors = ranks.run(lambda: from_first(ranks, make))
+    errors = on_ranks(3, lambda comm: from_first(comm, make), catch=(OSError, ValueError))
     assert isinstance(errors[0], FileNotFoundError)
     assert [str(error) for error in errors[1:]] == ["/x/y: No such file or directory"] * 2
 
@@ -110,16 +60,14 @@ def test_dataset__is_opened_by_rank_0_for_all(tmp_path, encoding, monkeypatch):
     expected = contents(DataSet(folder))
     load = DataSet.__init__.__globals__["read_index"]
     monkeypatch.setitem(DataSet.__init__.__globals__, "read_index", lambda path: opened.append(path) or load(path))
-    ranks = Ranks(3)
-    for data in ranks.run(lambda: DataSet(folder, ranks)):
+    for data in on_ranks(3, lambda comm: DataSet(folder, comm)):
         assert contents(data) == expected
     assert len(opened) == 1
 
 
 def test_dataset__fails_on_all_ranks_alike(tmp_path):
     (write(tmp_path / "d") / "shard-00001.h5").unlink()
-    ranks = Ranks(2)
-    errors = ranks.run(lambda: DataSet(tmp_path / "d", ranks))
+    errors = on_ranks(2, lambda comm: DataSet(tmp_path / "d", comm), catch=ShardError)
     assert all(isinstance(error, ShardError) and "missing" in str(error) for error in errors)
 
 
@@ -143,8 +91,7 @@ def test_stage__copies_once_a_node_and_is_read_there(tmp_path, place, kind, monk
     expected, copied = contents(DataSet(folder)), []
     copy = stage.shutil.copyfile
     monkeypatch.setattr(stage.shutil, "copyfile", lambda a, b: copied.append(Path(a).name) or copy(a, b))
-    ranks = Ranks(3)
-    sets = ranks.run(lambda: DataSet(folder, ranks, kind))
+    sets = on_ranks(3, lambda comm: DataSet(folder, comm, kind))
     assert sorted(copied) == [f"shard-{s:05d}.h5" for s in range(4)]  # each once, by some rank
     for path in folder.iterdir():
         path.unlink()

@@ -8,7 +8,8 @@ from mpirun import run_mpi
 from tinyrun import write_recipe
 
 from knltrain.doctor.checks import CHECKS, NOTE, OK, WRONG, examine
-from knltrain.doctor.facts import clock, cpu_flags, huge_pages, interfaces, loaded_openmp, locking, memory_free
+from knltrain.doctor.facts import clock, cpu_flags, huge_pages, interfaces, loaded_openmp, locking
+from knltrain.hardware import memory_free
 
 HEALTHY = {
     "host": "n1", "library": "MPICH 5", "threads_may_call": True, "versions": {"numpy": "2"}, "slurm_tasks": None,

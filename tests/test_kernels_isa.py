@@ -21,17 +21,19 @@ from knltrain import kernels
 HERE = Path(__file__).parent
 HOST = {name for name, present in llvm.get_host_cpu_features().items() if present}
 KNL_FEATURES = "+avx512f,+avx512cd,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt"
-READ = (Path(__file__).name, "test_kernels_assembly.py")  # what reads assembly itself
-ALL = sorted(path.name for path in HERE.glob("test_kernels_*.py") if path.name not in READ)
+APART = (Path(__file__).name, "test_kernels_assembly.py", "test_kernels_private.py")  # they start processes themselves
+ALL = sorted(path.name for path in HERE.glob("test_kernels_*.py") if path.name not in APART)
+# what tensors hold there, and what goes through Winograd's transforms: each is a compilation more of the largest loops
+NUMBERS = {"knl": ("fp32 fp16", "fp32 fp16"), "haswell": ("fp32", "fp32"), "generic": ("fp32", "")}
+LEAVE = ("-k", "not logits")  # and so are results in float32 of 16-bit layers
 # CPU → what the host must have to run its code, tests to run
-NUMBERS = {"knl": "fp32 fp16", "haswell": "fp32 bf16", "generic": "fp32"}  # what tensors hold there
 CPUS = {
     "knl": ({"avx512f", "avx512cd"}, ALL),
     "haswell": (
         {"avx2", "fma"},
         ["test_kernels_conv.py", "test_kernels_batchnorm.py", "test_kernels_pool.py", "test_layers_gradients.py"],
     ),
-    "generic": (set(), ["test_kernels_conv.py"]),
+    "generic": (set(), ["test_kernels_conv.py::test_conv2d__equals_its_twin"]),
 }
 
 
@@ -39,7 +41,8 @@ def start(cpu, *arguments, cache=None):
     """A process that compiles for `cpu`, or for this machine where that is None."""
     own = {"NUMBA_CPU_NAME": cpu, "NUMBA_CACHE_DIR": str(cache or f"{kernels.cache_folder()}-{cpu}")} if cpu else {}
     own |= {"NUMBA_CPU_FEATURES": KNL_FEATURES} if cpu == "knl" else {}
-    own |= {"TEST_NUMBERS": NUMBERS.get(cpu or "knl", "fp32")}  # for this machine: to note what KNL's tests compile
+    numbers, winograd = NUMBERS.get(cpu or "knl", ("fp32", "fp32"))  # for this machine: what KNL's tests compile
+    own |= {"TEST_NUMBERS": numbers, "TEST_WINOGRAD": winograd}
     own |= {"TEST_DOTS": "widen"}  # none of these CPUs multiplies pairs of bf16
     path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
@@ -65,12 +68,12 @@ def runs():
             assembly_folder().mkdir(parents=True)
             kept = (signatures(), assembly_folder())
             if "knl" in able:
-                running["knl"] = start("knl", "isa.py", "run", *kept, *able.pop("knl"))
+                running["knl"] = start("knl", "isa.py", "run", *kept, *able.pop("knl"), *LEAVE)
             else:
-                finish(start(None, "isa.py", "signatures", signatures(), *ALL))
+                finish(start(None, "isa.py", "signatures", signatures(), *ALL, *LEAVE))
                 running["knl"] = start("knl", "isa.py", "compile", *kept)
         for cpu, tests in able.items():
-            running[cpu] = start(cpu, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests)
+            running[cpu] = start(cpu, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests, *LEAVE)
         yield running
     finally:
         for process in running.values():

@@ -6,13 +6,14 @@ from mpirun import mpiexec, run_mpi
 from knltrain.drill import drill
 
 
-def test_drill__six_kinds_on_two_ranks(tmp_path, capsys, monkeypatch):
+def test_drill__four_kinds_on_two_ranks(tmp_path, capsys, monkeypatch):
+    """Truncation kills too; a run that is asked to stop is in test_knltrain_survival."""
     monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
-    kinds = ["kill", "stop", "corrupt-shard", "truncate-checkpoint", "flip", "freeze"]
-    code = drill(tmp_path / "out", ranks=2, count=6, seed=3, launcher=f"{mpiexec()} -n {{ranks}}", kinds=kinds)
+    kinds = ["corrupt-shard", "truncate-checkpoint", "flip", "freeze"]
+    code = drill(tmp_path / "out", ranks=2, count=4, seed=3, launcher=f"{mpiexec()} -n {{ranks}}", kinds=kinds)
     text = capsys.readouterr().out
     assert code == 0, text
-    assert "6 as expected, 0 wrong" in text and text.count("as expected") == 7
+    assert "4 as expected, 0 wrong" in text and text.count("as expected") == 5
 
 
 def test_drill__notices_what_is_not_as_expected(tmp_path, capsys, monkeypatch):

@@ -22,7 +22,7 @@ def compiled(folder):
 
 def test_start__hands_the_kernels_to_the_node_and_tells_the_phases(tmp_path):
     write_recipe(tmp_path)
-    assert train(tmp_path, "first", "--set", "run.max_steps=1", ranks=2).returncode == 0  # compiled now, if not before
+    assert train(tmp_path, "first", "--set", "run.max_steps=1").returncode == 0  # compiled now, if not before
     shutil.copytree(CACHE, tmp_path / "shared" / CACHE.name)
     places = {"NUMBA_CACHE_DIR": str(tmp_path / "shared"), "KNLTRAIN_NODE_CACHE": str(tmp_path / "node")}
     result = train(tmp_path, "warm", "--set", "run.max_steps=2", ranks=2, **places)
@@ -97,7 +97,7 @@ def test_start__of_a_recipe_that_is_not_there_is_left_to_the_run(tmp_path, warmu
 
 def test_start__of_two_ranks_compiles_once_and_remembers(tmp_path):
     write_recipe(tmp_path)
-    assert train(tmp_path, "before", "--set", "run.max_steps=1", ranks=2).returncode == 0
+    assert train(tmp_path, "before", "--set", "run.max_steps=1").returncode == 0
     cold = tmp_path / "cold" / CACHE.name
     shutil.copytree(CACHE, cold, ignore=shutil.ignore_patterns("warm-*", "softmax.*"))
     places = {"NUMBA_CACHE_DIR": str(tmp_path / "cold"), "KNLTRAIN_NODE_CACHE": ""}

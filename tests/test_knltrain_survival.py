@@ -15,7 +15,7 @@ from knltrain.comm import world
 from knltrain.comm.communicator import Serial
 from knltrain.data import Augment, Synthetic
 from knltrain.evaluate import evaluate
-from knltrain.faults import parse
+from knltrain.faults import KINDS, parse
 from knltrain.lifecycle import LOOK_S, Lifecycle
 from knltrain.lock import Lock
 from knltrain.models import Model, build
@@ -49,7 +49,7 @@ def test_stop__file_is_honoured_by_all_ranks_and_removed(folder, whole):
     step = int(re.fullmatch(r"stopped step (\d+)", status(folder, "stop")).group(1))
     assert 4 <= step <= 5 and not (folder / "stop" / "stop").exists() and not (folder / "stop" / "DONE").exists()
     assert load(checkpoints(folder / "stop" / "checkpoints")[-1])[1]["step"] == step
-    result = train(folder, "stop", ranks=4)
+    result = train(folder, "stop", ranks=3)
     assert result.returncode == 0, result.stderr
     assert status(folder, "stop") == f"done step {STEPS}"
     same(newest_state(folder, "stop"), whole)
@@ -121,13 +121,10 @@ def test_stop__is_obeyed_between_the_batches_of_an_evaluation():
 
 
 def test_run__whose_folder_is_deleted_says_so_and_fails_soon(folder, monkeypatch):
-    script = (
-        "import knltrain.restart as r, knltrain.background as b, knltrain.lock as l, sys;from knltrain.cli import main;"
-        "r.LAST_LIMIT_S = 2.0; b.PAUSE_S = 0.5; l.BEAT_S = 0.1; import knltrain.faults as f;"
-        "f.KINDS['stop'] = lambda fault, model, run: run.rename(str(run) + '-away'); sys.exit(main(sys.argv[1:]))"
-    )
-    order = ["train", str(folder / "tiny.toml"), "--run", str(folder / "gone"), "--inject", "stop@step=4"]
-    result = run_mpi(1, "-c", script, *order, "--inject", "slow:ms=200")
+    for name, seconds in {"restart.LAST_LIMIT_S": 2.0, "background.PAUSE_S": 0.5, "lock.BEAT_S": 0.1}.items():
+        monkeypatch.setattr(f"knltrain.{name}", seconds)
+    monkeypatch.setitem(KINDS, "stop", lambda fault, model, run: run.rename(f"{run}-away"))
+    result = train(folder, "gone", "--inject", "stop@step=4", "--inject", "slow:ms=200")
     assert result.returncode == 2, result.stderr
     assert "gone is gone: what this run saves is lost" in result.stderr and "cannot be written" in result.stderr
     assert not (folder / "gone").exists()
@@ -154,7 +151,7 @@ def test_crash__leaves_its_status_a_good_checkpoint_and_the_way_on(folder, whole
     advice = rf"newest checkpoint: {place}/checkpoints/\S+.h5; go on with: knltrain train {place}/recipe.toml --run"
     assert run == "kill" or re.search(advice, result.stderr), result.stderr  # a launcher may kill all before they speak
     assert load(checkpoints(folder / run / "checkpoints")[-1])[1]["step"] in (2, 4)
-    again = train(folder, run, ranks=2)
+    again = train(folder, run)
     assert again.returncode == 0 and "without giving it back; going on in its place" in again.stderr
     same(newest_state(folder, run), whole)
 
@@ -209,7 +206,7 @@ def test_checkpoint__by_the_clock(folder):
 
 def test_checkpoint__a_full_disk_is_said_once_and_training_goes_on(folder, whole, monkeypatch):
     settings = ["--set", "run.checkpoint_every_steps=2", "--inject", "disk-full:seconds=4@step=4"]
-    result = train(folder, "full", *settings, "--inject", "slow:ms=100")
+    result = train(folder, "full", *settings, "--inject", "slow:ms=100", apart=True)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("cannot be written ([Errno 27] File too large)") == 1
     assert "a checkpoint could be written again" in result.stderr

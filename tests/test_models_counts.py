@@ -135,7 +135,7 @@ def test_build__takes_the_ends_of_the_ranges():
 
 
 def test_model__too_little_memory_is_said_before_any_is_taken(monkeypatch):
-    monkeypatch.setattr(model, "available_bytes", lambda: 6 << 30)
+    monkeypatch.setattr(model, "memory_free", lambda: 6 << 30)
     network = build("alexnet")
     tracemalloc.start()
     try:
@@ -160,7 +160,7 @@ def test_model__takes_what_it_says(monkeypatch):
         tracemalloc.stop()
     need = made.memory_bytes + made.parameters.total_bytes
     assert need <= taken < need + (1 << 20)
-    monkeypatch.setattr(model, "available_bytes", lambda: need)
+    monkeypatch.setattr(model, "memory_free", lambda: need)
     Model(*network, 8)
     with pytest.raises(ValueError, match="slot_batch 8 needs"):
         Model(*network, 8, among=Among(gradient_copies=1))

@@ -1,6 +1,7 @@
 """Whole steps on ranks that are threads of this process: any number of them, any shares, train the same weights."""
 
 from contextlib import closing, nullcontext
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,13 +14,14 @@ from knltrain.data.synthetic import Synthetic
 from knltrain.models.state import state
 from knltrain.trainer import Trainer
 
+NETWORKS = {
+    "resnet": '[model]\nname = "resnet_cifar8"\nwidth = 4\n',
+    "alexnet": '[model]\nname = "alexnet_bn"\nwidth = 0.125\nhidden = 32\nstem_size = 3\nstem_stride = 1\n',
+}
 RECIPE = """
-[model]
-name = "resnet_cifar8"
-width = 4
 [data]
 train = "unused"
-crop = 8
+crop = {}
 [batch]
 global_batch = 14
 slot_batch = 2
@@ -32,10 +34,11 @@ STEPS, SLOTS = 3, 7
 ALONE = SimpleNamespace(ranks_on_node=1, on=lambda name: nullcontext())
 
 
-def _train(comm, *settings, speeds=()):
+def _train(comm, *settings, network="resnet", speeds=()):
     """What is learned in some steps, and the losses; speeds: what the ranks share the slots by after the first."""
-    recipe = parse_recipe(RECIPE, settings)
-    with closing(Trainer.of(recipe, Synthetic(14 * STEPS, 12, 3), comm, ALONE)) as trainer:
+    crop = {"resnet": 8, "alexnet": 24}[network]
+    recipe, data = parse_recipe(NETWORKS[network] + RECIPE.format(crop), settings), Synthetic(14 * STEPS, crop + 4, 3)
+    with closing(Trainer.of(recipe, data, comm, ALONE)) as trainer:
         trainer.seek(0)
         losses = [trainer.step().loss]
         if speeds:
@@ -47,30 +50,45 @@ def _train(comm, *settings, speeds=()):
 
 @pytest.fixture(scope="module")
 def alone():
-    return _train(Serial())
+    """What one rank learns with a network in a precision."""
+    return cache(lambda network, precision="fp32": _train(Serial(), f"compute.precision={precision}", network=network))
+
+
+def _same(expected, ranks, work):
+    """What all ranks learn is what is `expected`, which was learned alone before: nothing is left to compile."""
+    for result in on_ranks(ranks, work):
+        assert result.keys() == expected.keys()
+        for name, array in result.items():
+            assert np.array_equal(array, expected[name]), name
 
 
 @pytest.mark.parametrize(
-    ("ranks", "settings"),
+    ("network", "ranks", "settings"),
     [
-        (2, ["comm.bucket_bytes=4000"]),
-        (3, ["comm.shard_update=true", "comm.algorithm=direct"]),
-        (5, ["comm.pretended_nodes=2", "comm.bucket_bytes=9000"]),
-        (7, ["comm.shard_update=true", "comm.pretended_nodes=3"]),
+        ("resnet", 2, ["bucket_bytes=4000"]),
+        ("resnet", 3, ["shard_update=true", "algorithm=direct"]),
+        ("resnet", 4, ["shard_update=true", "pretended_nodes=2", "bucket_bytes=9000"]),
+        ("resnet", 5, ["pretended_nodes=2", "bucket_bytes=9000"]),
+        ("resnet", 7, ["shard_update=true", "pretended_nodes=3"]),
+        ("alexnet", 2, ["cut_before=['fc6.w']", "overlap=false"]),
+        ("alexnet", 2, ["shard_update=true", "bucket_bytes=300000"]),
     ],
 )
-def test_trainer__any_number_of_ranks_trains_the_same(alone, ranks, settings):
-    for result in on_ranks(ranks, lambda comm: _train(comm, *settings)):
-        assert result.keys() == alone.keys()
-        for name, array in result.items():
-            assert np.array_equal(array, alone[name]), name
+def test_trainer__any_number_of_ranks_trains_the_same(alone, network, ranks, settings):
+    settings = [f"comm.{setting}" for setting in settings]
+    _same(alone(network), ranks, lambda comm: _train(comm, *settings, network=network))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("settings", [["comm.shard_update=true"], ["comm.pretended_nodes=2", "comm.bucket_bytes=8192"]])
+def test_trainer__trains_the_same_in_16_bits_on_two_ranks(alone, precision, settings):
+    settings = [*settings, f"compute.precision={precision}"]
+    _same(alone("resnet", precision), 2, lambda comm: _train(comm, *settings))
 
 
 @pytest.mark.parametrize("settings", [["comm.shard_update=true"], ["comm.algorithm=direct"]])
 def test_trainer__goes_on_with_other_shares_to_the_bit(alone, settings):
-    for result in on_ranks(3, lambda comm: _train(comm, *settings, speeds=[1.0, 0.2, 0.4])):
-        for name, array in result.items():
-            assert np.array_equal(array, alone[name]), name
+    _same(alone("resnet"), 3, lambda comm: _train(comm, *settings, speeds=[1.0, 0.2, 0.4]))
 
 
 def test_trainer__more_ranks_than_slots_are_refused():

@@ -1,7 +1,7 @@
 """A training that takes a second: a narrow ResNet on random pictures, for tests of everything around training."""
 
 import numpy as np
-from mpirun import run_mpi
+from mpirun import run_here, run_mpi
 
 from knltrain.checkpoint import checkpoints, load
 from knltrain.data.shards import Row, finish_shard, write_shard
@@ -40,10 +40,15 @@ def write_recipe(folder):
     (folder / "tiny.toml").write_text(RECIPE)
 
 
-def train(folder, run, *options, ranks=1, **more):
-    """CompletedProcess of a training of tiny.toml in the run folder `run`, continued where there is one."""
-    command = ["-m", "knltrain", "train", str(folder / "tiny.toml"), "--run", str(folder / run), "--resume", "auto"]
-    return run_mpi(ranks, *command, *options, **more)
+def train(folder, run, *options, ranks=1, apart=False, **more):
+    """CompletedProcess of a training of tiny.toml in the run folder `run`, continued where there is one.
+
+    One rank is this process, if it need not be apart, as where limits of the process are changed.
+    """
+    command = ["train", str(folder / "tiny.toml"), "--run", str(folder / run), "--resume", "auto", *options]
+    if ranks == 1 and not apart:
+        return run_here(*command, **more)
+    return run_mpi(ranks, "-m", "knltrain", *command, **more)
 
 
 def newest_state(folder, run, steps=STEPS):

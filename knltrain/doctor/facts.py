@@ -9,6 +9,7 @@ from pathlib import Path
 
 from knltrain.kernels import ARCH, THREADING_LAYER, cache_folder
 
+from ..hardware import memory_free, read_text, read_topology
 from ..journal import machine_facts
 
 PROC, SYS = Path("/proc"), Path("/sys")
@@ -34,7 +35,7 @@ def gather_facts(comm, placement, environment=os.environ, proc: Path = PROC, sys
         "cores": len(placement.compute) + len(placement.communication) + len(placement.readers),
         "spans": placement.spans,
         "memory_preferred": placement.memory,
-        "memory_only": memory_only(system),
+        "memory_only": read_topology(mask, system / "devices/system").memory_only,
         "processor": machine_facts()["processor"],
         "flags": cpu_flags(proc),
         "kernels": ARCH.name,
@@ -58,57 +59,42 @@ def interfaces(system: Path = SYS) -> dict[str, float]:
     """Gb/s of the network interfaces that are up, by name, as the system says; those that say nothing are left out."""
     found = {}
     for place in sorted((system / "class/net").glob("*")):
-        speed = _read(place / "speed").strip()  # Mb/s, -1 where it is unknown
-        if speed.isdigit() and _read(place / "operstate").strip() == "up":
+        speed = read_text(place / "speed").strip()  # Mb/s, -1 where it is unknown
+        if speed.isdigit() and read_text(place / "operstate").strip() == "up":
             found[place.name] = int(speed) / 1000
     for place in sorted((system / "class/infiniband").glob("*/ports/*")):
-        rate = re.match(r"([0-9.]+) Gb/sec", _read(place / "rate"))
-        if rate and "ACTIVE" in _read(place / "state"):
+        rate = re.match(r"([0-9.]+) Gb/sec", read_text(place / "rate"))
+        if rate and "ACTIVE" in read_text(place / "state"):
             found[place.parents[1].name] = float(rate[1])
     return found
 
 
 def loaded_openmp(proc: Path = PROC) -> list[str]:
     """OpenMP runtimes mapped into this process."""
-    text = _read(proc / "self/maps")
+    text = read_text(proc / "self/maps")
     return [name for name in OPENMP if re.search(rf"/{name}\b[^/\n]*\.so", text)]
 
 
 def cpu_flags(proc: Path = PROC) -> list[str]:
     """Of those that matter to the kernels, what this CPU has."""
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(proc / "cpuinfo"), re.MULTILINE)
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", read_text(proc / "cpuinfo"), re.MULTILINE)
     words = set(found.group(1).split()) if found else set()
     return [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16") if flag in words]
 
 
 def clock(proc: Path = PROC, system: Path = SYS) -> float:
     """Hz of a core without boost, or what it runs at where the system does not say; 0 where it says neither."""
-    base = _read(system / "devices/system/cpu/cpu0/cpufreq/base_frequency").strip()
+    base = read_text(system / "devices/system/cpu/cpu0/cpufreq/base_frequency").strip()
     if base.isdigit():
         return int(base) * 1e3
-    now = re.findall(r"^cpu MHz\s*: *([\d.]+)$", _read(proc / "cpuinfo"), re.MULTILINE)
+    now = re.findall(r"^cpu MHz\s*: *([\d.]+)$", read_text(proc / "cpuinfo"), re.MULTILINE)
     return 1e6 * max(map(float, now), default=0)
-
-
-def memory_only(system: Path = SYS) -> list[int]:
-    """NUMA nodes with memory and no CPUs."""
-    from ..hardware import read_topology
-
-    return read_topology(os.sched_getaffinity(0), system / "devices/system").memory_only
 
 
 def huge_pages(system: Path = SYS) -> str:
     """always, madvise or never; "" where the system does not say."""
-    found = re.search(r"\[(\w+)\]", _read(system / "kernel/mm/transparent_hugepage/enabled"))
+    found = re.search(r"\[(\w+)\]", read_text(system / "kernel/mm/transparent_hugepage/enabled"))
     return found.group(1) if found else ""
-
-
-def memory_free(proc: Path = PROC, system: Path = SYS) -> int:
-    """Bytes that may still be taken: what is available, or less under a control group's limit."""
-    found = re.search(r"MemAvailable:\s*(\d+) kB", _read(proc / "meminfo"))
-    free = int(found.group(1)) * 1024 if found else 0
-    limit, used = (_read(system / "fs/cgroup" / name).strip() for name in ("memory.max", "memory.current"))
-    return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
 
 
 def disk_free(folder: str) -> int | None:
@@ -130,10 +116,3 @@ def locking(folder) -> str:
         return "read-only"
     except OSError as error:
         return "read-only" if error.errno == 30 else str(error.strerror)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

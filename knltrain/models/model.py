@@ -1,6 +1,5 @@
 """A network made ready to run: its programs built for one slot size, their memory allocated, each pass one call."""
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 from knltrain.kernels import convert, number_named
 
 from ..arena import GradientBlock, Parameters
+from ..hardware import memory_free
 from ..layers import ALIGN, Memory, Observer, Program, Sequential, SoftmaxCrossEntropy, Tensor, execute, fuse
 
 
@@ -74,7 +74,7 @@ class Model:
     def _check_memory(self, ranks, gradient_copies):
         parameters = self.parameters
         need = self.memory_bytes + parameters.total_bytes + gradient_copies * parameters.gradient_bytes
-        free = available_bytes() // ranks
+        free = memory_free() // ranks
         if need > free:
             several = ranks > 1
             raise ValueError(
@@ -116,16 +116,3 @@ def _block(nbytes: int) -> np.ndarray:
     raw = np.empty(nbytes + ALIGN, np.uint8)
     start = -raw.ctypes.data % ALIGN
     return raw[start : start + nbytes]
-
-
-def available_bytes() -> int:
-    """Memory this process may still take: free on the machine, or less where its control group says so."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        with open("/proc/meminfo") as lines:
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            free = min(free, int(limit.read()) - int(used.read()))
-    except (OSError, ValueError, StopIteration):
-        pass  # no such file, or "max": the machine's own number stands
-    return free
