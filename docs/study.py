@@ -28,7 +28,7 @@ from knltrain.observe import StepObserver  # noqa: E402
 RESULTS = HERE / "results"
 LOG, PAGE = RESULTS / "study.jsonl", RESULTS / "study.md"
 BATCHES, SLOT, EPOCHS, WARMUP, SIZE = (64, 384, 2496), 64, 6, 1, 16
-SEEDS, FACTORS = (1, 2, 3), (0.333, 1.0, 3.0)
+SEEDS, FACTORS = (1, 2, 3), (1.0, 0.333, 3.0)
 LOOKS, PROBED = 3, 512  # how often in a run the gradient is looked at, on how many pictures
 BOX, CLIMBS = 1e-3, 4  # of the sharpness: Keskar et al. 2017, arXiv:1609.04836
 STYLE = {"svg.hashsalt": "knltrain", "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"}
@@ -161,12 +161,16 @@ def read() -> dict[tuple, dict]:
     return {(row["arm"], row["batch"], row["factor"], row["seed"]): row for row in rows}
 
 
+def tried(rows: dict, name: str, batch: int) -> list[dict]:
+    """The runs of the first seed."""
+    found = [rows.get((name, batch, factor, SEEDS[0])) for factor in FACTORS]
+    return [row for row in found if row]
+
+
 def best_factor(rows: dict, name: str, batch: int) -> float | None:
-    """The factor whose run of the first seed was best; None: not all are done, or none ended."""
-    tried = [rows.get((name, batch, factor, SEEDS[0])) for factor in FACTORS]
-    if not all(tried) or not any(row["top1"] for row in tried):
-        return None
-    return max(tried, key=lambda row: row["top1"] or 0)["factor"]
+    """The factor whose run of the first seed was best; None where none ended."""
+    best = max(tried(rows, name, batch), key=lambda row: row["top1"] or 0, default=None)
+    return best["factor"] if best and best["top1"] else None
 
 
 def run(data, val, batches) -> None:
@@ -175,7 +179,7 @@ def run(data, val, batches) -> None:
     for factor, seed in [(factor, SEEDS[0]) for factor in FACTORS] + [(None, seed) for seed in SEEDS[1:]]:
         for batch in batches:
             for name in ARMS:
-                chosen = factor or best_factor(rows, name, batch)
+                chosen = factor or best_factor(rows, name, batch)  # of all, as these have come before
                 key = (name, batch, chosen, seed)
                 if chosen is None or key in rows:
                     continue
@@ -201,8 +205,10 @@ def table(rows: dict, cell: Callable[[list[dict]], str]) -> str:
     heads = ["optimizer", *(f"batch {batch:,}" for batch in BATCHES)]
     lines = [heads, ["---"] * len(heads)]
     for name in ARMS:
-        found = [finals(rows, name, batch) for batch in BATCHES]
-        lines.append([name, *(cell(runs) if runs else "–" for runs in found)])
+        found = [(finals(rows, name, batch), tried(rows, name, batch)) for batch in BATCHES]
+        few = [f", {len(some)} of {len(FACTORS)} rates" * (len(some) < len(FACTORS)) for _, some in found]
+        cells = [cell(runs) + which if runs else "–" for (runs, _), which in zip(found, few, strict=True)]
+        lines.append([name, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -265,7 +271,8 @@ def draw(rows: dict) -> None:
         second = Figure(figsize=(9, 3.6), layout="constrained")
         for axes, batch in zip(second.subplots(1, 2, sharey=True), (BATCHES[0], BATCHES[-1]), strict=True):
             draw_ratios(rows, axes, batch)
-        axes.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
         for made, name in ((figure, "study_accuracy.svg"), (second, "study_trust.svg")):
             for axes in made.axes:
                 axes.spines[["top", "right"]].set_visible(False)
