@@ -6,6 +6,8 @@ KNLTRAIN_DEBUG=1 shows the traceback of 2 too, which helps where NumPy raised a 
 """
 
 import sys
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from .arguments import parser
@@ -53,15 +55,6 @@ def _train(args):
                 raise
 
 
-def _evaluate(args):
-    from .comm import world
-
-    with all_ranks(world()) as comm:
-        from .evaluate import evaluate_run
-
-        evaluate_run(args.path, args.data, args.set, args.by_class, comm)
-
-
 def _pack(args):
     from .comm import world
 
@@ -96,41 +89,11 @@ def _recipes(args):
         print(f"{name:26}  {path.read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')}")
 
 
-def _lint(args):
-    from .lint import lint_file
-
-    print(visible(lint_file(args.recipe, args.set, args.images)))
-
-
-def _predict(args):
-    from .api import predict_files
-
-    predict_files(args.path, args.images, args.top, args.json)
-
-
 def _watch(args):
     from .screen import Screen
     from .watch import watch
 
     watch(args.run, Screen(args.progress, stream=sys.stdout))
-
-
-def _trace(args):
-    from .trace.show import show
-
-    print(show(args.run, args.out, args.step))
-
-
-def _export(args):
-    from .portable import export_run
-
-    export_run(args.path, args.to, args.out, args.force)
-
-
-def _import(args):
-    from .portable import import_file
-
-    import_file(args.file, args.model, args.classes, args.set, args.out, args.force)
 
 
 def _report(args):
@@ -144,18 +107,6 @@ def _sweep(args):
     from .leaks import sweep
 
     print(f"{len(sweep())} files of dead processes removed")
-
-
-def _init(args):
-    from .starter import write_starter
-
-    print(write_starter(args.dir, args.val, args.out))
-
-
-def _verify(args):
-    from .data.verify import verify
-
-    return verify(args.dir, threads=args.threads, decoding=args.decode)
 
 
 def _shards(args):
@@ -181,12 +132,6 @@ def _describe(args):
     from .models import describe
 
     print(describe(args.model, **dict(_assignment(text) for text in args.set)))
-
-
-def _demo(args):
-    from .demo import demo
-
-    demo(args.out, ranks=args.ranks, fresh=args.fresh)
 
 
 def _warmup(args):
@@ -272,13 +217,6 @@ def _bench(args):
         run(args.model, args.slot_batch, precision=args.precision, **common)
 
 
-def _bench_data(args):
-    from .bench.data import run
-
-    how = {"crop": args.crop, "seconds": args.seconds, "as_json": args.json}
-    run(args.dirs, levels=args.augmentation, threads=args.threads, **how)
-
-
 def _bench_feed(args):
     from .bench import feed
 
@@ -290,22 +228,6 @@ def _bench_feed(args):
         feed.index(args.path)
 
 
-def _bench_compare(args):
-    from .bench.compare import run
-
-    run(args.benchmark, args.base, args.rounds, args.ranks, args.save, args.json)
-
-
-def _bench_allreduce(args):
-    from .comm import world
-
-    with all_ranks(world()) as comm:
-        from .bench.allreduce import run
-
-        what = {"sizes": args.sizes, "algorithms": args.algorithms, "wires": args.wires}
-        run(comm, **what, pretended_nodes=args.nodes, as_json=args.json)
-
-
 def _bench_overlap(args):
     from .comm import world
 
@@ -314,33 +236,8 @@ def _bench_overlap(args):
         from .machine import take_share
 
         take_share(comm)
-        run(
-            comm,
-            args.model,
-            args.slot_batch,
-            options=dict(_assignment(text) for text in args.set),
-            delay=args.delay,
-            bucket_bytes=args.bucket_bytes,
-            algorithm=args.algorithm,
-            wire=args.wire,
-            as_json=args.json,
-        )
-
-
-def _doctor(args):
-    from .comm import world
-
-    with all_ranks(world()) as comm:
-        from .doctor import doctor
-
-        return doctor(comm, data=args.data, as_json=args.json)
-
-
-def _drill(args):
-    from .drill import drill
-
-    out, kinds = args.out, args.kind
-    return drill(out, ranks=args.ranks, count=args.count, seed=args.seed, launcher=args.launcher, kinds=kinds)
+        how = (args.delay, args.bucket_bytes, args.algorithm, args.wire, args.json)
+        run(comm, args.model, args.slot_batch, dict(_assignment(text) for text in args.set), *how)
 
 
 def _assignment(text: str) -> tuple[str, object]:
@@ -353,12 +250,51 @@ def _assignment(text: str) -> tuple[str, object]:
     return key, toml_value(value)
 
 
-COMMANDS = {
+# command: MODULE:FUNCTION and its arguments, KEYWORD=ARGUMENT where it has them by name; `comm`: on all ranks together
+CALLS = {
+    "bench_allreduce": "bench.allreduce:run comm sizes algorithms wires nodes json",
+    "bench_compare": "bench.compare:run benchmark base rounds ranks save json",
+    "bench_data": "bench.data:run dirs levels=augmentation threads=threads crop=crop seconds=seconds as_json=json",
+    "demo": "demo:demo out ranks=ranks fresh=fresh",
+    "doctor": "doctor:doctor comm data=data as_json=json",
+    "drill": "drill:drill out ranks=ranks count=count seed=seed launcher=launcher kinds=kind",
+    "evaluate": "evaluate:evaluate_run path data set by_class comm",
+    "export": "portable:export_run path to out force",
+    "import": "portable:import_file file model classes set out force",
+    "init": "starter:write_starter dir val out",
+    "lint": "lint:lint_file recipe set images",
+    "predict": "api:predict_files path images top json",
+    "trace": "trace.show:show run out step",
+    "verify": "data.verify:verify dir threads=threads decoding=decode",
+}
+
+
+def _call(call: str, args) -> int | None:
+    """One of CALLS; text that the function returns is printed, a number is the exit code."""
+    place, *words = call.split()
+    if "comm" in words:
+        from .comm import world
+
+        with all_ranks(world()) as args.comm:
+            return _called(place, words, args)
+    return _called(place, words, args)
+
+
+def _called(place, words, args):
+    module, _, name = place.partition(":")
+    given = [getattr(args, word) for word in words if "=" not in word]
+    named = {key: getattr(args, word) for key, equals, word in (word.partition("=") for word in words) if equals}
+    result = getattr(import_module(f"knltrain.{module}"), name)(*given, **named)
+    if isinstance(result, str):
+        print(visible(result))
+    return result if isinstance(result, int) else None
+
+
+COMMANDS = {name: partial(_call, call) for name, call in CALLS.items()} | {
     function.__name__.removeprefix("_"): function
     for function in (
-        _train, _watch, _trace, _report, _evaluate, _pack, _plan, _recipes, _lint, _predict, _export, _import, _sweep,
-        _init, _verify, _show, _shards, _describe, _demo, _warmup, _bench, _bench_data, _bench_feed, _bench_compare,
-        _bench_allreduce, _bench_overlap, _doctor, _drill,
+        _train, _watch, _report, _pack, _plan, _recipes, _sweep, _show, _shards, _describe, _warmup, _bench,
+        _bench_feed, _bench_overlap,
     )
 }  # fmt: skip
 
