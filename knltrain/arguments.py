@@ -335,6 +335,20 @@ def _bench_ranks(what):
     overlap.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
     overlap.set_defaults(run_command="bench_overlap")
 
+    settings = what.add_parser("settings", help="steps of a recipe under several settings, in turn; under mpiexec")
+    settings.add_argument("recipe", type=Path, help="as of train; its pictures are random")
+    settings.add_argument("--set", **SETTINGS, help="of every turn, as in comm.pretended_bandwidth=1e9")
+    settings.add_argument(
+        "--try", dest="ways", action="append", default=[], metavar="KEY=VALUE", help='one turn, as "comm.fc=sum"; again'
+    )
+    settings.add_argument(
+        "--slow", type=_number(most=2**20), nargs="+", default=(), metavar="RANK", help="ranks that are slowed,"
+    )
+    settings.add_argument("--by", type=_number(float, most=100), default=0.3, help="by this share of a slot (0.3)")
+    settings.add_argument("--steps", type=_number(least=1), default=20, metavar="N", help="of each (default 20)")
+    settings.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
+    settings.set_defaults(run_command="bench_settings")
+
 
 
 

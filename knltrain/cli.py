@@ -25,10 +25,10 @@ def _train(args):
     from .startup import Clock, share_kernels
 
     clock, run_dir = Clock(), args.run or Path("runs") / args.recipe.stem
-    from .comm import world
+    from .comm import Arrival, world
     from .lifecycle import Lifecycle, could_not_begin
 
-    with could_not_begin(run_dir):
+    with could_not_begin(run_dir), Arrival(run_dir, _line):
         comm = world()
     with all_ranks(comm):
         clock.phase("mpi")
@@ -240,6 +240,20 @@ def _bench_overlap(args):
         run(comm, args.model, args.slot_batch, dict(_assignment(text) for text in args.set), *how)
 
 
+def _bench_settings(args):
+    from .comm import world
+
+    with all_ranks(world()) as comm:
+        from .bench.settings import run
+        from .config import load_recipe
+        from .machine import take_share
+
+        whole = [*args.set, "data.mean_image="]  # pictures are random
+        recipes = {way: load_recipe(args.recipe, [*whole, *way.split()]) for way in args.ways or [""]}
+        slowed = {"slow": args.slow, "by": args.by}
+        run(comm, take_share(comm), recipes, **slowed, steps=args.steps, as_json=args.json)
+
+
 def _assignment(text: str) -> tuple[str, object]:
     """`key=value` → (key, value), the value read as TOML where it is TOML and as plain text where not."""
     key, equals, value = text.partition("=")
@@ -294,7 +308,7 @@ COMMANDS = {name: partial(_call, call) for name, call in CALLS.items()} | {
     function.__name__.removeprefix("_"): function
     for function in (
         _train, _watch, _report, _pack, _plan, _recipes, _sweep, _show, _shards, _describe, _warmup, _bench,
-        _bench_feed, _bench_overlap,
+        _bench_feed, _bench_overlap, _bench_settings,
     )
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import th
 SHUFFLES = ("quasi", "full", "sequential")  # Numba; a test compares them
 MIRRORS, STAGES = ("random", "alternate"), ("none", "local", "memory")
 ALGORITHMS = ("auto", "hierarchical", "halving", "doubling", "direct", "tree")
+FC = ("auto", "sum", "factors")
 PRECISIONS = WIRES = ("fp32", "bf16", "fp16")
 LOSS_SCALES = ("auto", "dynamic", *(2.0**k for k in range(25)))
 
@@ -78,6 +79,7 @@ class Compute:
 class Comm:
     algorithm: str = key("auto", "of the sum over ranks", one_of=ALGORITHMS, free=True)
     wire: str = key("auto", "how gradients travel between nodes; auto: as the precision", one_of=("auto", *WIRES))
+    fc: str = key("auto", "fully connected layers: sums of dw, or made anew from x and dy of all", one_of=FC, free=True)
     bucket_bytes: int = key(0, "of gradient reduced at once; 0: chosen by measuring", most=2**31 - 1, free=True)
     cut_before: tuple[str, ...] = key((), "instead: buckets begin at these tensors, as ['fc6.w']", free=True)
     overlap: bool = key(True, "exchange while the backward pass goes on", free=True)

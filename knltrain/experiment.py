@@ -14,6 +14,7 @@ from . import __version__
 from .balance import read_speeds
 from .checkpoint import load_run
 from .comm import (
+    FullyConnected,
     Links,
     Reducer,
     ShardedUpdate,
@@ -27,7 +28,7 @@ from .data import Augment, DataSet, Loader, Order, read_mean_image
 from .data.ranks import from_first
 from .data.shards import Packed
 from .derived import Derived
-from .layers import Layer
+from .layers import DenseGradient, Layer, dense_ops
 from .models import Among, Model, build, declare
 from .models.model import ALONE
 from .models.state import load as load_state
@@ -216,7 +217,15 @@ def make_reducer(recipe: Recipe, model: Model, watch) -> Reducer:
     """The sum of gradients over this rank's slots and all ranks."""
     c = recipe.comm
     how = (c.bucket_bytes, c.cut_before, c.overlap, c.shard_update)
-    return Reducer(model.parameters, model.parameters.block, *how, watch)
+    return Reducer(model.parameters, model.parameters.block, *how, watch, fully_connected(recipe, model))
+
+
+def fully_connected(recipe: Recipe, model: Model) -> FullyConnected:
+    """Which layers are, and what the recipe says of their gradients."""
+    program = model.training
+    layers = [DenseGradient(program, op, lambda: model.observer) for op in reversed(dense_ops(program))]
+    flops = sum(op.arithmetic for op in program.backward)
+    return FullyConnected(recipe.comm.fc, layers, flops, recipe.comm.wire not in ("auto", "fp32"))
 
 
 def make_update(model: Model, optimizer: Lars, reducer: Reducer) -> Update:

@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "knltrain.bench": {
         "knltrain.kernels", "knltrain.arena", "knltrain.comm", "knltrain.data", "knltrain.layers", "knltrain.models",
         "knltrain.optim", "knltrain.demo", "knltrain.plots", "knltrain.journal", "knltrain.restart", "knltrain.trainer",
-        "knltrain.gauge", "knltrain.screen", "knltrain.trace", "knltrain.whole",
+        "knltrain.balance", "knltrain.gauge", "knltrain.observe", "knltrain.screen", "knltrain.trace", "knltrain.whole",
         "numba", "numpy", "torch", "PIL", "simplejpeg",
     },
     "knltrain.plan": {

@@ -2,10 +2,12 @@
 
 import resource
 import socket
+import sys
 import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from test_data_stage import Ranks
 
@@ -39,15 +41,15 @@ def test_connect__is_not_kept_from_it_by_strangers(strangers, words):
     strangers(400, words)
     ranks, begin = Ranks(3), time.monotonic()
     found = ranks.run(lambda: rendezvous.connect_ranks(ranks))
-    assert [set(links) for links, _ in found] == [{1, 2}, {0}, {0}] and time.monotonic() - begin < PATIENCE
+    assert [set(links) for links, *_ in found] == [{1, 2}, {0}, {0}] and time.monotonic() - begin < PATIENCE
     for rank in (1, 2):
         found[rank][0][0].sendall(b"%d" % rank)
         there = found[0][0][rank]
         there.settimeout(PATIENCE)
         assert there.recv(10) == b"%d" % rank
     assert {there.getsockname()[0] for there in found[0][0].values()} == {"127.0.0.1"}  # all ranks are on this host
-    for links, why in found:
-        assert why == {}
+    for links, speaks_to, why in found:
+        assert why == {} and speaks_to == [0, 0, 0]
         for link in links.values():
             link.close()
 
@@ -57,7 +59,7 @@ def door():
     """The address of a door that waits for rank 1 of two, who must have come when the test ends."""
     listener, doors = socket.create_server(("127.0.0.1", 0)), []
     address = listener.getsockname()
-    thread = threading.Thread(target=lambda: doors.append(rendezvous._Door([listener], 2, WORD.decode())))
+    thread = threading.Thread(target=lambda: doors.append(rendezvous._Door([listener], {1}, WORD.decode())))
     thread.start()
     yield address
     thread.join(PATIENCE)
@@ -132,3 +134,119 @@ def test_watch__says_why_it_cannot_start(monkeypatch, broken):
     for watch in watches:
         watch.close()
         assert "note: no watch over rank " in watch.note and "Cannot assign requested address" in watch.note
+
+
+# ---- through the first rank of each host ------------------------------------------------------------------------
+
+
+class _Hosts(Ranks):
+    """Ranks on hosts of `each`; `ended`: the codes with which a rank has ended all."""
+
+    def __init__(self, size, each, monkeypatch):
+        super().__init__(size)
+        self.ended = []
+        name = SimpleNamespace(gethostname=lambda: f"host{self.rank // each}")
+        for module in ("watch", "rendezvous"):
+            sockets = SimpleNamespace(**vars(socket) | vars(name))
+            monkeypatch.setattr(f"knltrain.comm.{module}.socket", sockets)
+
+    def watch(self):
+        return Watch(SimpleNamespace(rank=self.rank, size=self.size, gather=self.gather, abort=self.ended.append), 2.0)
+
+
+def _soon(true):
+    limit = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def watches(monkeypatch):
+    """Of six ranks on two hosts."""
+    ranks = _Hosts(6, 3, monkeypatch)
+    found = ranks.run(ranks.watch)
+    yield found, ranks.ended
+    for watch in found:
+        watch.close()
+
+
+def test_watch__holds_a_connection_a_host_and_hears_of_all(watches):
+    found, ended = watches
+    assert [set(watch._sockets) for watch in found] == [{1, 2, 3}, {0}, {0}, {0, 4, 5}, {3}, {3}]
+    for rank, watch in enumerate(found):
+        assert watch.note == ""
+        watch.enter(f"bucket {rank}")
+    _soon(lambda: [state.what for state in found[0]._states] == [f"bucket {rank}" for rank in range(6)])
+    found[5].close()
+    _soon(lambda: not found[0]._states[5].connected)  # its goodbye was passed on
+    found[3].close()
+    _soon(lambda: [state.connected for state in found[0]._states] == [True] * 3 + [False] * 3)
+    assert not ended
+
+
+def test_watch__names_a_rank_that_another_speaks_for(watches, capsys):
+    found, ended = watches
+    for watch in found:
+        watch.enter("bucket 0")
+    _soon(lambda: all(state.count == 1 for state in found[0]._states))
+    for watch in found[:5]:
+        watch.leave()
+        watch.enter("bucket 1")
+    _soon(lambda: "bucket 1 waits for rank 5 (host1" in capsys.readouterr().err)
+    found[4]._sockets[3].shutdown(socket.SHUT_RDWR)  # as where its process ends
+    _soon(lambda: 70 in ended)
+    assert "rank 4 (host1" in capsys.readouterr().err
+
+
+def test_rank_0__has_room_for_2048_ranks(monkeypatch):
+    """The watch over 2,048 ranks on 256 hosts, and ImageNet's index, together: 300 MB at most."""
+    import tracemalloc
+
+    from knltrain.data import DataSet
+
+    size, each, rows, calls = 2048, 8, 1_281_167, []
+    hosts = [f"host{rank // each:03}" for rank in range(size)]
+    places = [f"{host} process {rank}" for rank, host in enumerate(hosts)]
+    word = []
+
+    def gather(value):
+        calls.append(value)
+        if len(calls) == 3:  # addresses and word of rank 0
+            word.append(value[-1])
+            threading.Thread(target=come, args=(value[0],), daemon=True).start()
+        return {1: places, 2: hosts, 3: [value] + [None] * (size - 1)}.get(len(calls), [""] * size)
+
+    links = {}
+
+    def come(address):
+        for rank in [*range(1, each), *range(each, size, each)]:
+            found, _ = rendezvous._call([address], f"{word[0]} {rank}\n".encode())
+            links[rank] = found[0]
+
+    def index(folder):
+        arrays = {name: np.zeros(rows, np.int32) for name in ("labels", "checksums", "lengths")}
+        few = {name: np.zeros(1024, np.int64) for name in ("first_rows", "data_at", "names_at", "name_bytes")}
+        facts = {"n_rows": rows, "encoding": "jpeg", "size": 0, "class_names": ["c"] * 1000, "data_bytes": 10**11}
+        names = [f"shard-{number:05}.h5" for number in range(1024)]
+        return facts | arrays | few | {"begins": np.zeros(rows, np.int64), "files": names, "digest": "", "identity": ""}
+
+    monkeypatch.setattr(rendezvous, "_addresses", lambda hosts: [{"address": ("127.0.0.1", 0)}])
+    monkeypatch.setattr(sys.modules[DataSet.__module__], "read_index", index)
+    comm = SimpleNamespace(rank=0, size=size, gather=gather, broadcast=lambda array: None)
+    tracemalloc.start()
+    watch = Watch(comm)
+    data = DataSet("unused", comm)
+    try:
+        assert len(watch._sockets) == size // each - 1 + each - 1 == len(links) and len(data) == rows
+        for rank, link in links.items():
+            mates = range(rank, rank + each) if rank >= each else [rank]
+            link.setblocking(True)
+            link.sendall(b"".join(b'[[%d, 7, "bucket 3"]]\n' % mate for mate in mates))
+        _soon(lambda: all(state.count == 7 for state in watch._states[1:]))
+        assert tracemalloc.get_traced_memory()[1] < 300e6
+    finally:
+        tracemalloc.stop()
+        watch.close()
+        for link in links.values():
+            link.close()

@@ -1,6 +1,8 @@
 """Communication: who is there, which slices travel together, and in which order they are summed."""
 
+from .arrival import Arrival
 from .block import MessageBlock, compile_ahead, make_block
+from .choice import FC, FullyConnected
 from .communicator import Serial, world
 from .curve import Curve, fit, measure, predicted
 from .gradients import Reducer
@@ -14,9 +16,12 @@ from .wire import WIRES
 
 __all__ = [
     "ALGORITHMS",
+    "Arrival",
     "TRAINING",
     "WIRES",
     "Curve",
+    "FC",
+    "FullyConnected",
     "Links",
     "MessageBlock",
     "Reducer",

@@ -104,6 +104,14 @@ class MessageBlock(GradientBlock):
         """From now on a part begins at one of these floats of the block, ascending: an update wants whole chunks."""
         self._cut, self._own = partial(cut_at, edges), {}
 
+    @property
+    def copies(self) -> float:
+        """Of what is summed between nodes, or ranks, how many times its bytes leave each; 0: nothing does."""
+        method = self._methods[self.links.wire][1] if self._methods else None
+        if method is None or not method.piecewise:
+            return 2.0 if method else 0.0
+        return 1 + len(method.owners) / method.group.size
+
     def __str__(self):
         names = (type(method).__name__.lower() for method in self._methods.get(self.links.wire, ()))
         return " and ".join(dict.fromkeys(names)) or "nobody to exchange with"
@@ -114,7 +122,7 @@ class MessageBlock(GradientBlock):
         """total[start:stop] = the sum over all ranks of mine[start:stop], on every rank; exact: whatever the wire."""
         begin, wire = time.perf_counter(), self.links.exact if exact else self.links.wire
         self._sum(start, stop, wire)
-        self._pretend(begin, 2 * (stop - start), wire)
+        self.pretend(begin, 2 * (stop - start), wire)
 
     def part(self, start: int, stop: int) -> slice:
         """This rank's own share of [start:stop], as `reduce_scatter` leaves it."""
@@ -132,7 +140,7 @@ class MessageBlock(GradientBlock):
             self._scattering(wire).reduce_scatter(mine, self._inner(start, stop), rows)
         if self.links.every_sum:
             wire.round(self.total[self.part(start, stop)])
-        self._pretend(begin, stop - start, wire)
+        self.pretend(begin, stop - start, wire)
 
     def allgather(self, start: int, stop: int):
         """total[start:stop] = what the owner of each `part` has put there, to the bit: it may be weights."""
@@ -140,8 +148,8 @@ class MessageBlock(GradientBlock):
         if self._methods:
             first, last = self._slice(start, stop)
             self._scattering(wire).allgather(self.total[first:last], self._inner(start, stop))
-        self._meet(1)
-        self._pretend(begin, stop - start, wire)
+        self.meet(1)
+        self.pretend(begin, stop - start, wire)
 
     def release(self):
         """This rank has read all sums it wants. Returns when all of the node have: the block may be written again."""
@@ -152,7 +160,7 @@ class MessageBlock(GradientBlock):
             self._methods[wire][mine.nbytes > SMALL_BYTES].allreduce(mine, rows)
         elif self.links.every_sum:
             wire.round(mine)
-        self._meet(1)
+        self.meet(1)
 
     def _scattering(self, wire) -> Algorithm:
         method = self._methods[wire][1]
@@ -161,7 +169,7 @@ class MessageBlock(GradientBlock):
             raise ValueError(f"{name} leaves no parts; expected halving, direct or hierarchical")
         return method
 
-    def _pretend(self, begin: float, numbers: int, wire):
+    def pretend(self, begin: float, numbers: int, wire):
         """Sleep until a network of `bandwidth` would be done with so many numbers, out and in together."""
         bandwidth = self.links.bandwidth
         if bandwidth and self.links.comm.size > 1:
@@ -196,7 +204,7 @@ class MessageBlock(GradientBlock):
         """This rank's slice of the total of [start:stop], and the partial sums of the node there."""
         return self.mine[start:stop], [row[start:stop] for row in self.rows]
 
-    def _meet(self, point: int):
+    def meet(self, point: int):
         """Meet the ranks of this node."""
 
 
@@ -209,7 +217,7 @@ class SharedBlock(MessageBlock):
     def __init__(self, links: Links, mine: np.ndarray, blocks: np.ndarray, more: np.ndarray):
         node = links.node
         self._meeting = node.window(4 * 64)[0, : 4 * 64].view(np.int32).reshape(4, 16)
-        self._turns = [0, 0, 0]
+        self._turns = [0, 0, 0, 0]
         self._scratch = sum_scratch(node.size)
         self._spins = _SPINS if node.size <= _cores() else _SPINS // 40
         self._more = more
@@ -244,7 +252,7 @@ class SharedBlock(MessageBlock):
         self._pairs = usual and self._additions == pairs
 
     def release(self):
-        self._meet(2)
+        self.meet(2)
 
     def _sum(self, start, stop, wire):
         if len(self.links.nodes) > 1 or self.links.every_sum or not self._pairs:
@@ -261,7 +269,7 @@ class SharedBlock(MessageBlock):
     def _sum_node(self, start, stop, wire):
         first, last = self._slice(start, stop)
         mine, rounded = self.total[first:last], self.links.every_sum and wire.short
-        self._meet(0)
+        self.meet(0)
         if self._pairs and not rounded:
             sum_blocks(self.blocks, first, last, self._scratch)
             return mine, [mine]
@@ -270,7 +278,7 @@ class SharedBlock(MessageBlock):
         add_up(rows, self._additions, add, into=mine if len(self._sums) == 1 else None)
         return mine, [mine] if len(self._sums) == 1 else [rows[i] for i in self._sums]
 
-    def _meet(self, point):
+    def meet(self, point):
         self._turns[point] += 1
         words, ranks, turn = self._meeting[point], self.blocks.shape[0], self._turns[point]
         meet_arrive(words, ranks, turn)

@@ -1,7 +1,7 @@
 """Buckets: which slices of the gradient block travel together; arithmetic, fixed at start, equal on all ranks."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -21,27 +21,32 @@ class Bucket:
 
 
 def cut(
-    tensors: list[tuple[str, int, int]], head: int, bucket_bytes: int, cut_before: Iterable[str] = (), grain: int = 1
-) -> list[Bucket]:
+    tensors: list[tuple[str, int, int]], head: int, bucket_bytes: int, cut_before: Iterable[str] = (), grain: int = 1,
+    apart: Collection[str] = (),
+) -> list[Bucket]:  # fmt: skip
     """Buckets of at most `bucket_bytes`, last tensor first; small tensors are fused, huge ones split.
 
     tensors: (name, start, stop) in floats, ascending and gapless from `head`. The last bucket of the list is
     [0, head): the numbers that belong to the whole pass; it waits for no tensor and is sent at the end.
     cut_before: if not empty, buckets begin at these tensors, and `bucket_bytes` counts no more: ("fc6.w",) gives the
     two buckets of Jia et al. 2018 for an AlexNet, convolutions and fully connected layers.
-    grain: a tensor is split only at multiples of so many floats from its start. Raises ValueError for bad numbers.
+    grain: a tensor is split only at multiples of so many floats from its start. apart: tensors that are a bucket each.
+    Raises ValueError for bad numbers.
     """
     if cut_before:
-        return _cut_before(tensors, head, cut_before)
+        return _cut_before(tensors, head, cut_before, apart)
     if bucket_bytes < 4:
         raise ValueError(f"bucket_bytes is {bucket_bytes}, expected at least 4")
     limit = max(bucket_bytes // 4, grain)
     slices = []
     stop, names = None, set()
     for name, start, end in reversed(tensors):
-        if stop is not None and stop - start > limit:
+        if stop is not None and (stop - start > limit or name in apart):
             slices.append((end, stop, names))
             stop, names = None, set()
+        if name in apart:
+            slices.append((start, end, {name}))
+            continue
         if stop is None:
             stop = end
         while stop - start > limit:  # the tensor alone is too large
@@ -54,12 +59,13 @@ def cut(
     return _numbered([*slices, (0, head, ())])
 
 
-def _cut_before(tensors, head, names):
+def _cut_before(tensors, head, names, apart):
     known = [name for name, _, _ in tensors]
     for name in names:
         if name not in known:
             raise ValueError(f"comm.cut_before names {name!r}; expected tensors of this network: {', '.join(known)}")
-    edges = sorted({0, len(tensors), *map(known.index, names)})
+    alone = [known.index(name) + end for name in apart for end in (0, 1)]
+    edges = sorted({0, len(tensors), *map(known.index, names), *alone})
     slices = []
     for first, last in reversed(list(itertools.pairwise(edges))):
         slices.append((tensors[first][1], tensors[last - 1][2], set(known[first:last])))

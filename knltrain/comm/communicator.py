@@ -12,8 +12,11 @@ import time
 
 import numpy as np
 
-# how launchers say how many ranks they started: mpiexec of MPICH and Intel, Open MPI, a direct srun; the first counts
-_LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+# how launchers say how many ranks they started, and which this one is: mpiexec of MPICH and Intel, Open MPI, a direct
+# srun; the first counts
+_LAUNCHED = {
+    "PMI_SIZE": "PMI_RANK", "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK", "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",
+}  # fmt: skip
 _PAGE = 4096
 _LOOKS = 200  # at a message before sleeping between looks: about 100 us
 _SHM = "/dev/shm"  # where MPI libraries on Linux make shared windows
@@ -196,6 +199,14 @@ class World:
         self._mpi.COMM_WORLD.Abort(code)
 
 
+def launched() -> tuple[int | None, int]:
+    """Number of this rank and of all, as the launcher says: MPI may number them otherwise, or not be there yet."""
+    for size, rank in _LAUNCHED.items():
+        if os.environ.get(size, "").isdigit():
+            return int(os.environ[rank]) if os.environ.get(rank, "").isdigit() else None, int(os.environ[size])
+    return None, 1
+
+
 def world():
     """The communicator of this run: MPI where this process was launched under it, else Serial.
 
@@ -203,19 +214,19 @@ def world():
     of another MPI than the library: every rank would train alone), or when there is no MPI library at all. Where SLURM
     gave the job several tasks and no launcher started them, that is said.
     """
-    launched = next((int(os.environ[name]) for name in _LAUNCHED if os.environ.get(name, "").isdigit()), 1)
+    _, size = launched()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        if launched > 1:
+        if size > 1:
             raise ValueError(
-                f"the launcher started {launched} ranks and no MPI library could be loaded ({error}); "
+                f"the launcher started {size} ranks and no MPI library could be loaded ({error}); "
                 "install one: pip install mpich"
             ) from None
         return Serial()
-    if MPI.COMM_WORLD.size != launched and launched > 1:
+    if MPI.COMM_WORLD.size != size and size > 1:
         raise ValueError(
-            f"the launcher started {launched} ranks and MPI sees {MPI.COMM_WORLD.size} "
+            f"the launcher started {size} ranks and MPI sees {MPI.COMM_WORLD.size} "
             f"({MPI.Get_library_version().splitlines()[0]}): use the mpiexec or srun --mpi that belongs to this library"
         )
     if MPI.COMM_WORLD.size > 1:

@@ -15,7 +15,9 @@ from knltrain.kernels import NORM_CHUNK, accumulate, aligned_zeros
 from ..arena import Parameter, Parameters
 from .block import MessageBlock
 from .buckets import Bucket, cut
+from .choice import Choice, FullyConnected, choose, seconds_per_flop
 from .curve import LARGEST_TRIED, Curve, fit, measure
+from .factors import Factors
 from .tree import kept_sums, turns
 from .wire import Wire
 from .worker import Job, Worker
@@ -31,26 +33,31 @@ class Reducer:
     statistics are sums, too. bucket_bytes: 0 chooses by measuring. cut_before: instead, buckets begin at
     these tensors. overlap: exchange in a thread of its own, while backward goes on.
     shard: leave each rank with its part of a sum, for `ShardedUpdate`, which then takes the place of `reduced`.
-    watch: is told of every exchange.
+    watch: is told of every exchange. fc: which layers may travel as factors; those that do are whole on every rank.
     """
 
     def __init__(
         self, parameters: Parameters, block: MessageBlock, bucket_bytes: int = 0, cut_before=(), overlap=True,
-        shard=False, watch=None,
+        shard=False, watch=None, fc: FullyConnected | None = None,
     ):  # fmt: skip
         self.gradient, self.block = block.mine, block
-        self.head, self.watch = parameters.head, watch
+        self.head, self.watch, fc = parameters.head, watch, fc or FullyConnected()
         comm = block.links.comm
         self.worker = Worker(overlap and comm.size > 1 and comm.threads_may_call, watch)
-        self.curve = self._measure() if comm.size > 1 and not (bucket_bytes or cut_before) else None
-        if self.curve:
+        asks = comm.size > 1 and bool(fc.candidates(block.links.shares.slots))
+        self.curve = self._measure() if comm.size > 1 and (asks or not (bucket_bytes or cut_before)) else None
+        if self.curve and not (bucket_bytes or cut_before):
             bucket_bytes = self.curve.bucket_bytes(4 * self.gradient.size)
         self.bucket_bytes = bucket_bytes or ALONE
+        links = block.links  # its wire has buffers that the communication thread uses
+        self.wire = Wire(links.wire.name) if links.every_sum else links.exact
+        self.choice = self._choose(fc, asks)
+        self.factors = {layer.name: Factors(layer, block, self.wire) for layer in self.choice.layers}
         places = ((p.name, parameters.gradient_slice(p)) for p in parameters.parameters)
         tensors = [(name, here.start, here.stop) for name, here in places]
         shard = shard and comm.size > 1
         grain = NORM_CHUNK if shard else 1
-        self.buckets = cut(tensors, parameters.head, self.bucket_bytes, cut_before, grain)
+        self.buckets = cut(tensors, parameters.head, self.bucket_bytes, cut_before, grain, self.factors)
         self.shard = shard
         if shard:
             edges = sorted({edge for _, start, stop in tensors for edge in range(start, stop, grain)})
@@ -59,8 +66,6 @@ class Reducer:
         self._by_bucket = [[] for _ in self.buckets]
         for p in reversed(parameters.parameters):
             self._by_bucket[last_bucket[p.name]].append(p)
-        links = block.links  # its wire has buffers that the communication thread uses
-        self.wire = Wire(links.wire.name) if links.every_sum else links.exact
         self.factor = np.float32(1)
         self.jobs: list[Job] = []
         self.finished: list[Job] = []  # those of the last step
@@ -82,6 +87,21 @@ class Reducer:
         largest = min(LARGEST_TRIED, 4 * self.gradient.size)
         return fit(measure(run, [largest >> shift for shift in (8, 6, 4, 2, 0)], self.block.links.comm.gather))
 
+    def _choose(self, fc: FullyConnected, asks: bool) -> Choice:
+        """Which layers travel as factors. Collective."""
+        comm = self.block.links.comm
+        if comm.size == 1 or not (asks or fc.mode == "factors"):
+            return Choice()
+        if fc.mode == "factors":
+            return Choice(fc.layers, f"{', '.join(layer.name for layer in fc.layers)} travel as factors, as asked for")
+        largest = max(fc.candidates(self.block.links.shares.slots), key=lambda layer: layer.flops)
+        per_flop = seconds_per_flop(largest, self.wire.add if self.wire.short else accumulate, comm.gather)
+        return choose(fc, self.block, self.curve, self.bucket_bytes, bool(self.worker.thread), per_flop)
+
+    def factors_of(self, bucket: Bucket) -> Factors | None:
+        """As what the bucket travels, if not as sums."""
+        return self.factors.get(next(iter(bucket.waits_for), "")) if self.factors else None
+
     def _begin_slot(self):
         self.missing = [set(bucket.waits_for) for bucket in self.buckets]
         self.next = 0
@@ -93,6 +113,8 @@ class Reducer:
         """
         fp16 = self.block.links.wire.name == "fp16"
         self.factor = np.float32(1 / scale if fp16 else 1)
+        for factors in self.factors.values():
+            factors.scale = self.factor
         return 1.0 if fp16 else scale
 
     def ready(self, parameter: Parameter):
@@ -122,9 +144,20 @@ class Reducer:
 
     def arriving(self) -> Iterator[Parameter]:
         """As `reduced`, for a caller who goes on reading sums, until `end_step`."""
-        for job, parameters in zip(self.jobs, self._by_bucket, strict=True):
-            self.worker.wait(job)
+        for number, parameters in enumerate(self._by_bucket):
+            self.arrive(number)
             yield from parameters
+
+    def arrive(self, number: int):
+        """Wait until the sum of bucket `number` is there, or make it. Of all buckets, in their order."""
+        self.worker.wait(self.jobs[number])
+        if factors := self.factors_of(self.buckets[number]):
+            factors.rebuild()
+
+    def part(self, bucket: Bucket) -> slice:
+        """What of the bucket's sum this rank has, where they are sharded."""
+        whole = slice(bucket.start, bucket.stop)
+        return whole if self.factors_of(bucket) else self.block.part(bucket.start, bucket.stop)
 
     def submit(self, name: str, work) -> Job:
         """One more job of this step for the communication thread."""
@@ -151,6 +184,7 @@ class Reducer:
         facts = {"how": str(self.block), "wire": links.wire.name, "over": str(links)}
         facts |= {"buckets": len(self.buckets) - 1, "bucket_bytes": self.bucket_bytes}
         facts |= {"overlapped": bool(self.worker.thread), "shares": links.shares.facts()}
+        facts["factors"] = {"layers": list(self.factors), "why": self.choice.why}
         return facts | {"curve": {"alpha_s": curve.alpha, "bytes_per_s": curve.beta} if curve else None}
 
     def notes(self) -> list[str]:
@@ -158,6 +192,8 @@ class Reducer:
         block, comm, lines = self.block, self.block.links.comm, []
         if not block.links.shares.even:
             lines.append(f"note: {block.links.shares}")
+        if self.choice.why:
+            lines.append(f"note: {self.choice.why}")
         if comm.size > 1 and not comm.threads_may_call:
             lines.append("note: this MPI gives no MPI_THREAD_MULTIPLE: gradients are exchanged between the layers")
         return lines + [note for note in (block.note, self.watch and self.watch.note) if note]
@@ -170,6 +206,10 @@ class Reducer:
         here = slice(bucket.start, bucket.stop)
         gradient = self.gradient[here]
         turn = self.turns[self.slot]
+        if factors := self.factors_of(bucket):
+            if turn.keep is None:
+                self.submit(f"factors of {bucket}", factors.gather)
+            return
         add = self.wire.add if self.wire.short and bucket.waits_for else accumulate
         if self.factor != 1 and bucket.waits_for:
             gradient *= self.factor

@@ -52,15 +52,8 @@ class Direct(Piecewise):
         ]
 
     def allgather(self, x, bounds):
-        group, have = self.group, 1
-        self.wire.round(_part(x, bounds, group.rank))
-        while have < group.size:  # the parts of so many ranks, from this one on
-            count = min(have, group.size - have)
-            to, source = (group.rank - have) % group.size, (group.rank + have) % group.size
-            out, into = (_around(x, bounds, first, count) for first in (group.rank, source))
-            for one, other in zip_longest(out, into):
-                self.wire.copy_from(group, one, to, other, source)
-            have += count
+        self.wire.round(_part(x, bounds, self.group.rank))
+        gather_parts(self.group, self.wire, x, bounds)
 
 
 class Tree(Piecewise):
@@ -89,6 +82,18 @@ class Tree(Piecewise):
                 wire.copy_from(self.group, None, 0, x, rank - distance)
             elif below == 0 and rank + distance < size:
                 wire.copy_from(self.group, x, rank + distance, None, 0)
+
+
+def gather_parts(group, wire, x, bounds):
+    """Every part of x = what the rank of its number has there, rounded already: (P-1)/P n in log2(P) steps."""
+    have = 1
+    while have < group.size:  # the parts of so many ranks, from this one on
+        count = min(have, group.size - have)
+        to, source = (group.rank - have) % group.size, (group.rank + have) % group.size
+        out, into = (_around(x, bounds, first, count) for first in (group.rank, source))
+        for one, other in zip_longest(out, into):
+            wire.copy_from(group, one, to, other, source)
+        have += count
 
 
 def _part(x, bounds, part):

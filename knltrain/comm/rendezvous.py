@@ -1,7 +1,9 @@
-"""A TCP connection from every rank to rank 0, beside MPI, closed to strangers.
+"""TCP connections beside MPI, closed to strangers: from each host to rank 0, and from a host's ranks to its first one.
 
 Rank 0 listens for some seconds at start: on the loopback where all ranks are on this host, else on every address of its
-interfaces, and the others try one after the other, first that which leads to another host. Who does not say within a
+interfaces, and the others try one after the other, first that which leads to another host; the first rank of each other
+host then listens on the loopback for the ranks beside it: 2,048 ranks on 256 hosts are 262 connections of rank 0, not
+2,047. Who does not say within a
 second the word that MPI has told the ranks is dropped, and the silent never keep others waiting: whoever comes is let
 in at once, and while too many are silent the one that came first has to go.
 """
@@ -27,28 +29,33 @@ _SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 _OTHER_FILES = 512  # that a process may have open besides: shards, libraries, what MPI needs
 
 
-def connect_ranks(comm) -> tuple[dict[int, socket.socket], dict[int, str]]:
-    """This rank's connections, {0: to rank 0} or on rank 0 {rank: to it}; and {rank: why it has none}. Collective."""
+def connect_ranks(comm) -> tuple[dict[int, socket.socket], list[int], dict[int, str]]:
+    """{rank: connection} of this rank; of all ranks to whom each speaks; and {rank: why it has no way}. Collective."""
     hosts, listeners, told = comm.gather(socket.gethostname()), [], None
-    if comm.rank == 0:
-        _allow_files(comm.size + _OTHER_FILES)
+    first = {host: rank for rank, host in reversed(list(enumerate(hosts)))}
+    speaks_to = [0 if first[host] == rank else first[host] for rank, host in enumerate(hosts)]
+    expected = {rank for rank in range(1, comm.size) if speaks_to[rank] == comm.rank}
+    if expected:
+        _allow_files(len(expected) + _OTHER_FILES)
         told = ["no address"]
-        for address in _addresses(hosts):
+        for address in _addresses(hosts) if comm.rank == 0 else [{"address": (_LOOPBACK, 0)}]:
             try:
                 listeners.append(socket.create_server(**address, backlog=_BACKLOG))
             except OSError as error:
                 told = [str(error)]
         if listeners:
             told = [*(listener.getsockname()[:2] for listener in listeners), secrets.token_hex(16)]
-    *addresses, word = comm.gather(told)[0]
-    links, why = {}, ""
+    told, links, why = comm.gather(told), {}, ""
+    if comm.rank:
+        above = speaks_to[comm.rank]
+        *addresses, word = told[above]
+        links, why = {}, word
+        if addresses:  # a rank beside this host's first one waits until that has called rank 0
+            limit = _LIMIT_S * (2 if above else 1)
+            links, why = _call(list(map(tuple, addresses)), f"{word} {comm.rank}\n".encode(), above, limit)
     if listeners:
-        links = _Door(listeners, comm.size, word).links
-    elif not addresses:
-        why = word
-    else:
-        links, why = _call(list(map(tuple, addresses)), f"{word} {comm.rank}\n".encode())
-    return links, {rank: reason for rank, reason in enumerate(comm.gather(why)) if reason}
+        links |= _Door(listeners, expected, told[comm.rank][-1]).links
+    return links, speaks_to, {rank: reason for rank, reason in enumerate(comm.gather(why)) if reason}
 
 
 def _allow_files(wanted: int):
@@ -93,9 +100,9 @@ def _interfaces() -> list[str]:
     return found
 
 
-def _call(addresses, greeting: bytes) -> tuple[dict[int, socket.socket], str]:
-    """({0: connection}, "") when rank 0 has answered our greeting with itself, else ({}, why)."""
-    why, limit, tried = "", time.monotonic() + _LIMIT_S, 0
+def _call(addresses, greeting: bytes, to: int = 0, limit_s: float | None = None) -> tuple[dict, str]:
+    """({to: connection}, "") when rank `to` has answered our greeting with itself, else ({}, why)."""
+    why, limit, tried = "", time.monotonic() + (limit_s or _LIMIT_S), 0
     while (left := limit - time.monotonic()) > 0:
         link, address = None, addresses[tried % len(addresses)]
         tried += 1
@@ -104,11 +111,11 @@ def _call(addresses, greeting: bytes) -> tuple[dict[int, socket.socket], str]:
             link.sendall(greeting)
             if link.recv(_GREETING) == greeting:
                 link.setblocking(False)
-                return {0: link}, ""
+                return {to: link}, ""
             reason = "the connection was closed"
         except OSError as error:
             reason = str(error)
-        why = why or f"{reason} at {address[0]}:{address[1]}, where rank 0 listens"
+        why = why or f"{reason} at {address[0]}:{address[1]}, where rank {to} listens"
         if link:
             link.close()
         time.sleep(0.1)
@@ -118,8 +125,8 @@ def _call(addresses, greeting: bytes) -> tuple[dict[int, socket.socket], str]:
 class _Door:
     """Lets in whoever knows the word; `links`: rank → connection, when all are there or the time is over."""
 
-    def __init__(self, listeners, size: int, word: str):
-        self.links, self._size, self._word = {}, size, word.encode()
+    def __init__(self, listeners, expected: set[int], word: str):
+        self.links, self._expected, self._word = {}, expected, word.encode()
         self._silent = {}  # connection → (what it has said, until when it may speak), oldest first
         limit = time.monotonic() + _LIMIT_S
         with contextlib.ExitStack() as stack:
@@ -127,7 +134,7 @@ class _Door:
             for listener in listeners:
                 stack.enter_context(listener).setblocking(False)
                 self._selector.register(listener, selectors.EVENT_READ)
-            while len(self.links) < size - 1 and time.monotonic() < limit:
+            while len(self.links) < len(expected) and time.monotonic() < limit:
                 for key, _ in self._selector.select(_SILENT_S / 10):
                     if key.fileobj in listeners:
                         self._let_in(key.fileobj)
@@ -159,7 +166,7 @@ class _Door:
             word, _, rank = said.partition(b" ")
             if more and not said.endswith(b"\n") and len(said) < _GREETING:
                 self._silent[link] = (said, until)  # the rest is on its way
-            elif hmac.compare_digest(word, self._word) and 0 < int(rank) < self._size:
+            elif hmac.compare_digest(word, self._word) and int(rank) in self._expected:
                 link.sendall(said)
                 self._drop(link, close=False)
                 if int(rank) in self.links:  # it was not answered in time, and came again

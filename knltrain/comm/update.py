@@ -61,7 +61,7 @@ class ShardedUpdate(Update):
 
     def _pieces(self, bucket) -> list[tuple]:
         """(parameter, slice of its elements) for everything in this rank's part of the bucket."""
-        part, pieces = self.reducer.block.part(bucket.start, bucket.stop), []
+        part, pieces = self.reducer.part(bucket), []
         for p in self.parameters.parameters:
             here = self.parameters.gradient_slice(p)
             first, last = max(part.start, here.start), min(part.stop, here.start + p.size)
@@ -72,14 +72,17 @@ class ShardedUpdate(Update):
     def step(self, lr: float, scale: float = 0.0) -> bool:
         optimizer, reducer, comm = self.optimizer, self.reducer, self.reducer.block.links.comm
         self.norms[...] = 0
-        for job, pieces in zip(list(reducer.jobs), self.pieces, strict=True):
-            reducer.worker.wait(job)
+        whole = np.zeros_like(self.norms)  # of tensors that every rank has
+        for number, pieces in enumerate(self.pieces):
+            reducer.arrive(number)
+            table = whole if reducer.factors_of(reducer.buckets[number]) else self.norms
             for p, part in pieces:
                 if scale or optimizer.adapts(p):
                     sums = optimizer.measure(p, part)
                     row = self.rows[p.name].start + part.start // NORM_CHUNK
-                    self.norms[row : row + len(sums)] = sums
+                    table[row : row + len(sums)] = sums
         comm.sum(self.norms)
+        self.norms += whole
         fits = not scale or bool(np.isfinite(self.norms[:, 1]).all())
         if fits:
             self._update(lr, scale or 1.0)
@@ -107,6 +110,8 @@ class ShardedUpdate(Update):
         reducer, gathered, head = self.reducer, self.reducer.block, self.reducer.head
         sent = []
         for bucket, pieces in zip(reducer.buckets[:-1], self.pieces, strict=False):
+            if reducer.factors_of(bucket):
+                continue  # every rank has updated all of it
             for p, part in pieces:
                 p.gradient.reshape(-1)[part] = of(p).reshape(-1)[part]
             work = partial(gathered.allgather, bucket.start, bucket.stop)

@@ -1,8 +1,8 @@
 """A watch over all ranks: who is gone, who is late, and an end to a job that hangs.
 
 MPI says nothing when a rank dies or stops; the others wait in their next exchange, under some launchers for ever. So
-every rank keeps a TCP connection to rank 0, beside MPI, and a thread that tells once a second how many exchanges the
-rank has entered and in which one it is. Rank 0 compares:
+every rank has a thread that tells once a second, beside MPI, how many exchanges the rank has entered and in which one
+it is: to the first rank of its host, which passes it on to rank 0 (see `rendezvous`). Rank 0 compares:
 
 - a connection that closes without a goodbye: that rank's process has ended;
 - a rank that others are waiting for, or all ranks in one exchange without end, or a rank that sends nothing: after
@@ -11,6 +11,7 @@ rank has entered and in which one it is. Rank 0 compares:
 If rank 0 itself is gone or silent, the others say so and end. Nothing here sits in the way of a step.
 """
 
+import contextlib
 import json
 import os
 import selectors
@@ -25,6 +26,7 @@ from .rendezvous import connect_ranks
 
 EXIT_CODE = 70  # of a job that the watch has ended: internal error, in the words of sysexits.h
 _PERIOD_S = 1.0
+_GONE = -1  # exchanges of a rank that has said goodbye
 
 
 @dataclass
@@ -36,6 +38,7 @@ class State:
     what: str = ""  # the exchange it is in; "" between two
     heard: float = 0.0
     connected: bool = True
+    fresh: bool = False  # to be passed on
 
 
 class Watch:
@@ -55,9 +58,11 @@ class Watch:
         if comm.size == 1:
             return
         self.places = comm.gather(self._mine.place)
-        self._sockets, lost = connect_ranks(comm)
+        self._sockets, self._speaks_to, lost = connect_ranks(comm)
+        lost |= {rank: lost[above] for rank, above in enumerate(self._speaks_to) if above in lost}
         now = time.monotonic()
         self._states = [State(place, heard=now, connected=rank not in lost) for rank, place in enumerate(self.places)]
+        self._above = self._speaks_to[comm.rank] if comm.rank else None
         if lost:
             why = next(iter(lost.values()))
             self.note = f"note: no watch over {self._names(list(lost))}: no connection to rank 0 ({why})"
@@ -95,19 +100,25 @@ class Watch:
             now = time.monotonic()
             if now >= following:
                 following = now + self.period
-                self._send([self._mine.count, self._mine.what])
+                self._tell()
                 self._judge(now)
-        self._send("bye")
+        for rank in self._sockets:
+            self._send(rank, "bye")
         for link in self._sockets.values():
             link.close()
 
-    def _send(self, message):
-        line = json.dumps(message).encode() + b"\n"
-        for link in list(self._sockets.values()):
-            try:
-                link.send(line)
-            except OSError:
-                pass  # its end is noticed by reading
+    def _tell(self):
+        """Say where this rank is; to whom it speaks also what was heard since from those that speak to it."""
+        mine = [self.comm.rank, self._mine.count, self._mine.what]
+        news = [[rank, state.count, state.what] for rank, state in enumerate(self._states) if state.fresh]
+        for rank in self._sockets:
+            self._send(rank, [mine, *(news if rank == self._above else [])])
+        for rank, *_ in news:
+            self._states[rank].fresh = False
+
+    def _send(self, rank, message):
+        with contextlib.suppress(OSError):  # its end is noticed by reading
+            self._sockets[rank].send(json.dumps(message).encode() + b"\n")
 
     def _read(self, rank):
         try:
@@ -118,28 +129,35 @@ class Watch:
             data = b""
         if not data:
             self._drop(rank)
-            self._end(f"rank {rank} ({self._states[rank].place}) is gone: its process has ended")
+            self._end(f"rank {rank} ({self._states[rank].place}) is gone: its process has ended", rank == self._above)
             return
         *lines, self._received[rank] = (self._received[rank] + data).split(b"\n")
-        state = self._states[rank]
-        state.heard = time.monotonic()
+        now = time.monotonic()
         for line in lines:
             message = json.loads(line)
             if message == "bye":
                 self._drop(rank)
                 return
-            state.count, state.what = message
+            for one, count, what in message:
+                state = self._states[one]
+                state.count, state.what, state.heard, state.fresh = count, what, now, rank != self._above
+                state.connected = count != _GONE
 
     def _drop(self, rank):
+        """It says no more, nor do those that speak to it."""
         self._selector.unregister(self._sockets[rank])
         self._sockets.pop(rank).close()
-        self._states[rank].connected = False
+        for one, state in enumerate(self._states):
+            if one == rank or (self._speaks_to[one] == rank and self.comm.rank == 0):
+                state.connected = False
+        self._states[rank].count, self._states[rank].fresh = _GONE, rank != self._above
 
     def _judge(self, now):
         """Has anything moved? If not for too long, say who is waited for."""
         mine = self._states[self.comm.rank]
         mine.count, mine.what, mine.heard = self._mine.count, self._mine.what, now
-        watched = {0: self._states[0], self.comm.rank: mine} if self.comm.rank else dict(enumerate(self._states))
+        some = range(self.comm.size) if self.comm.rank == 0 else (self._above, self.comm.rank)
+        watched = {rank: self._states[rank] for rank in some}
         watched = {rank: state for rank, state in watched.items() if state.connected}
         silent = [rank for rank, state in watched.items() if now - state.heard > max(3 * self.period, self.warn_s / 2)]
         moved = [(state.count, state.what) for state in watched.values()]
@@ -149,7 +167,7 @@ class Watch:
             return
         stalled = now - self._since
         if stalled > self.end_s:
-            self._end(f"no progress for {stalled:.0f} s: {self._diagnosis(watched, silent)}")
+            self._end(f"no progress for {stalled:.0f} s: {self._diagnosis(watched, silent)}", self.comm.rank > 0)
         elif stalled > self.warn_s and not self._warned:
             self._warned = True
             self._say(f"no progress for {stalled:.0f} s: {self._diagnosis(watched, silent)}; the job ends after "
@@ -176,9 +194,9 @@ class Watch:
         sys.stderr.write(f"knltrain: {printable(text)}\n")
         sys.stderr.flush()
 
-    def _end(self, text):
-        """Say it and end all ranks; the first of those who notice speaks, and the launcher ends the rest."""
-        if self._closing.wait(0 if self.comm.rank <= 1 else 1.0 + 0.01 * self.comm.rank):
+    def _end(self, text, many: bool):
+        """Say it and end all ranks; of the many who may notice the first one speaks, and the launcher ends the rest."""
+        if self._closing.wait(1.0 + 0.01 * self.comm.rank if many and self.comm.rank > 1 else 0):
             return
         self._say(f"error: {text}: ending all ranks")
         if more := self.last_words():

@@ -2,6 +2,7 @@
 
 from .base import Layer, Residual, Sequential
 from .conv import Conv2d, Linear, Whitening
+from .dense import DenseGradient, dense_ops, is_dense
 from .fusion import fuse
 from .loss import SoftmaxCrossEntropy
 from .memory import ALIGN, Memory
@@ -16,6 +17,7 @@ __all__ = [
     "BatchNorm",
     "CONVOLUTION",
     "Conv2d",
+    "DenseGradient",
     "Dropout",
     "Field",
     "GlobalAvgPool",
@@ -36,7 +38,9 @@ __all__ = [
     "Tensor",
     "UPDATE",
     "Whitening",
+    "dense_ops",
     "execute",
     "fuse",
+    "is_dense",
     "run",
 ]

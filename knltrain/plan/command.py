@@ -14,6 +14,7 @@ from .run import JPEG_BYTES, Training, best, choices
 from .show import choice_table, plan_table, published_table, step_record, step_table
 
 VAL_IMAGES = 50_000
+FC = {"auto": ("sum", "factors"), "sum": ("sum",), "factors": ("factors",)}
 STORED = 256  # pixels of a side of raw ImageNet
 SLOTS = (0.25, 0.5, 1, 2)  # factors on the recipe's slot batch that are tried
 
@@ -41,6 +42,7 @@ def training_of(recipe, name: str, derived, build) -> Training:
         lars=recipe.optim.trust_coefficient > 0,
         precision=precision,
         wire=precision if recipe.comm.wire == "auto" else recipe.comm.wire,
+        fc=FC[recipe.comm.fc],
     )
 
 

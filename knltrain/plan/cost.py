@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arena import Parameters
-from ..layers import CONVOLUTION, UPDATE, Op, Program, SoftmaxCrossEntropy, Tensor, fuse
+from ..layers import CONVOLUTION, UPDATE, Op, Program, SoftmaxCrossEntropy, Tensor, fuse, is_dense
 from .machine import Machine
 
 BLOCK, MOST_WIDTH = 32, 512  # output channels of a tile of AVX-512, and the most of a task: the kernels' own
@@ -91,11 +91,6 @@ def waste(op: Op) -> float:
         return full * -(-images // ROWS) * ROWS / images
     taps = r * s / (1 if op.kind == "forward" else op.others["plan"].shape.stride ** 2)
     return full * (1 + ONCE / (taps * (c if op.kind == "forward" else k)))
-
-
-def is_dense(op: Op) -> bool:
-    """Whether an op of a convolution is of a fully connected layer: one on images of one pixel."""
-    return op.others["plan"].x_shape[1:3] == (1, 1)
 
 
 def share_name(op: Op) -> str:

@@ -6,7 +6,8 @@ them, by the algorithm that the program would choose (`comm.links`), with the fo
 
 fully connected layers, each of weights (C, K), B images in all, P nodes, groups of G nodes (bytes that a node sends):
     sum       2 (P - 1) / P C K numbers, as any gradient
-    factors   (P - 1) / P B (C + K): every node is given all rows of x and dy, and makes the whole dw, P times the flops
+    factors   (P - 1) / P B (C + K), in the type of x: every node is given all of x and dy, and makes the whole dw after
+              backward, P times the flops
     split     2 (P / G - 1) / (P / G) C K / G, and 2 (G - 1) / P B C of activations, which nothing hides
 """
 
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..comm import Curve, predicted
-from ..layers import Program
-from .cost import StepCost, is_dense
+from ..layers import Program, dense_ops
+from .cost import StepCost
 from .machine import Machine
 
 SMALL_BYTES = 1 << 16  # of a slice: below, doubling or tree, as in `comm.block`
@@ -105,7 +106,7 @@ def exchange(
         clock += cost.seconds
         for name in cost.completes:
             if name in fully:
-                job, stop, sent = _other_way(fully[name], cost, machine, scheme, images, clock)
+                job, stop, sent = _other_way(fully[name], cost, machine, scheme, (images, program.images), clock)
                 jobs.append(job)
                 moved, blocking = moved + sent, blocking + stop
                 continue
@@ -129,19 +130,19 @@ def _exposed(jobs: list[Job], backward: float, reserved: bool) -> float:
 
 def fully_connected(program: Program) -> dict[str, tuple[int, int]]:
     """(C, K) of the weights of each fully connected layer, by the parameter's name."""
-    ops = [op for op in program.backward if op.kind == "backward_weight" and is_dense(op)]
-    return {op.writes["dw"].owner.name: op.writes["dw"].shape[2:] for op in ops}
+    return {op.writes["dw"].owner.name: op.writes["dw"].shape[2:] for op in dense_ops(program)}
 
 
 def _other_way(weights, cost, machine, scheme, images, ready) -> tuple[Job, float, float]:
     """A fully connected layer by factors or split: its job, seconds that nothing hides, bytes that a node sends."""
-    c, k = weights
+    (c, k), (images, slot) = weights, images
     nodes, wire = scheme.nodes, WIRE_BYTES[scheme.wire]
     net = link(machine, scheme.ranks)
     rate = net.beta * scheme.ranks
     if scheme.fc == "factors":
-        sent = (nodes - 1) / nodes * images * (c + k) * wire
-        return Job(ready, (nodes - 1) * cost.roofline, math.log2(nodes) * net.alpha + sent / rate), 0.0, sent
+        sent, more = (nodes - 1) / nodes * images * (c + k) * slot.dtype.itemsize, images / slot.shape[0] / scheme.ranks
+        more *= (1 - 1 / nodes) * cost.roofline  # after backward
+        return Job(ready, 0.0, math.log2(nodes) * net.alpha + sent / rate), more, sent
     group = min(scheme.group, nodes)
     others = max(1, nodes // group)
     activations = 2 * (group - 1) / nodes * images * c * wire

@@ -41,6 +41,7 @@ class Training:
     lars: bool = True
     precision: str = "fp32"
     wire: str = "fp32"
+    fc: tuple = FC_MODES[:2]  # that the program may choose
 
 
 @dataclass(frozen=True)
@@ -133,5 +134,5 @@ def choices(
 
 
 def best(training: Training, machine: Machine, nodes: int, ranks: int = 0) -> Prediction | None:
-    """The quickest way, in the recipe's own wire format, with sums that the program makes today."""
-    return next(iter(choices(training, machine, nodes, (training.wire,), ("sum",), ranks=ranks)), None)
+    """The quickest way, in the recipe's own wire format, as `comm.fc` lets the program choose."""
+    return next(iter(choices(training, machine, nodes, (training.wire,), training.fc, ranks=ranks)), None)

@@ -10,6 +10,7 @@ from .run import Prediction, Training
 
 GAIN = 0.98  # of the minutes of a way that changes less: what is not quicker is not shown
 IDLE = 0.10  # of the cores' time, from which on an op is listed
+BY_FACTORS = "dense layers by factors"
 SMALL = 0.004  # of a step, below which it is not
 
 
@@ -39,6 +40,7 @@ def plan_table(training: Training, machine: Machine, rows: Sequence[Prediction])
         f"{last.bucket_bytes >> 10:,} KiB, {last.sent_bytes / 1e6:,.0f} MB sent by a node in a step; "
         f"evaluation {last.evaluation_s:,.0f} s, checkpoints {last.checkpoint_s:,.0f} s"
     )
+    lines += [BY_FACTORS] if last.fc == "factors" else []
     if last.input_s == last.step_s:
         lines.append("a step waits for its pictures: data.stage, raw shards, or readers on more cores")
     return "\n".join(lines)
@@ -56,6 +58,7 @@ def choice_table(training: Training, found: Sequence[Prediction]) -> str:
 
 
 def _choice(one: Prediction, notes: list[str]) -> str:
+    notes = notes + [BY_FACTORS] * (one.fc == "factors")
     return (
         f"  {one.minutes:8,.1f} minutes  {one.ranks_a_node:2} ranks a node, slots of {one.slot_batch:3}, {one.wire}, "
         f"exposed {1e3 * one.exposed_s:5,.0f} ms, buckets of {one.bucket_bytes >> 10:6,} KiB  {'; '.join(notes)}"
@@ -63,10 +66,10 @@ def _choice(one: Prediction, notes: list[str]) -> str:
 
 
 def _changes(training: Training, one: Prediction) -> list[str]:
-    """What a way changes of the experiment, or of the program."""
+    """What a way changes of the experiment, or of the program, which chooses between sums and factors itself."""
     notes = ["batch norm over other slots"] if one.slot_batch != training.slot_batch else []
     notes += [f"gradients travel in {one.wire}"] if one.wire != training.wire else []
-    return notes + {"sum": [], "factors": ["dense layers by factors"], "split": ["dense layers split"]}[one.fc]
+    return notes + (["dense layers split"] if one.fc == "split" else [])
 
 
 def published_table(rows: Sequence[Row]) -> str:

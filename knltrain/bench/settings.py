@@ -1,0 +1,95 @@
+"""`knltrain bench settings RECIPE`: the steps of a recipe under different settings, in turn, on random pictures.
+
+All ranks train; some may be slowed, by sleeping a share of what a slot computes. The settings take turns, so that a
+noisy machine disturbs all alike. Beside each stands the ideal: the slots shared by the ranks' speeds as if they could
+be cut at will, with nothing to wait for.
+"""
+
+import json
+import statistics
+import time
+from contextlib import ExitStack, closing
+
+from ..balance import FIRST, SKIPPED, Balance
+from ..data.synthetic import Synthetic
+from ..observe import StepObserver
+from ..trainer import Trainer
+
+CLASSES = 1000
+
+
+class _Slots(StepObserver):
+    """Notes the seconds of each slot's forward and backward of this rank; slows it by a share of them."""
+
+    def __init__(self, by: float):
+        self.by, self.model, self.seconds = by, None, []
+
+    def begin_step(self, trainer):
+        """The model may be another one since the last step."""
+        if trainer.model is self.model:
+            return
+        self.model, forward, backward = trainer.model, trainer.model.forward, trainer.model.backward
+
+        def begin():
+            self.begun = time.perf_counter()
+            forward()
+
+        def end(ready=None):
+            backward(ready)
+            time.sleep(self.by * (time.perf_counter() - self.begun))
+            self.seconds.append(time.perf_counter() - self.begun)
+
+        trainer.model.forward, trainer.model.backward = begin, end
+
+
+def run(comm, placement, recipes, *, slow=(), by=0.3, steps=20, as_json=False):
+    """Measure and, on rank 0, print. recipes: by what is said of their settings; slow: ranks, by a share.
+
+    Raises ValueError for a rank that is not there.
+    """
+    if slow and not 0 <= min(slow) <= max(slow) < comm.size:
+        raise ValueError(f"found --slow {' '.join(map(str, slow))}, expected ranks from 0 to {comm.size - 1}")
+    rows = []
+    with ExitStack() as stack:
+        trained = {}
+        for way, recipe in recipes.items():
+            count = recipe.batch.global_batch * 4
+            data = Synthetic(count, recipe.data.crop, recipe.model.args.get("classes", CLASSES))
+            slots = _Slots(by if comm.rank in slow else 0.0)
+            observers = [slots, Balance(comm, recipe.run.shares == "measured")]
+            trainer = stack.enter_context(closing(Trainer.of(recipe, data, comm, placement, observers=observers)))
+            trainer.seek(0)
+            for _ in range(SKIPPED + FIRST + SKIPPED if recipe.run.shares == "measured" else SKIPPED):
+                trainer.step()
+            slots.seconds.clear()
+            trained[way] = trainer, slots, []
+        for _ in range(steps):
+            for trainer, _, times in trained.values():
+                comm.barrier()
+                begin = time.perf_counter()
+                trainer.step()
+                times.append(time.perf_counter() - begin)
+        for way, (trainer, slots, times) in trained.items():
+            slowest = [max(step) for step in zip(*comm.gather(times), strict=True)]
+            slot_s = comm.gather(statistics.median(slots.seconds))
+            ideal = trainer.total_slots / sum(1 / seconds for seconds in slot_s)
+            notes = trainer.reducer.notes() if comm.size > 1 else []
+            shares = list(map(len, trainer.reducer.block.links.shares.ranges))
+            row = {"settings": way, "step_s": statistics.median(slowest), "ideal_s": ideal, "slots": shares}
+            rows.append(row | {"slot_s": slot_s, "notes": notes})
+    if comm.rank == 0:
+        print(json.dumps(rows, indent=1) if as_json else _table(rows))
+
+
+def _table(rows) -> str:
+    width = max(len(row["settings"]) for row in rows)
+    lines = [f"{'settings':{width}}   step ms   x first  ideal ms  x ideal  slots of the ranks"]
+    for row in rows:
+        faster, over = rows[0]["step_s"] / row["step_s"], row["step_s"] / row["ideal_s"]
+        shares = " ".join(map(str, row["slots"]))
+        lines.append(
+            f"{row['settings']:{width}}  {1e3 * row['step_s']:8.1f}  {faster:8.2f}  {1e3 * row['ideal_s']:8.1f}  "
+            f"{over:7.2f}  {shares}"
+        )
+        lines += [f"{'':{width}}  {note}" for note in row["notes"]]
+    return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""Run under mpiexec: a tiny network trains in every way in which ranks may exchange, to the bits of one rank alone.
+
+    mpiexec -n 128 python tests/rehearsal_ranks.py
+
+Prints a line for each way; any rank that has other bits ends all. The launcher's time limit finds what hangs.
+"""
+
+import time
+from contextlib import closing, nullcontext
+from types import SimpleNamespace
+
+from knltrain.comm import TRAINING, Serial, Watch, compare_replicas, world
+from knltrain.config import parse_recipe
+from knltrain.data.synthetic import Synthetic
+from knltrain.layers import Linear, ReLU, Sequential
+from knltrain.models.state import state
+from knltrain.trainer import Trainer
+
+RECIPE = """
+[model]
+name = "unused"
+[data]
+train = "unused"
+crop = 8
+[optim]
+trust_coefficient = 0.01
+[schedule]
+base_lr = 0.2
+[run]
+epochs = 1.0
+"""
+STEPS, SLOT, CLASSES = 2, 2, 5
+ALONE = SimpleNamespace(ranks_on_node=1, on=lambda name: nullcontext())
+SHARDED = "comm.shard_update=true"
+
+
+def ways(ranks: int):
+    """Settings of comm: each algorithm that fits, with factors, with a sharded update; nodes of several sizes."""
+    power = ranks & (ranks - 1) == 0
+    for algorithm in TRAINING:
+        if algorithm in ("halving", "doubling") and not power:
+            continue
+        for fc in ("sum", "factors"):
+            yield f"comm.algorithm={algorithm}", f"comm.fc={fc}"
+        if algorithm not in ("doubling", "tree"):
+            yield f"comm.algorithm={algorithm}", "comm.fc=factors", SHARDED
+    for nodes in {2, 3, max(2, ranks // 4)}:
+        yield f"comm.pretended_nodes={nodes}", "comm.fc=factors", "comm.bucket_bytes=2000"
+
+
+def train(comm, slots: int, settings, watch=None):
+    """What is learned in some steps."""
+    sizes = [f"batch.global_batch={SLOT * slots}", f"batch.slot_batch={SLOT}"]
+    layers = Sequential("net", Linear("fc0", 40), ReLU("relu"), Linear("fc1", CLASSES)), (8, 8, 3)
+    data = Synthetic(SLOT * slots * STEPS, 8, CLASSES)
+    with closing(Trainer.of(parse_recipe(RECIPE, [*sizes, *settings]), data, comm, ALONE, watch, layers)) as trainer:
+        trainer.seek(0)
+        for _ in range(STEPS):
+            trainer.step()
+        trainer.update.complete()
+        return {name: array.copy() for name, array in state(trainer.model.parameters).items()}
+
+
+def rehearse(comm):
+    """Every way with as many slots as ranks, and with half as many again."""
+    with closing(Watch(comm, 60.0, 120.0)) as watch:
+        for slots in (comm.size, comm.size * 3 // 2):
+            alone = train(Serial(), slots, [])
+            for settings in ways(comm.size) if slots == comm.size else [["comm.fc=factors"], ["comm.fc=sum"]]:
+                begin = time.monotonic()
+                found = train(comm, slots, settings, watch)
+                wrong = [name for name, array in found.items() if array.tobytes() != alone[name].tobytes()]
+                if wrong:
+                    raise RuntimeError(f"{slots} slots, {' '.join(settings)}: other bits on rank {comm.rank}: {wrong}")
+                compare_replicas(comm, found, STEPS)
+                if comm.rank == 0:
+                    print(f"{slots} slots  {time.monotonic() - begin:6.1f} s  {' '.join(settings)}", flush=True)
+
+
+if __name__ == "__main__":
+    rehearse(world())
