@@ -9,6 +9,7 @@ from .data import DataSet, EvalLoader
 from .data.decode import fit_square, jpeg_header
 from .experiment import center_crop, make_augment, misfits
 from .plots import contact_sheet, data_overview
+from .text import between
 
 CLASSES, COLUMNS = 10, 8  # of a sheet
 SAMPLE = 1000  # pictures from which sizes and the mean picture are computed
@@ -40,7 +41,7 @@ def show_pictures(folder: Path, png: Path) -> str:
     data_overview(rows, by_class, sizes, np.rint(mean).astype(np.uint8), png, f"{name}: {kinds}, {data.encoding}")
     height, width = np.median(sizes, axis=0).astype(int)
     colour = ", ".join(f"{value:.0f}" for value in mean.mean((0, 1)))
-    each = f"{counts.min():,} to {counts.max():,} each; {width} x {height} pixels (median); mean colour {colour}"
+    each = f"{between(counts)} each; {width} x {height} pixels (median); mean colour {colour}"
     return f"{png}: {kinds}, {each}"
 
 

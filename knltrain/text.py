@@ -17,3 +17,22 @@ def visible(text: str, besides: str = "\n") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in besides else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "shard"), counted(1200, "file")
+    ('1 shard', '1,200 files')
+    """
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def between(numbers) -> str:
+    """The least and the most of whole numbers, once where they are equal.
+
+    >>> between([3, 1200]), between([7, 7])
+    ('3 to 1,200', '7')
+    """
+    ends = dict.fromkeys((min(numbers), max(numbers)))
+    return " to ".join(f"{end:,}" for end in ends)

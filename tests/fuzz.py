@@ -103,7 +103,7 @@ def _run(kind, random, place) -> str:
     lines = [line for line in text.splitlines() if "error: " in line]
     if "Traceback" in text or code not in (0, 2):
         return f"exit code {code}: {' | '.join(text.splitlines()[-3:])}"
-    if code and len(lines) != 1 and "problems" not in text:
+    if code and len(lines) != 1 and "problem" not in text:
         return f"exit code {code} and {len(lines)} lines of error: {text[:300]!r}"
     if growth > GROWTH:
         return f"{growth / 2**30:.1f} GiB of memory"

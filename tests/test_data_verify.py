@@ -1,5 +1,6 @@
 """knltrain/data/verify.py. That damage gives an error or a report, never a wrong picture, is in fuzz_files.py."""
 
+import doctest
 import io
 
 import h5py
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import knltrain.text
 from knltrain.data import Augment, DataSet, ShardError, read_mean_image
 from knltrain.data.decode import DecodeError
 from knltrain.data.mean import write_mean
@@ -14,6 +16,11 @@ from knltrain.data.shards import Row, finish_shard, write_shard
 from knltrain.data.verify import summarize, verify
 
 ROWS = 6
+
+
+def test_text__counts_as_its_examples_do():
+    results = doctest.testmod(knltrain.text)
+    assert results.failed == 0 < results.attempted
 
 
 def write(folder, encoding, shards=2):
@@ -112,8 +119,8 @@ def test_verify__notices_a_missing_shard(tmp_path):
 
 def test_summarize__says_what_is_there(tmp_path):
     text = summarize(write(tmp_path / "d", "jpeg"))
-    parts = ["12 images in 2 shards", "jpeg, short side 4", "20 to 25 bytes", "class0 to class2, 4 to 4", "1 files"]
-    assert not [part for part in [*parts, "class0/bad.jpg: empty file"] if part not in text]
+    parts = ["12 images in 2 shards", "jpeg, short side 4", "20 to 25 bytes", "class0 to class2, 4 images each"]
+    assert not [part for part in [*parts, "1 files", "class0/bad.jpg: empty file"] if part not in text]
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..text import counted
 from ..whole import put
 from .decode import DecodeError, require_decoder, to_stored
 from .plan import Packing, make_plan
@@ -84,10 +85,10 @@ def pack(src: Path, out: Path, *, threads: int | None = None, comm=None, report=
     result.bytes = sum(file.stat().st_size for file in files) if rank == 0 else 0
     result.seconds = time.perf_counter() - begin
     Progress(on_first_rank(comm, report), 0).line(
-        f"packed {result.rows} images of {len(plan.class_names)} classes into {result.shards} shards"
+        f"packed {result.rows} images of {len(plan.class_names)} classes into {counted(result.shards, 'shard')}"
         f"{f' ({result.resumed} of them before)' if result.resumed else ''}, {result.bytes / 1e6:.1f} MB, in "
         f"{result.seconds:.1f} s; "
-        f"{len(bad)} unreadable files skipped"
+        f"{counted(len(bad), 'unreadable file')} skipped"
     )
     return result
 

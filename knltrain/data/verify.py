@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..text import printable
+from ..text import between, counted, printable
 from .dataset import check_complete, find_shards
 from .decode import DecodeError, decode
 from .files import OpenFile
@@ -61,8 +61,8 @@ def verify(folder: str | os.PathLike, *, threads: int | None = None, decoding=Fa
     if len(problems) > SHOWN:
         progress.line(f"… and {len(problems) - SHOWN} more")
     progress.line(
-        f"{folder}: {counts['rows']} rows in {len(paths)} shards, {counts['bytes'] / 1e6:.1f} MB read: "
-        + (f"{len(problems)} problems" if problems else "all checksums agree")
+        f"{folder}: {counts['rows']} rows in {counted(len(paths), 'shard')}, {counts['bytes'] / 1e6:.1f} MB read: "
+        + (counted(len(problems), "problem") if problems else "all checksums agree")
     )
     return 2 if problems else 0
 
@@ -118,11 +118,12 @@ def summarize(folder: str | os.PathLike) -> str:
         "jpeg": f"jpeg, short side {first.size}" if first.size else "jpeg, as they were",
     }
     lines = [
-        f"{folder}: {first.total_rows:,} images in {len(shards)} shards, {sum(s.length for s in shards) / 1e9:.3f} GB",
+        f"{folder}: {counted(first.total_rows, 'image')} in {counted(len(shards), 'shard')}, "
+        f"{sum(shard.length for shard in shards) / 1e9:.3f} GB",
         f"encoding  {pictures[first.encoding]}",
         f"row       {rows.min():,} to {rows.max():,} bytes, {rows.mean():,.0f} on average",
         f"shard     {min(s.rows for s in shards):,} to {max(s.rows for s in shards):,} rows",
-        f"classes   {len(classes):,}, {names[0]} to {names[1]}, {classes.min():,} to {classes.max():,} images each",
+        f"classes   {len(classes):,}, {names[0]} to {names[1]}, {between(classes)} images each",
         f"plan      {first.plan}",
         f"left out  {len(skipped)} files",
     ]
