@@ -245,7 +245,7 @@ def test_load__refuses_what_a_viewer_drops(wrong):
 
 
 def test_slices__that_overlap_are_cut_and_keep_their_nanoseconds():
-    """Decimal microseconds are no binary numbers: cut off after the third place, one in six would be one too small."""
+    """Decimal microseconds are no binary numbers: cut off after the third place, one in 160 is one too small."""
     rng = np.random.default_rng(2)
     edges = np.sort(rng.integers(0, 10**12, 4000)) * 1e-9
     spans = [(Span(a, b, "op", "forward", 0, {}), {}) for a, b in zip(edges, edges[1:], strict=False)]
