@@ -208,3 +208,13 @@ def test_pages__name_commands_and_options_that_exist():
                 except RecipeError as error:
                     pytest.fail(f"{page}: {error}")
     assert count > 100
+
+
+def test_pages__show_recipes_that_can_be_read(tmp_path):
+    found = [text for path in (ROOT / "docs").glob("*.md") for _, language, text in blocks(path) if language == "toml"]
+    assert len(found) >= 4
+    for text in found:  # a piece of a recipe goes on with one that is whole
+        if not text.startswith(("[model]", "extends")):
+            text = f'extends = "resnet50_8k_sgd"\n{text}'
+        recipe = parse_recipe(text, folder=tmp_path)
+        assert text.count("[[phase]]") == len(recipe.phases)
