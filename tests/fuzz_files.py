@@ -224,6 +224,7 @@ def shards_hostile(random, folder):
 
 def _change_attribute(file, random):
     name = ["format", "version", "encoding", "size", "rows", "first_row", "total_rows", "plan", "metadata_checksum"]
+    name += ["fit"]  # which may be absent
     name = name[random.integers(len(name))]
     values = [
         *INTEGERS,
@@ -242,8 +243,9 @@ def _change_attribute(file, random):
     value = values[random.integers(len(values))]
     if name == "plan" and isinstance(value, str) and value == "ü":
         value = 7  # any text is a plan
-    del file.attrs[name]
-    if random.integers(10):
+    if name in file.attrs:
+        del file.attrs[name]
+    if name == "fit" or random.integers(10):
         file.attrs[name] = value
 
 
