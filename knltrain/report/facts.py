@@ -63,7 +63,7 @@ def _result(run):
     if not top1.size:
         loss = run.steps["loss"][np.isfinite(run.steps["loss"])]
         return "result", f"loss {loss[-1]:.4g}" if loss.size else "no finite loss", "nothing was evaluated"
-    best = int(top1.argmax())
+    best = top1.size - 1 - int(top1[::-1].argmax())  # of equals the last
     end = "at the end" if _ended(run) == "done" else f"after epoch {epochs[-1]:.4g}"
     last = end if best == top1.size - 1 else f"after epoch {epochs[best]:.4g}; {end} {top1[-1]:.2%}"
     return "top-1", f"{top1[best]:.2%}", last
