@@ -11,6 +11,21 @@ from .text import printable
 SETTINGS = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 
 
+class _Options(argparse.Action):
+    """`--set key=value` for a model: into one dict, the value as TOML where it is TOML, as plain text where not."""
+
+    def __call__(self, parser, namespace, text, option=None):
+        from .toml import toml_value
+
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise argparse.ArgumentError(self, f"found {shown(text)}, expected key=value")
+        setattr(namespace, self.dest, getattr(namespace, self.dest) | {key: toml_value(value)})
+
+
+OPTIONS = {"action": _Options, "default": {}, "metavar": "KEY=VALUE", "help": "argument of the model, as in width=16"}
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with one-line errors and, for a misspelt command, the nearest one."""
 
@@ -97,7 +112,7 @@ def _recipes(commands):
 
     describe = commands.add_parser("describe", help="table of a model's layers: shapes, parameters, multiply-adds")
     describe.add_argument("model", help="as in a recipe: resnet50, or FILE.py:FUNCTION")
-    describe.add_argument("--set", **SETTINGS, help="argument of the model, as in width=16")
+    describe.add_argument("--set", **OPTIONS)
     describe.set_defaults(run_command="describe")
 
     warmup = commands.add_parser("warmup", help="compile ahead what a recipe needs: once per kind of node")
@@ -237,9 +252,9 @@ def _bench(commands):
             "--slot-batch", type=_number(least=1, most=2**16), default=32, metavar="B", help="images (default 32)"
         )
         one.add_argument("--threads", type=_number(most=4096), default=0, metavar="T", help="default: all cores")
-        one.add_argument("--set", **SETTINGS, help="argument of the model, as in width=16")
+        one.add_argument("--set", **OPTIONS)
         one.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
-        one.set_defaults(run_command="bench")
+        one.set_defaults(run_command=f"bench_{name}")
         if name in ("kernels", "step"):
             one.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="default fp32")
         if name == "kernels":
@@ -323,7 +338,7 @@ def _bench_ranks(what):
     overlap.add_argument(
         "--slot-batch", type=_number(least=1, most=2**16), default=8, metavar="B", help="images a rank (default 8)"
     )
-    overlap.add_argument("--set", **SETTINGS, help="argument of the model, as in width=16")
+    overlap.add_argument("--set", **OPTIONS)
     overlap.add_argument(
         "--delay", type=_number(float, most=1000), default=0.6, help="of a pretended wire, as a share of backward (0.6)"
     )

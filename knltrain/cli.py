@@ -128,12 +128,6 @@ def _show(args):
         print(printable(part))
 
 
-def _describe(args):
-    from .models import describe
-
-    print(describe(args.model, **dict(_assignment(text) for text in args.set)))
-
-
 def _warmup(args):
     from knltrain.kernels import cache_folder
 
@@ -182,39 +176,20 @@ def _plan_recipe(args):
     plan(training, args.on, args.nodes, args.ranks, args.json, args.plot)
 
 
-def _simulate(args, options):
-    from .models import build
-    from .plan.command import simulate
+def _bench_step(args):
+    if args.machine:
+        from .models import build
+        from .plan.command import simulate
 
-    what = f"{args.model}, slot batch {args.slot_batch}, {args.precision}"
-    simulate(build(args.model, **options), what, args.machine, args.cores, args.slot_batch, args.precision, args.json)
+        what = f"{args.model}, slot batch {args.slot_batch}, {args.precision}"
+        how = (args.machine, args.cores, args.slot_batch, args.precision, args.json)
+        return simulate(build(args.model, **args.set), what, *how)
+    if args.cores:
+        raise ValueError(f"--cores {args.cores}: of which machine? expected --machine NAME too")
+    from .bench.step import run
 
-
-def _bench(args):
-    options = dict(_assignment(text) for text in args.set)
-    if args.what == "step" and (args.machine or args.cores):
-        if not args.machine:
-            raise ValueError(f"--cores {args.cores}: of which machine? expected --machine NAME too")
-        return _simulate(args, options)
-    common = {"threads": args.threads, "options": options, "as_json": args.json}
-    if args.what == "kernels":
-        from .bench.kernels import run
-
-        common |= {"layers": args.layers, "plot": args.plot, "precision": args.precision}
-        run(args.model, args.slot_batch, passes=args.passes, **common)
-    elif args.what == "checkpoint":
-        from .bench.checkpoint import run
-
-        run(args.model, args.slot_batch, folder=args.out, **common)
-    elif args.what == "records":
-        from .bench.records import run
-
-        run(args.model, args.slot_batch, turns=args.turns, **common)
-    else:
-        from .bench.step import run
-
-        common |= {"against": args.against, "only": args.configurations, "torch": args.torch}
-        run(args.model, args.slot_batch, precision=args.precision, **common)
+    how = (args.threads, args.set, args.against, args.configurations, args.json, args.precision, args.torch)
+    run(args.model, args.slot_batch, *how)
 
 
 def _bench_feed(args):
@@ -226,18 +201,6 @@ def _bench_feed(args):
         feed.step(args.path, args.model)
     else:
         feed.index(args.path)
-
-
-def _bench_overlap(args):
-    from .comm import world
-
-    with all_ranks(world()) as comm:
-        from .bench.overlap import run
-        from .machine import take_share
-
-        take_share(comm)
-        how = (args.delay, args.bucket_bytes, args.algorithm, args.wire, args.json)
-        run(comm, args.model, args.slot_batch, dict(_assignment(text) for text in args.set), *how)
 
 
 def _bench_settings(args):
@@ -254,22 +217,18 @@ def _bench_settings(args):
         run(comm, take_share(comm), recipes, **slowed, steps=args.steps, as_json=args.json)
 
 
-def _assignment(text: str) -> tuple[str, object]:
-    """`key=value` → (key, value), the value read as TOML where it is TOML and as plain text where not."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ValueError(f"found --set {text!r}, expected key=value")
-    from .toml import toml_value
-
-    return key, toml_value(value)
-
-
-# command: MODULE:FUNCTION and its arguments, KEYWORD=ARGUMENT where it has them by name; `comm`: on all ranks together
+# command: MODULE:FUNCTION and its arguments, KEYWORD=ARGUMENT where it has them by name, **ARGUMENT where that is a
+# dict of them; `comm`: on all ranks together
 CALLS = {
     "bench_allreduce": "bench.allreduce:run comm sizes algorithms wires nodes json",
+    "bench_checkpoint": "bench.checkpoint:run model slot_batch threads set out json",
     "bench_compare": "bench.compare:run benchmark base rounds ranks save json",
     "bench_data": "bench.data:run dirs levels=augmentation threads=threads crop=crop seconds=seconds as_json=json",
+    "bench_kernels": "bench.kernels:run model slot_batch threads set passes layers plot json precision",
+    "bench_overlap": "bench.overlap:run comm model slot_batch set delay bucket_bytes algorithm wire json",
+    "bench_records": "bench.records:run model slot_batch threads set turns json",
     "demo": "demo:demo out ranks=ranks fresh=fresh",
+    "describe": "models:describe model **set",
     "doctor": "doctor:doctor comm data=data as_json=json",
     "drill": "drill:drill out ranks=ranks count=count seed=seed launcher=launcher kinds=kind",
     "evaluate": "evaluate:evaluate_run path data set by_class comm",
@@ -296,8 +255,15 @@ def _call(call: str, args) -> int | None:
 
 def _called(place, words, args):
     module, _, name = place.partition(":")
-    given = [getattr(args, word) for word in words if "=" not in word]
-    named = {key: getattr(args, word) for key, equals, word in (word.partition("=") for word in words) if equals}
+    given, named = [], {}
+    for word in words:
+        key, equals, argument = word.partition("=")
+        if word.startswith("**"):
+            named |= getattr(args, word[2:])
+        elif equals:
+            named[key] = getattr(args, argument)
+        else:
+            given.append(getattr(args, word))
     result = getattr(import_module(f"knltrain.{module}"), name)(*given, **named)
     if isinstance(result, str):
         print(visible(result))
@@ -307,8 +273,8 @@ def _called(place, words, args):
 COMMANDS = {name: partial(_call, call) for name, call in CALLS.items()} | {
     function.__name__.removeprefix("_"): function
     for function in (
-        _train, _watch, _report, _pack, _plan, _recipes, _sweep, _show, _shards, _describe, _warmup, _bench,
-        _bench_feed, _bench_overlap, _bench_settings,
+        _train, _watch, _report, _pack, _plan, _recipes, _sweep, _show, _shards, _warmup, _bench_step,
+        _bench_feed, _bench_settings,
     )
 }  # fmt: skip
 

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "knltrain.restart": {"knltrain.background", "knltrain.checkpoint", "knltrain.keys", "knltrain.models", "numpy"},
     "knltrain.lifecycle": {"knltrain.lock", "knltrain.whole"},
     "knltrain.keys": set(),
-    "knltrain.arguments": {"knltrain", "knltrain.keys", "knltrain.text"},
+    "knltrain.arguments": {"knltrain", "knltrain.keys", "knltrain.text", "knltrain.toml"},
     "knltrain.text": set(),
     "knltrain.toml": set(),
     "knltrain.errors": {"knltrain.text"},
@@ -76,7 +76,8 @@ MAY_IMPORT = {
     "knltrain.bench": {
         "knltrain.kernels", "knltrain.arena", "knltrain.comm", "knltrain.data", "knltrain.layers", "knltrain.models",
         "knltrain.optim", "knltrain.demo", "knltrain.plots", "knltrain.journal", "knltrain.restart", "knltrain.trainer",
-        "knltrain.balance", "knltrain.gauge", "knltrain.observe", "knltrain.screen", "knltrain.trace", "knltrain.whole",
+        "knltrain.balance", "knltrain.gauge", "knltrain.machine", "knltrain.observe", "knltrain.screen",
+        "knltrain.trace", "knltrain.whole",
         "numba", "numpy", "torch", "PIL", "simplejpeg",
     },
     "knltrain.plan": {

@@ -127,11 +127,9 @@ def test_command__returns_its_own_exit_code(monkeypatch):
 
 
 def test_setting__is_toml_or_plain_text():
-    assert cli._assignment("width=0.25") == ("width", 0.25)
-    assert cli._assignment("norm=jia") == ("norm", "jia")
-    assert cli._assignment("affine=true") == ("affine", True)
-    with pytest.raises(ValueError, match="expected key=value"):
-        cli._assignment("width")
+    words = ["describe", "any", "--set", "width=0.25", "--set", "norm=jia", "--set", "affine=true"]
+    assert cli.parser().parse_args(words).set == {"width": 0.25, "norm": "jia", "affine": True}
+    assert cli.parser().parse_args(words[:2]).set == {}
 
 
 def test_describe__prints_the_table(capsys):

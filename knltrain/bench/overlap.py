@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 import numpy as np
 
 from ..comm import Links, Reducer, make_block
+from ..machine import take_share
 from .ceiling import machine_line
 from .workload import Workload
 
@@ -30,6 +31,7 @@ def run(comm, model, slot_batch, options=None, delay=0.6, bucket_bytes=0, algori
         raise ValueError("found one rank; expected several: mpiexec -n 2 knltrain bench overlap")
     if delay < 0:
         raise ValueError(f"found --delay {delay}, expected a share of the backward pass, 0 or more")
+    take_share(comm)
     work = Workload(model, slot_batch, options, Links(comm, algorithm, wire))
     record = _measure(comm, work, bucket_bytes, delay, lambda bandwidth: Links(comm, algorithm, wire, 0, bandwidth))
     record |= {"model": model, "slot_batch": slot_batch, "ranks": comm.size, "wire": wire}
