@@ -75,16 +75,15 @@ WINOGRAD = [
 SHAPES += WINOGRAD
 
 # at least two shares of 768 output pixels, so several tasks in every direction
-THREADED = [  # the last two by Winograd's method
+THREADED = [
     (4, 40, 41, 3, 24, 7, 7, 2, 3, 1),  # merged taps
     (4, 20, 20, 18, 16, 3, 3, 1, 1, 1),
     (5, 21, 20, 24, 40, 3, 3, 1, 1, 2),  # groups
     (4, 40, 40, 18, 20, 3, 3, 2, 1, 1),  # four residue classes of 1600 pixels
     (1, 40, 40, 700, 20, 1, 1, 1, 0, 1),  # depth in several panels
-    (8, 29, 30, 48, 80, 3, 3, 1, 1, 1),
+    (8, 29, 30, 48, 80, 3, 3, 1, 1, 1),  # by Winograd's method
     (5, 29, 30, 32, 32, 5, 5, 1, 2, 2),
 ]
-BY_WINOGRAD = [*WINOGRAD, *THREADED[-2:]]
 
 
 # what x, dx, dy and y hold, and how it is multiplied
@@ -100,19 +99,28 @@ KINDS_HERE = [name for name, (number, dot) in KINDS.items() if number in NUMBERS
 TRANSFORMED = os.environ.get("TEST_WINOGRAD", "fp32 bf16 fp16").split()
 
 
-def _pairs(shapes):
-    """Each shape in each kind, but Winograd's only in what goes through it here."""
-    inside = [(s, k) for s in shapes for k in KINDS_HERE if s not in BY_WINOGRAD or KINDS[k][0].name in TRANSFORMED]
-    return pytest.mark.parametrize(("shape", "kind"), inside, ids=str)
+def _plan(shape, kind, **options):
+    n, h, w, c, k, r, s, stride, pad, groups = shape
+    number, dot = KINDS[kind]
+    return conv2d_plan((n, h, w, c), (r, s, c // groups, k), stride, pad, groups, number, dot=dot, **options)
 
 
 def _case(shape, kind="fp32", **options):
-    n, h, w, c, k, r, s, stride, pad, groups = shape
-    number, dot = KINDS[kind]
-    plan = conv2d_plan((n, h, w, c), (r, s, c // groups, k), stride, pad, groups, number, dot=dot, **options)
-    rng = np.random.default_rng(sum(shape))
-    tensors = [rng.standard_normal(t).astype(np.float32) for t in (plan.x_shape, plan.w_shape, (k,), plan.y_shape)]
-    return plan, tensors, (stride, pad, groups)
+    plan, rng = _plan(shape, kind, **options), np.random.default_rng(sum(shape))
+    shapes = (plan.x_shape, plan.w_shape, plan.y_shape[-1:], plan.y_shape)
+    return plan, [rng.standard_normal(s).astype(np.float32) for s in shapes], shape[7:]
+
+
+def _pairs(shapes):
+    """Each shape in each kind, but by Winograd's method only what goes through it here."""
+
+    def goes(shape, kind):
+        plan = _plan(shape, kind)
+        methods = (type(method).__name__ for method in (plan.forward, plan.backward_input, plan.backward_weight))
+        return KINDS[kind][0].name in TRANSFORMED or not any(name.startswith("Winograd") for name in methods)
+
+    inside = [(s, k) for s in shapes for k in KINDS_HERE if goes(s, k)]
+    return pytest.mark.parametrize(("shape", "kind"), inside, ids=str)
 
 
 def _empty(shape, number=FP32):
