@@ -105,7 +105,7 @@ def _flip(fault, model, run_dir):
 def _overflow(fault, model, run_dir):
     class Once(Observer):
         def end(self, op, seconds):
-            if model.observer is self and op.completes():
+            if model.observer is self and op.completes() and op.kind != "memory":  # one that is made here
                 op.completes()[0].dw.reshape(-1)[0] = np.inf
                 model.observer = None
 

@@ -166,10 +166,12 @@ def test_model__takes_what_it_says(monkeypatch):
         Model(*network, 8, among=Among(gradient_copies=1))
 
 
-def test_describe__ends_with_the_sums():
-    lines = describe("resnet50").splitlines()
+def test_describe__ends_with_the_sums_and_the_batch_of_factors():
+    *lines, last = describe("resnet50").splitlines()
     assert lines[0].split()[:2] == ["layer", "kind"]
     assert "25,557,032" in lines[-1] and "4,089,184,256" in lines[-1]
+    assert last.endswith("below a global batch of  fc 1,344")
+    assert describe("alexnet").endswith("fc6 5,671  fc7 4,096  fc8 1,608")
 
 
 @pytest.mark.parametrize(("options", "fan"), [({}, "out"), ({"init": "fan_out"}, "out"), ({"init": "fan_in"}, "in")])

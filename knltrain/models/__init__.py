@@ -6,7 +6,7 @@ import inspect
 import numpy as np
 
 from ..arena import Parameters
-from ..layers import Layer, Op, Program, Sequential, Tensor
+from ..layers import Layer, Op, Program, Sequential, Tensor, dense_ops
 from . import custom
 from .alexnet import alexnet, alexnet_bn, alexnet_owt
 from .model import Among, Model
@@ -118,4 +118,11 @@ def describe(name: str, **options) -> str:
     lines = [f"{'layer':{width}}  {'kind':17}  {'output (H x W x C)':>21}" + "".join(f"  {text:>13}" for text in head)]
     for layer, kind, shape, *numbers in rows:
         lines.append(f"{layer:{width}}  {kind:17}  {shape:>21}" + "".join(f"  {number:>13,}" for number in numbers))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_by_factors(program)])
+
+
+def _by_factors(program: Program) -> list[str]:
+    """Where the factors of fully connected layers, B (C + K) numbers, are fewer than two copies of dw, 2 C K."""
+    sizes = {op.owner.name: op.others["plan"].w_shape[2:] for op in reversed(dense_ops(program))}
+    below = "  ".join(f"{name} {2 * c * k / (c + k):,.0f}" for name, (c, k) in sizes.items())
+    return [f"fewer bytes as factors (comm.fc) below a global batch of  {below}"] if below else []
