@@ -2,7 +2,8 @@
 
 Every optimizer meets every batch at the same number of epochs and of tried rates; the rate that is best for the first
 seed is repeated with two others. Each run is a line of docs/results/study.jsonl; runs that stand there are not done
-again. From the lines follow the tables in docs/results/study.md and the figures beside it.
+again. From the lines follow the tables in docs/results/study.md and the figures beside it. What was seen with
+gammas of 0 stands in study_zero_gamma.jsonl.
 """
 
 import json
@@ -26,7 +27,7 @@ from knltrain.config import Optim  # noqa: E402
 from knltrain.observe import StepObserver  # noqa: E402
 
 RESULTS = HERE / "results"
-LOG, PAGE = RESULTS / "study.jsonl", RESULTS / "study.md"
+LOG, ZERO_GAMMA, PAGE = (RESULTS / name for name in ("study.jsonl", "study_zero_gamma.jsonl", "study.md"))
 BATCHES, SLOT, EPOCHS, WARMUP, SIZE = (64, 384, 2496), 64, 6, 1, 16
 SEEDS, FACTORS = (1, 2, 3), (1.0, 0.333, 3.0)
 LOOKS, PROBED = 3, 512  # how often in a run the gradient is looked at, on how many pictures
@@ -124,8 +125,8 @@ def probed(data, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def network(data, seed: int):
-    """A network that is small enough for two cores: 78,000 weights."""
-    return kt.network("resnet_cifar8", data.class_names, SIZE, seed=seed, width=16)
+    """A network small enough for one core: 78,000 weights. Gammas of 0 would hold LARS up for all of a short run."""
+    return kt.network("resnet_cifar8", data.class_names, SIZE, seed=seed, width=16, zero_gamma=False)
 
 
 def measure(data, val, name: str, batch: int, factor: float, seed: int) -> dict:
@@ -154,9 +155,9 @@ def measure(data, val, name: str, batch: int, factor: float, seed: int) -> dict:
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
 
-def read() -> dict[tuple, dict]:
-    """The lines of the log, by (arm, batch, factor, seed)."""
-    lines = LOG.read_text().splitlines() if LOG.exists() else []
+def read(log: Path = LOG) -> dict[tuple, dict]:
+    """The lines of a log, by (arm, batch, factor, seed)."""
+    lines = log.read_text().splitlines() if log.exists() else []
     rows = [json.loads(line) for line in lines]
     return {(row["arm"], row["batch"], row["factor"], row["seed"]): row for row in rows}
 
@@ -238,7 +239,8 @@ def draw_accuracy(rows: dict, axes) -> None:
     axes.set(xscale="log", xlabel="global batch", ylabel="top-1, % (mean, least and most of 3 seeds)")
     axes.set_xticks(BATCHES, [f"{batch:,}" for batch in BATCHES])
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8)
+    if rows:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def draw_noise(rows: dict, axes) -> None:
@@ -247,7 +249,8 @@ def draw_noise(rows: dict, axes) -> None:
             points = [(epoch, noise) for epoch, noise in row["noise_scale"] if noise]
             axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=f"batch {batch:,}")
     axes.set(yscale="log", xlabel="epoch", ylabel="gradient noise scale, pictures (SGD)")
-    axes.legend(frameon=False, fontsize=8)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def draw_ratios(rows: dict, axes, batch: int) -> None:
@@ -261,6 +264,16 @@ def draw_ratios(rows: dict, axes, batch: int) -> None:
     axes.set(yscale="log", xlabel="epoch", ylabel="trust ratio", title=f"LARS caffe2017, batch {batch:,}")
 
 
+def ratios(rows: dict) -> Figure:
+    """Trust ratios at the smallest and the largest batch."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, batch in zip(figure.subplots(1, 2, sharey=True), (BATCHES[0], BATCHES[-1]), strict=True):
+        draw_ratios(rows, axes, batch)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 def draw(rows: dict) -> None:
     """The figures, as files that differ only where their content does."""
     with matplotlib.rc_context(STYLE):
@@ -268,21 +281,18 @@ def draw(rows: dict) -> None:
         left, right = figure.subplots(1, 2)
         draw_accuracy(rows, left)
         draw_noise(rows, right)
-        second = Figure(figsize=(9, 3.6), layout="constrained")
-        for axes, batch in zip(second.subplots(1, 2, sharey=True), (BATCHES[0], BATCHES[-1]), strict=True):
-            draw_ratios(rows, axes, batch)
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
-        for made, name in ((figure, "study_accuracy.svg"), (second, "study_trust.svg")):
+        figures = {"study_accuracy": figure, "study_trust": ratios(rows), "study_zero_gamma": ratios(read(ZERO_GAMMA))}
+        for name, made in figures.items():
             for axes in made.axes:
                 axes.spines[["top", "right"]].set_visible(False)
-            made.savefig(RESULTS / name, metadata={"Date": None})
+            made.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
 
 
 def write_page(rows: dict) -> None:
     """Put the tables between their marks in the page."""
-    text = PAGE.read_text()
-    for mark, made in (("accuracy", table(rows, accuracy)), ("probes", table(rows, ends))):
+    text, whole = PAGE.read_text(), len(ARMS) * len(BATCHES) * (len(FACTORS) + len(SEEDS) - 1)
+    note = f"\n\n{len(rows)} of {whole} runs are done: `make study` goes on with the rest." * (len(rows) < whole)
+    for mark, made in (("accuracy", table(rows, accuracy) + note), ("probes", table(rows, ends))):
         text = re.sub(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", rf"\1\n{made}\n\n\2", text, flags=re.DOTALL)
     PAGE.write_text(text)
 

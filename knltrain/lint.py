@@ -103,6 +103,16 @@ def zeros_at_raw_rate(case: Case):
         yield fact, "all published LARS take 1 for 0 / 0", 'set optim.zero_norm = "trust", or variant = "mlperf"'
 
 
+def gamma_held_at_zero(case: Case):
+    """LARS that adapts a gamma of 0 moves it in proportion to itself."""
+    optim = case.recipe.optim
+    if not case.is_lars or VARIANTS[optim.variant].skip or optim.zero_norm != "trust":
+        return
+    if any(p.name.endswith(".gamma") and not np.any(p.init(np.random.default_rng(0))) for p in case.parameters):
+        fact = f"{optim.variant} adapts gammas that begin at 0: they hardly move, and no gradient passes them"
+        yield fact, "docs/results/study.md", 'set model.zero_gamma = false, or optim.variant = "mlperf"'
+
+
 def poly_jump(case: Case):
     """The rate drops where warm-up ends, as the decay counted from step 0."""
     schedule = case.recipe.schedule
@@ -167,8 +177,8 @@ def fp16_without_scale(case: Case):
 
 
 RULES: tuple[Callable[[Case], Iterator[tuple[str, str, str]]], ...] = (
-    rate_without_warmup, decay_on_norm_and_bias, zeros_at_raw_rate, poly_jump, slot_too_small, augmentation_too_weak,
-    epochs_too_few, sgd_beyond_its_batch, ratio_without_bound, fp16_without_scale,
+    rate_without_warmup, decay_on_norm_and_bias, zeros_at_raw_rate, gamma_held_at_zero, poly_jump, slot_too_small,
+    augmentation_too_weak, epochs_too_few, sgd_beyond_its_batch, ratio_without_bound, fp16_without_scale,
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ base_lr = 0.1
 epochs = 10
 """
 LARS = "optim.trust_coefficient=0.001"
+CAFFE = ["optim.variant=caffe2017", "optim.zero_norm=trust", "model.zero_gamma=true"]
 NO_EPSILON = ["optim.variant=nus", LARS, "optim.epsilon="]
 
 
@@ -36,6 +37,8 @@ def rules_of(recipe, images=IMAGENET):
         ("decay-on-norm-and-bias", "alexnet_bn_32k_lars", [], ["optim.decay_bias_and_norm=false"]),
         ("zeros-at-raw-rate", "resnet50_32k_lars", ["optim.variant=caffe2017", "schedule.start_lr=0.5"], []),
         ("zeros-at-raw-rate", "resnet50_32k_lars_crop", ["schedule.start_lr=0.5"], []),
+        ("gamma-held-at-zero", "resnet50_8k_lars", CAFFE, [*CAFFE, "model.zero_gamma=false"]),
+        ("gamma-held-at-zero", "resnet50_8k_lars", CAFFE, [*CAFFE, "optim.variant=mlperf"]),
         ("poly-jump", "alexnet_bn_32k_lars", [], ["schedule.origin=warmup"]),
         ("slot-too-small", "resnet50_8k_sgd", ["batch.slot_batch=8"], ["batch.slot_batch=16"]),
         ("slot-too-small", "alexnet_bn", ["batch.slot_batch=8"], ["model.name=alexnet", "batch.slot_batch=8"]),
@@ -64,7 +67,7 @@ def test_rules__all_have_a_case_above_and_say_fact_source_and_cure():
             spoken.add(finding.rule)
             assert all(finding) and "\n" not in str(finding) and finding.cure.startswith("set ")
     assert {"poly-jump", "augmentation-too-weak"} <= spoken
-    assert not lint(parse_recipe(SMALL), 5000) and len(RULES) == 10
+    assert not lint(parse_recipe(SMALL), 5000) and len(RULES) == 11
 
 
 def test_lint__looks_at_phases_too():
@@ -76,7 +79,7 @@ def test_lint__looks_at_phases_too():
 def test_command__prints_findings_and_refuses_nonsense(capsys):
     assert cli.main(["lint", "alexnet_bn_32k_lars"]) == 0
     text = capsys.readouterr().out
-    assert "alexnet_bn_32k_lars: 2 findings by 10 rules, with 1,281,167 images" in text
+    assert "alexnet_bn_32k_lars: 2 findings by 11 rules, with 1,281,167 images" in text
     assert "\npoly-jump: the rate jumps from 32 to 25.92 where warm-up ends, after step 400\n  source: " in text
     assert text.count("\n  cure: set ") == 2
     assert cli.main(["lint", "alexnet_bn_32k_lars", "--images", "100"]) == 2
