@@ -15,28 +15,7 @@ from .watch import Watch
 from .wire import WIRES
 
 __all__ = [
-    "ALGORITHMS",
-    "Arrival",
-    "TRAINING",
-    "WIRES",
-    "Curve",
-    "FC",
-    "FullyConnected",
-    "Links",
-    "MessageBlock",
-    "Reducer",
-    "Serial",
-    "Shares",
-    "ShardedUpdate",
-    "Update",
-    "Watch",
-    "compare_replicas",
-    "compare_signatures",
-    "compile_ahead",
-    "fit",
-    "kept_sums",
-    "make_block",
-    "measure",
-    "predicted",
-    "world",
-]
+    "ALGORITHMS", "Arrival", "TRAINING", "WIRES", "Curve", "FC", "FullyConnected", "Links", "MessageBlock",
+    "Reducer", "Serial", "Shares", "ShardedUpdate", "Update", "Watch", "compare_replicas", "compare_signatures",
+    "compile_ahead", "fit", "kept_sums", "make_block", "measure", "predicted", "world",
+]  # fmt: skip

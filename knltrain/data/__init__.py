@@ -11,16 +11,6 @@ from .shards import ShardError
 from .synthetic import Synthetic
 
 __all__ = [
-    "Arrays",
-    "Augment",
-    "DataSet",
-    "EvalLoader",
-    "Loader",
-    "Order",
-    "PictureFolder",
-    "ShardError",
-    "Synthetic",
-    "eval_rows",
-    "pack",
-    "read_mean_image",
-]
+    "Arrays", "Augment", "DataSet", "EvalLoader", "Loader", "Order", "PictureFolder", "ShardError", "Synthetic",
+    "eval_rows", "pack", "read_mean_image",
+]  # fmt: skip

@@ -80,7 +80,7 @@ def _options(family) -> dict:
     if family not in FAMILIES:
         return {}
     function, side = FAMILIES[family]
-    return {"input_size": side} | {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    return {p.name: p.default for p in inspect.signature(function).parameters.values()} | {"input_size": side}
 
 
 def _nearest(word, known) -> str:
