@@ -62,7 +62,7 @@ name = "resnet_cifar8"
 width = 2
 [data]
 train = "shards"
-crop = 8
+crop = 4
 [batch]
 global_batch = 16384
 slot_batch = 1024
@@ -83,10 +83,10 @@ def test_wire__trains_a_batch_of_16384_as_fp32_does(tmp_path):
     """The loss summed over 16,384 images of 1,000 classes is 113,000; 16 bits end at 65,504."""
     rng = np.random.default_rng(6)
     names, count = [f"{i:03}" for i in range(1000)], 16_384
-    colours, noise = rng.integers(0, 200, (1000, 1, 1, 3)), rng.integers(0, 56, (100, 8, 8, 3))
+    colours, noise = rng.integers(0, 200, (1000, 1, 1, 3)), rng.integers(0, 56, (100, 4, 4, 3))
     rows = [Row((colours[i % 1000] + noise[i % 100]).astype(np.uint8), i % 1000, f"{i}") for i in range(count)]
     (tmp_path / "shards").mkdir()
-    write_shard(tmp_path / "part", rows, encoding="raw", size=8, class_names=names)
+    write_shard(tmp_path / "part", rows, encoding="raw", size=4, class_names=names)
     finish_shard(tmp_path / "part", tmp_path / "shards" / "shard-00000.h5", count, 0)
     (tmp_path / "tiny.toml").write_text(LARGE)
     losses, weights = {}, {}
