@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mpirun import ROOT, run_mpi
 from ranks import on_ranks
-from test_trainer_shares import ALONE
+from rehearsal_ranks import ALONE, RECIPE
 
 from knltrain.comm import FullyConnected, Serial
 from knltrain.comm.choice import choose
@@ -21,22 +21,7 @@ from knltrain.models.state import state
 from knltrain.trainer import Trainer
 
 SLOTS, STEPS, SIDE, WIDTHS, CLASSES = 7, 3, 12, (70, 33), 5
-RECIPE = """
-[model]
-name = "unused"
-[data]
-train = "unused"
-crop = 12
-[batch]
-global_batch = 21
-slot_batch = 3
-[optim]
-trust_coefficient = 0.01
-[schedule]
-base_lr = 0.2
-[run]
-epochs = 1.0
-"""
+SIZES = ["data.crop=12", "batch.global_batch=21", "batch.slot_batch=3"]
 
 
 def layers(widths=WIDTHS, classes=CLASSES):
@@ -47,7 +32,7 @@ def layers(widths=WIDTHS, classes=CLASSES):
 
 def train(comm, *settings, speeds=(), steps=STEPS):
     """What is learned, with the losses, and the trainer's facts; speeds: by which slots are shared after a step."""
-    recipe, data = parse_recipe(RECIPE, settings), Synthetic(3 * SLOTS * steps, SIDE, CLASSES)
+    recipe, data = parse_recipe(RECIPE, [*SIZES, *settings]), Synthetic(3 * SLOTS * steps, SIDE, CLASSES)
     with closing(Trainer.of(recipe, data, comm, ALONE, layers=layers())) as trainer:
         trainer.seek(0)
         losses = [trainer.step().loss]
@@ -127,7 +112,7 @@ def test_factors__are_the_bytes_of_the_formula():
 
     def sent(comm, fc):
         before = comm.sent_bytes
-        recipe = parse_recipe(RECIPE, ["comm.algorithm=direct", "batch.global_batch=12", f"comm.fc={fc}"])
+        recipe = parse_recipe(RECIPE, [*SIZES, "comm.algorithm=direct", "batch.global_batch=12", f"comm.fc={fc}"])
         with closing(Trainer.of(recipe, Synthetic(48, SIDE, CLASSES), comm, ALONE, layers=layers())) as trainer:
             trainer.seek(0)
             trainer.step()
