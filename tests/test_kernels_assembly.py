@@ -28,7 +28,8 @@ WANTED = {
         *((nest, "bf16 in tiles") for nest in ("tiles", "tiles weight")),
         *((nest, "bf16 in pairs") for nest in ("rows", "outer")),
     ],
-    "znver4": [("rows", "bf16 in pairs")],
+    "cooperlake": [("outer", "bf16 in pairs")],
+    "znver4": [("rows", "bf16 in pairs"), ("rows", "fp32")],
     "haswell": [("outer", "bf16 widened")],
 }
 COMPILE = """
@@ -95,7 +96,9 @@ def inner_loop(text, instruction):
     [
         ("sapphirerapids", "rows", "bf16 in pairs", "vdpbf16ps", 28),
         ("sapphirerapids", "outer", "bf16 in pairs", "vdpbf16ps", 26),
+        ("cooperlake", "outer", "bf16 in pairs", "vdpbf16ps", 26),
         ("znver4", "rows", "bf16 in pairs", "vdpbf16ps", 28),
+        ("znver4", "rows", "fp32", "vfmadd231ps", 28),
     ],
 )
 def test_inner_loop__is_loads_and_dots_with_every_sum_in_a_register(assembly, cpu, nest, kind, dot, sums):
@@ -122,5 +125,6 @@ def test_assembly__has_nothing_that_the_cpu_lacks_and_converts_without_calls(ass
         calls = re.findall(r"call\w*\s+\S*(?:trunc|extend)\w*", text)
         assert not calls, f"{cpu} {nest} {kind}: {calls[:3]}"
         lacking = {"haswell": "vdpbf16ps|tdpbf16ps|tileloadd|%zmm", "znver4": "tdpbf16ps|tileloadd"}
+        lacking["cooperlake"] = lacking["znver4"]
         if cpu in lacking:
             assert not re.search(lacking[cpu], text)
