@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_data_stage import Ranks
+from ranks import on_ranks
 
 from knltrain.comm import Watch, rendezvous
 
@@ -39,8 +39,8 @@ def strangers(monkeypatch):
 @pytest.mark.parametrize("words", [[b""], [b"x" * 33 + b" 1\n", b"\xff" * 100, b" \n", b""]], ids=["silent", "loud"])
 def test_connect__is_not_kept_from_it_by_strangers(strangers, words):
     strangers(400, words)
-    ranks, begin = Ranks(3), time.monotonic()
-    found = ranks.run(lambda: rendezvous.connect_ranks(ranks))
+    begin = time.monotonic()
+    found = on_ranks(3, rendezvous.connect_ranks)
     assert [set(links) for links, *_ in found] == [{1, 2}, {0}, {0}] and time.monotonic() - begin < PATIENCE
     for rank in (1, 2):
         found[rank][0][0].sendall(b"%d" % rank)
@@ -127,31 +127,14 @@ def test_watch__says_why_it_cannot_start(monkeypatch, broken):
     def fail(*arguments, **options):
         raise OSError(99, "Cannot assign requested address")
 
-    ranks = Ranks(2)
     monkeypatch.setattr(rendezvous.socket, broken, fail)
     monkeypatch.setattr(rendezvous, "_LIMIT_S", 0.5)
-    watches = ranks.run(lambda: Watch(SimpleNamespace(rank=ranks.rank, size=2, gather=ranks.gather)))
-    for watch in watches:
+    for watch in on_ranks(2, Watch):
         watch.close()
         assert "note: no watch over rank " in watch.note and "Cannot assign requested address" in watch.note
 
 
 # ---- through the first rank of each host ------------------------------------------------------------------------
-
-
-class _Hosts(Ranks):
-    """Ranks on hosts of `each`; `ended`: the codes with which a rank has ended all."""
-
-    def __init__(self, size, each, monkeypatch):
-        super().__init__(size)
-        self.ended = []
-        name = SimpleNamespace(gethostname=lambda: f"host{self.rank // each}")
-        for module in ("watch", "rendezvous"):
-            sockets = SimpleNamespace(**vars(socket) | vars(name))
-            monkeypatch.setattr(f"knltrain.comm.{module}.socket", sockets)
-
-    def watch(self):
-        return Watch(SimpleNamespace(rank=self.rank, size=self.size, gather=self.gather, abort=self.ended.append), 2.0)
 
 
 def _soon(true):
@@ -163,10 +146,18 @@ def _soon(true):
 
 @pytest.fixture
 def watches(monkeypatch):
-    """Of six ranks on two hosts."""
-    ranks = _Hosts(6, 3, monkeypatch)
-    found = ranks.run(ranks.watch)
-    yield found, ranks.ended
+    """Of six ranks on two hosts, and the codes with which a rank has ended all."""
+    here, ended = threading.local(), []
+    for module in ("watch", "rendezvous"):
+        names = vars(socket) | {"gethostname": lambda: here.host}
+        monkeypatch.setattr(f"knltrain.comm.{module}.socket", SimpleNamespace(**names))
+
+    def watch(comm):
+        here.host = f"host{comm.rank // 3}"
+        return Watch(SimpleNamespace(rank=comm.rank, size=6, gather=comm.gather, abort=ended.append), 2.0)
+
+    found = on_ranks(6, watch)
+    yield found, ended
     for watch in found:
         watch.close()
 
@@ -227,7 +218,7 @@ def test_rank_0__has_room_for_2048_ranks(monkeypatch):
     def index(folder):
         arrays = {name: np.zeros(rows, np.int32) for name in ("labels", "checksums", "lengths")}
         few = {name: np.zeros(1024, np.int64) for name in ("first_rows", "data_at", "names_at", "name_bytes")}
-        facts = {"n_rows": rows, "encoding": "jpeg", "size": 0, "class_names": ["c"] * 1000, "data_bytes": 10**11}
+        facts = {"n_rows": rows, "encoding": "jpeg", "size": 0, "fit": "crop", "class_names": ["c"] * 1000, "data_bytes": 10**11}
         names = [f"shard-{number:05}.h5" for number in range(1024)]
         return facts | arrays | few | {"begins": np.zeros(rows, np.int64), "files": names, "digest": "", "identity": ""}
 

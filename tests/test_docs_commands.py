@@ -43,7 +43,7 @@ ELSEWHERE = {  # of README and tutorial: the words a command begins with, and th
     "srun -n 2 knltrain doctor": "test_packaging::test_readme__installs_as_printed",  # the same
     "srun -N 4 knltrain doctor": "test_jobs_slurm::test_readme__its_doctor_looks_at_four_nodes",
     "sbatch jobs/alexnet_512knl.sh": "test_jobs_slurm::test_job__runs_to_the_end_on_four_nodes",
-    "knltrain drill": "test_knltrain_drill::test_drill__six_kinds_on_two_ranks",
+    "knltrain drill": "test_knltrain_drill::test_drill__four_kinds_on_two_ranks",
     "srun --nodes=16": "test_jobs_slurm::test_tutorial__its_line_of_srun_trains",
 }
 SHORTER = {"train": ["--set", "run.max_steps=4", "--set", "comm.bucket_bytes=1048576", "--progress", "lines"]}
@@ -62,7 +62,7 @@ def commands(text):
 
 def made(target):
     """The words of the last command that `make TARGET` would run, without the folder of its program."""
-    result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(["make", "-n", "--no-print-directory", target], cwd=ROOT, capture_output=True, text=True)
     words = shlex.split(result.stdout.splitlines()[-1])
     return [words[0].rpartition("/")[2], *words[1:]]
 
