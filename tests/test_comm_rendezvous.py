@@ -218,7 +218,8 @@ def test_rank_0__has_room_for_2048_ranks(monkeypatch):
     def index(folder):
         arrays = {name: np.zeros(rows, np.int32) for name in ("labels", "checksums", "lengths")}
         few = {name: np.zeros(1024, np.int64) for name in ("first_rows", "data_at", "names_at", "name_bytes")}
-        facts = {"n_rows": rows, "encoding": "jpeg", "size": 0, "fit": "crop", "class_names": ["c"] * 1000, "data_bytes": 10**11}
+        facts = {"n_rows": rows, "encoding": "jpeg", "size": 0, "fit": "crop", "data_bytes": 10**11}
+        facts["class_names"] = ["c"] * 1000
         names = [f"shard-{number:05}.h5" for number in range(1024)]
         return facts | arrays | few | {"begins": np.zeros(rows, np.int64), "files": names, "digest": "", "identity": ""}
 
