@@ -10,7 +10,7 @@ from itertools import product
 from numba import types
 from numba.extending import intrinsic
 
-from ._ir import I64, Lanes, number_type, strips, times
+from ._ir import Lanes, number_type, strips, times
 from .arch import V
 from .number import FP32
 
@@ -120,25 +120,24 @@ def sum_row(typing, count, x, kind, y, dy, dy_kind, mask, table, pitch, sum_g, s
 
 
 @intrinsic
-def pass_row(typing, count, dy, x, y, kind, mask, table, pitch, sum_g, sum_gx, result, how):
-    """result = g = what of dy, float32, is passed on, WHERE_Y or WHERE_X; sums as in `sum_row`.
+def pass_row(typing, count, dy, x, y, kind, by_x, table, pitch, sum_g, sum_gx, result, how):
+    """result = g = what of dy, float32, is passed on, WHERE_Y or, with by_x, WHERE_X; sums as in `sum_row`.
 
     how: FRESH; ONTO: what stands at `result` is added to dy first; or PAST the caches.
     """
     number = number_type(kind)
 
     def codegen(context, builder, sig, args):
-        n, dy_, x_, y_, _, mask_, table_, pitch_, sum_g_, sum_gx_, result_, how_ = args
-        by_x = builder.sub(mask_, I64(WHERE_Y))
-        for masks, hows in _cases(builder, (by_x, 2), (how_, 3)):
+        n, dy_, x_, y_, _, by_x_, table_, pitch_, sum_g_, sum_gx_, result_, how_ = args
+        for by_xs, hows in _cases(builder, (by_x_, 2), (how_, 3)):
             for width, index in strips(builder, n, AT_ONCE):
                 strip = _Strip(builder, width, index, table_, pitch_)
                 given = strip.load(dy_)
                 if hows == ONTO:
                     given = builder.fadd(strip.load(result_, number), given)
                 centred = builder.fsub(strip.load(x_, number), strip.row(MEAN))
-                above = strip.load(y_, number) if WHERE_Y + masks == WHERE_Y else None
-                g = strip.passed(WHERE_Y + masks, centred, above, given)
+                mask, above = (WHERE_X, None) if by_xs else (WHERE_Y, strip.load(y_, number))
+                g = strip.passed(mask, centred, above, given)
                 strip.store(g, result_, number, past=hows == PAST)
                 strip.sum(g, centred, sum_g_, sum_gx_)
         return context.get_dummy_value()

@@ -308,12 +308,13 @@ def batchnorm_backward(
     shape = (-1, partial.shape[2])
     x, y, dy, dx, dresidual = (a.reshape(shape) for a in (x, y, dy, dx, dresidual))
     mask = WHERE_Y if y.size else WHERE_X if relu else ALL
+    summed = rows  # at a time; 0: the sums are told
     if sums is not None:
         if relu or dresidual.size:
             raise ValueError("batchnorm: found sums and a ReLU or residual, expected dy to be what is behind them")
         check_array("batchnorm: sums", sums, (len(sums), 2, channels))
-    told, partial = (0, sums) if sums is not None else (rows, partial)
-    _sums(told, x, y, dy, mask, gamma, beta, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
+        summed, partial = 0, sums
+    _sums(summed, x, y, dy, mask, gamma, beta, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
     if dresidual.size:  # holds g already, masked
         mask, y, dy = ALL, y[:0], dresidual
     past = int(goes_past(dx, dx.shape[1], x, dy, y))

@@ -96,22 +96,28 @@ class Blocks(Method):
 class Gradient(Method):
     """Backward-weight: a task owns a range of channels and a share of the pixels, `splits` shares in all.
 
-    Share 0 sums in dw, the others in the workspace; they are added in order. Subclasses give `cut()`, the tasks of a
-    share, by which shares are chosen, and the blocks of pixels that there are; `tasks()`; `grid` and `dy_grid`; and
-    `nest`, the compiled loop over tasks.
+    Share 0 sums in dw, the others in the workspace; they are added in order. Subclasses give `most`, blocks of output
+    channels of a task; `apart()`, the tasks of a share that take all output channels between them, as many times;
+    `chunks()`, into which pixels are cut; `grid` and `dy_grid`; and `nest`, the compiled loop over tasks.
     """
 
     def __init__(self, shape):
         super().__init__(shape)
         r, s, depth, k = shape.w
-        self.parts, blocks = self.cut()
-        self.splits = max(1, min(ceil(TASKS, self.parts), blocks // 4))
+        self.blocks = ceil(shape.k_group, BLOCK)  # of output channels
+        parts = self.apart() * ceil(self.blocks, self.most)
+        self.splits = max(1, min(ceil(TASKS, parts), self.chunks() // 4))
         self.partial_size = (self.splits - 1) * r * s * depth * k
         self.workspace_size = self.partial_size
 
     def tasks(self, threads: int) -> tuple[int, int]:
-        """Blocks of output channels of a task and how many tasks, for so many threads: never other bits."""
-        raise NotImplementedError
+        """Blocks of output channels of a task, and how many tasks: never other bits.
+
+        Two a thread, if need be of fewer blocks, each of which packs or transforms x for itself.
+        """
+        apart = self.splits * self.apart()
+        wide = max(1, min(self.most, self.blocks // ceil(2 * threads, apart)))
+        return wide, apart * ceil(self.blocks, wide)
 
     def run(self, x, dy, dw, workspace):
         """dw, overwritten."""

@@ -20,7 +20,6 @@ from .grid import DEPTH, GRID_I, GRID_J, GROUPS, IN_PITCH, STEP, WIDTH, next_inp
 from .method import Gradient
 from .panels import ROW, copy_row, in_unit, pack_part, pack_rows
 from .rows import MergedRows, padded, padded_size
-from .shape import ceil
 from .task import F32_BYTES, share
 
 CHUNK = 192  # pixels of a chunk: a BLOCK-wide panel of dy stays in L1
@@ -142,14 +141,20 @@ def _pack_edge(kind, rows, count, depth, edge):
 
 
 @kernel
-def _target(job, part, room, t, c, block):
+def sums_target(job, part, t, c, block):
     """Address of the sums of tap number t, from channel c on, of a block of output channels; and their pitch."""
-    beside = block - (part.hi - room.beside.shape[0])
-    if beside >= 0:
-        return room.beside.ctypes.data + ((beside * room.beside.shape[1] + t) * room.beside.shape[2] + c) * ROW, ROW
     depth, width = job.geometry[DEPTH], job.geometry[WIDTH]
     pitch, column = job.geometry[GROUPS] * width * job.dw.itemsize, part.group * width + block * BLOCK
     return part.out + (job.taps[t, 2] * depth + c) * pitch + column * job.dw.itemsize, np.int64(pitch)
+
+
+@kernel
+def _near_target(job, part, room, t, c, block):
+    """The same, but beside dw for those of the last blocks that are summed there."""
+    beside = block - (part.hi - room.beside.shape[0])
+    if beside >= 0:
+        return room.beside.ctypes.data + ((beside * room.beside.shape[1] + t) * room.beside.shape[2] + c) * ROW, ROW
+    return sums_target(job, part, t, c, block)
 
 
 @kernel
@@ -197,13 +202,13 @@ def _multiply(job, part, room, first, count):
                     line = c0 // SPAN
                     a_offset += (line - begin // SPAN) * size * LINE - _line_start(line, depth) * F32_BYTES
                 for block in range(part.lo, part.hi):
-                    target, pitch = _target(job, part, room, t, c0 - skip, block)
+                    there, pitch = _near_target(job, part, room, t, c0 - skip, block)
                     if ahead >= ahead_end:
                         ahead, ahead_end, dy_ahead = dy_ahead, dy_end, dy_end
                     stride = LINE if ahead < ahead_end else 0
                     tile_outer(
                         MC, NV, V, job.panels.dtype, a_rows, units, a_offset,
-                        panel + (block - part.lo) * CHUNK * ROW, target, pitch, skip, nowhere, fresh, ahead, stride,
+                        panel + (block - part.lo) * CHUNK * ROW, there, pitch, skip, nowhere, fresh, ahead, stride,
                     )  # fmt: skip
                     ahead += stride * units
 
@@ -216,7 +221,7 @@ def _store_beside(job, part, room):
         valid, column = min(BLOCK, width - block * BLOCK), part.group * width + block * BLOCK
         for t in range(n_taps):
             for c in range(depth):
-                source, _ = _target(job, part, room, t, c, block)
+                source, _ = _near_target(job, part, room, t, c, block)
                 row = (job.taps[t, 2] * depth + c) * job.geometry[GROUPS] * width
                 copy_row(np.float32, source, part.out + (row + column) * item, valid)
 
@@ -242,22 +247,19 @@ def _weight_nest(tasks, job):
 class Outer(Gradient):
     """Any shape."""
 
-    nest, chunk = staticmethod(_weight_nest), CHUNK
+    nest, chunk, most = staticmethod(_weight_nest), CHUNK, RANGE
 
     def __init__(self, shape):
         super().__init__(shape)
         self.grid = self.dy_grid = grid.forward_grid(shape)
         self.panels = BF16 if shape.pairs else FP32
 
-    def cut(self):
-        n, p, q, _ = self.shape.y
-        return self.shape.groups * ceil(ceil(self.shape.k_group, BLOCK), RANGE), n * p * q // self.chunk
+    def apart(self):
+        return self.shape.groups
 
-    def tasks(self, threads):
-        """Two a thread, if need be of fewer blocks, each of which packs x for itself."""
-        blocks, apart = ceil(self.shape.k_group, BLOCK), self.shape.groups * self.splits
-        wide = max(1, min(RANGE, blocks // ceil(2 * threads, apart)))
-        return wide, apart * ceil(blocks, wide)
+    def chunks(self):
+        n, p, q, _ = self.shape.y
+        return n * p * q // self.chunk
 
 
 class MergedOuter(Outer):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import kernel
-from ..affine import FRESH, ONTO, PAST, WHERE_X, WHERE_Y, pass_row
+from ..affine import FRESH, ONTO, PAST, pass_row
 from ..ahead import DISTANCE, ask
 from ..arch import BLOCK, LINE, LINE_FLOATS
 from ..each import RAISE, each
@@ -123,7 +123,7 @@ def _pass_on(job, part, first, c, pitch, count, out_rows):
     x, y, table, sums, item = job.norm_x, job.norm_y, job.norm_table, job.moments[part.block], job.y.itemsize
     sums[:, first : first + part.valid] = 0
     sum_g = sums.ctypes.data + first * F32_BYTES
-    mask, how = WHERE_Y if y.size > 0 else WHERE_X, ONTO if job.accumulate else (PAST if job.past else FRESH)
+    by_x, how = np.int64(y.size == 0), ONTO if job.accumulate else (PAST if job.past else FRESH)
     width = part.valid * item
     rows_ahead = max(1, DISTANCE // width)
     for row in range(count):
@@ -137,7 +137,7 @@ def _pass_on(job, part, first, c, pitch, count, out_rows):
         place = there - job.y.ctypes.data
         pass_row(
             part.valid, c.ctypes.data + row * pitch * F32_BYTES, x.ctypes.data + place, y.ctypes.data + place,
-            job.y.dtype, mask, table.ctypes.data + first * F32_BYTES, table.strides[0],
+            job.y.dtype, by_x, table.ctypes.data + first * F32_BYTES, table.strides[0],
             sum_g, sum_g + sums.strides[0], there, how,
         )  # fmt: skip
 

@@ -12,8 +12,8 @@ from ..arch import BLOCK, LINE, LINE_FLOATS, V
 from ..element import poke, size_of
 from ..microkernel import pack_block, transpose_square
 from ..tile_amx import SIDE, STEP, configure_tiles, release_tiles, tile_block
-from .grid import DEPTH, GROUPS, WIDTH, row_addresses
-from .outer import Outer, pack_gradients, place_gradient
+from .grid import DEPTH, row_addresses
+from .outer import Outer, pack_gradients, place_gradient, sums_target
 from .panels import ROW
 from .task import F32_BYTES, aligned
 
@@ -24,19 +24,11 @@ CHANNELS = 2 * SIDE  # of a block of tiles
 
 
 @kernel
-def _target(job, part, t, c, block):
-    """Address of the sums of tap number t, from channel c of x on, of a block of dy's; and their pitch."""
-    depth, width = job.geometry[DEPTH], job.geometry[WIDTH]
-    pitch = job.geometry[GROUPS] * width * F32_BYTES
-    return part.out + (job.taps[t, 2] * depth + c) * pitch + (part.group * width + block * BLOCK) * F32_BYTES, pitch
-
-
-@kernel
 def _clear(job, part):
     """The sums of a task = 0."""
     for t in range(job.taps.shape[0]):
         for c in range(job.geometry[DEPTH]):
-            there, _ = _target(job, part, t, c, part.lo)
+            there, _ = sums_target(job, part, t, c, part.lo)
             for j in range((part.hi - part.lo) * BLOCK):
                 poke(np.float32, there, j, np.float32(0))
 
@@ -64,7 +56,7 @@ def _multiply(job, part, rows, count, panel, square, turned):
             _turn(job.x.dtype, rows[t], count, (part.group * depth + begin) * item, channels, square, turned)
             for c in range(0, channels, CHANNELS):
                 for block in range(part.lo, part.hi):
-                    there, pitch = _target(job, part, t, begin + c, block)
+                    there, pitch = sums_target(job, part, t, begin + c, block)
                     b = panel.ctypes.data + (block - part.lo) * panel.shape[1] * ROW
                     a = turned.ctypes.data + c * PITCH
                     tile_block(V, a, PITCH, 0, 1, count // STEP, b, 0, there, pitch)

@@ -147,7 +147,7 @@ def _tiles_weight_nest(tasks, job):
 class WinogradWeight(Gradient):
     """Backward-weight of filters of 3 x 3 and 5 x 5."""
 
-    nest = staticmethod(_tiles_weight_nest)
+    nest, most = staticmethod(_tiles_weight_nest), CHANNELS // BLOCK
 
     def __init__(self, shape):
         super().__init__(shape)
@@ -163,14 +163,9 @@ class WinogradWeight(Gradient):
     def multiply_adds(self):
         return tile_products(self.shape, self.grid)
 
-    def tasks(self, threads):
-        """Two a thread, if need be of fewer output channels, for which x is transformed again."""
-        blocks = ceil(self.shape.k_group, BLOCK)
-        apart = self.splits * self.shape.groups * ceil(self.shape.w[2], CHANNELS)
-        wide = max(1, min(CHANNELS // BLOCK, blocks // ceil(2 * threads, apart)))
-        return wide, apart * ceil(blocks, wide)
+    def apart(self):
+        return self.shape.groups * ceil(self.shape.w[2], CHANNELS)
 
-    def cut(self):
+    def chunks(self):
         (n, p, q, _), m = self.shape.y, TILE + 1 - self.shape.w[0]
-        parts = self.shape.groups * ceil(self.shape.w[2], CHANNELS) * ceil(self.shape.k_group, CHANNELS)
-        return parts, n * ceil(p, m) * ceil(q, m) // TILES
+        return n * ceil(p, m) * ceil(q, m) // TILES

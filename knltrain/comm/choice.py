@@ -95,16 +95,12 @@ def choose(fc: FullyConnected, block: MessageBlock, curve: Curve, buckets: int, 
     some = sorted(fc.candidates(slots), key=lambda layer: factor_bytes(layer, slots) / sum_bytes(layer))
     prefixes = [[], *map(list, accumulate(([layer] for layer in some), lambda a, b: a + b))]
     (before, whole, _), best = longer([]), min(prefixes, key=lambda layers: longer(layers)[0])
-    after, exchanges, more = longer(best)
-    if not best or after > GAIN * before:
-        best, (after, exchanges, more) = some, longer(some)
-        how = "travel as sums: as factors"
-        some = []
-    else:
-        how, some = "travel as factors:", best
-    names = ", ".join(layer.name for layer in best)
+    taken = best if longer(best)[0] <= GAIN * before else []
+    told, how = (taken, "travel as factors:") if taken else (some, "travel as sums: as factors")
+    _, exchanges, more = longer(told)
+    names = ", ".join(layer.name for layer in told)
     why = (
         f"{names} {how} exchanges take {1e3 * exchanges:.3g} ms, not {1e3 * whole:.3g}, of which backward hides "
         f"{1e3 * hidden:.3g}, for {1e3 * more:.3g} ms more to compute ({curve}; {1e-9 / per_flop:.3g} GFLOP/s)"
     )
-    return Choice(some, why)
+    return Choice(taken, why)

@@ -6,6 +6,7 @@ too, with the same bits: an element is one sum over the images, in their order.
 
 from collections.abc import Callable
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class DenseGradient:
         self.images, self.depth, self.width = shape.x[0], shape.x[3], shape.w[3]
         self.dtype = shape.number.dtype
         edges = [*range(0, max(self.depth - STEP, 0) + 1, max(STEP, PART // self.width // STEP * STEP)), self.depth]
-        self.rows = [range(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+        self.rows = [range(start, stop) for start, stop in pairwise(edges)]
 
     @property
     def name(self) -> str:

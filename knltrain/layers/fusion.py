@@ -85,9 +85,8 @@ def pass_on_as_stored(program: Program):
     for norm in _calls(program, batchnorm_backward):
         dy, dresidual = norm.reads["dy"], norm.writes.get("dresidual")
         conv = writers.get(dy.root)
-        if not (norm.others["relu"] and conv and conv.kernel is conv2d_backward_input):
-            continue
-        if _readers(program, dy) != [norm]:
+        made = conv and conv.kernel is conv2d_backward_input and _readers(program, dy) == [norm]
+        if not (made and norm.others["relu"]):
             continue
         shape, name = conv.writes["dx"].shape, conv.owner.name
         table = Tensor(f"{name}.table", (COEFFICIENTS, shape[-1]), scratch=True)
