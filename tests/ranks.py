@@ -3,10 +3,15 @@
 import json
 import queue
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 
+from knltrain.models.state import state
+
 LIMIT_S = 120  # the first rank may have to compile
+ALONE = SimpleNamespace(ranks_on_node=1, on=lambda name: nullcontext())  # a placement: nothing is bound to cores
 
 
 class _Everybody:
@@ -111,3 +116,14 @@ def on_ranks(size: int, work, layout=(), catch=()) -> list:
         raise errors[0]
     assert not any(thread.is_alive() for thread in threads), "a rank hangs"
     return results
+
+
+def learned(trainer, steps: int, speeds=()) -> dict:
+    """What is learned in some steps, and the losses; speeds: what the ranks share the slots by after the first."""
+    trainer.seek(0)
+    losses = [trainer.step().loss]
+    if speeds:
+        trainer.share(speeds)
+    losses += [trainer.step().loss for _ in range(steps - 1)]
+    trainer.update.complete()
+    return {name: array.copy() for name, array in state(trainer.model.parameters).items()} | {"loss": losses}

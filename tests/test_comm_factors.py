@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from mpirun import ROOT, run_mpi
-from ranks import on_ranks
-from rehearsal_ranks import ALONE, RECIPE
+from ranks import ALONE, learned, on_ranks
+from rehearsal_ranks import RECIPE
 
 from knltrain.comm import FullyConnected, Serial
 from knltrain.comm.choice import choose
@@ -17,7 +17,6 @@ from knltrain.data.synthetic import Synthetic
 from knltrain.kernels import conv2d_plan, number_named
 from knltrain.layers import DenseGradient, Linear, ReLU, Sequential, dense_ops
 from knltrain.models import Model
-from knltrain.models.state import state
 from knltrain.trainer import Trainer
 
 SLOTS, STEPS, SIDE, WIDTHS, CLASSES = 7, 3, 12, (70, 33), 5
@@ -34,14 +33,7 @@ def train(comm, *settings, speeds=(), steps=STEPS):
     """What is learned, with the losses, and the trainer's facts; speeds: by which slots are shared after a step."""
     recipe, data = parse_recipe(RECIPE, [*SIZES, *settings]), Synthetic(3 * SLOTS * steps, SIDE, CLASSES)
     with closing(Trainer.of(recipe, data, comm, ALONE, layers=layers())) as trainer:
-        trainer.seek(0)
-        losses = [trainer.step().loss]
-        if speeds:
-            trainer.share(speeds)
-        losses += [trainer.step().loss for _ in range(steps - 1)]
-        trainer.update.complete()
-        learned = {name: array.copy() for name, array in state(trainer.model.parameters).items()}
-        return learned | {"loss": losses}, trainer.reducer.facts()["factors"]
+        return learned(trainer, steps, speeds), trainer.reducer.facts()["factors"]
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,15 @@
 """Whole steps on ranks that are threads of this process: any number of them, any shares, train the same weights."""
 
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ranks import on_ranks
+from ranks import ALONE, learned, on_ranks
 
 from knltrain.comm import Serial
 from knltrain.config import parse_recipe
 from knltrain.data.synthetic import Synthetic
-from knltrain.models.state import state
 from knltrain.trainer import Trainer
 
 NETWORKS = {
@@ -31,7 +29,6 @@ trust_coefficient = 0.01
 epochs = 1.0
 """
 STEPS, SLOTS = 3, 7
-ALONE = SimpleNamespace(ranks_on_node=1, on=lambda name: nullcontext())
 
 
 def _train(comm, *settings, network="resnet", speeds=()):
@@ -39,13 +36,7 @@ def _train(comm, *settings, network="resnet", speeds=()):
     crop = {"resnet": 8, "alexnet": 24}[network]
     recipe, data = parse_recipe(NETWORKS[network] + RECIPE.format(crop), settings), Synthetic(14 * STEPS, crop + 4, 3)
     with closing(Trainer.of(recipe, data, comm, ALONE)) as trainer:
-        trainer.seek(0)
-        losses = [trainer.step().loss]
-        if speeds:
-            trainer.share(speeds)
-        losses += [trainer.step().loss for _ in range(STEPS - 1)]
-        trainer.update.complete()
-        return {name: array.copy() for name, array in state(trainer.model.parameters).items()} | {"loss": losses}
+        return learned(trainer, STEPS, speeds)
 
 
 @pytest.fixture(scope="module")
