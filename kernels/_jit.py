@@ -2,7 +2,7 @@
 
 Numba's cache does not notice that a function in *another* file changed, so the cache folder carries a hash of
 every source file of this package, and Numba's version: an edit anywhere starts a fresh folder, and nothing stale is
-ever loaded.
+ever loaded. What is in it does not depend on where the sources lie: a checkout, its clones and a wheel share it.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 
 from .private import claim
 
@@ -76,6 +76,35 @@ def _claim_writable(folder: Path) -> Path:
     return folder
 
 
+class _Locator:
+    """Numba's question where a kernel is kept. Its own answers are by the path of the source and its time."""
+
+    def __init__(self, function, file):
+        self._py_file, self._line = file, function.__code__.co_firstlineno
+
+    from_function = classmethod(lambda cls, function, file: cls(function, file))
+
+    def ensure_cache_path(self):
+        cache_folder()
+
+    def get_cache_path(self):
+        return str(cache_folder())
+
+    def get_source_stamp(self):
+        return ""  # the folder's name carries one of all sources
+
+    def get_disambiguator(self):
+        return str(self._line)
+
+
+class _Files(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class _NumbaCache(FunctionCache):
+    _impl_class = _Files
+
+
 class _Cache:
     """A kernel's cache on disk, looked for when the kernel is first called: who compiles nothing needs no place.
 
@@ -88,8 +117,7 @@ class _Cache:
 
     @functools.cached_property
     def _found(self):
-        numba.config.CACHE_DIR = str(cache_folder())
-        return FunctionCache(self._function)
+        return _NumbaCache(self._function)
 
     def load_overload(self, signature, target):
         found = self._found.load_overload(signature, target)

@@ -1,6 +1,7 @@
 """kernels/private.py and the caches that are claimed by it: nothing is read where another user could have put it."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -134,11 +135,15 @@ def test_cache__is_not_touched_by_commands_that_compile_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cache__of_processes_that_miss_a_kernel_at_once_one_compiles(tmp_path):
+def test_cache__of_processes_that_miss_a_kernel_at_once_one_compiles__wherever_its_copy_of_the_sources_lies(tmp_path):
+    shutil.copytree(ROOT / "knltrain", tmp_path / "copy" / "knltrain", ignore=shutil.ignore_patterns("__pycache__"))
     program = ADD.replace("print(cache_folder())", "print(sum(accumulate_serial.stats.cache_misses.values()))")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
-    how = {"env": env, "stdout": subprocess.PIPE, "text": True}
-    running = [subprocess.Popen([sys.executable, "-c", program], **how) for _ in range(3)]
+    env = os.environ | {"NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    how = {"stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    running = [
+        subprocess.Popen([sys.executable, "-c", program], env=env | {"PYTHONPATH": str(place)}, **how)
+        for place in (ROOT, ROOT, tmp_path / "copy")
+    ]
     misses = [int(process.communicate(timeout=300)[0]) for process in running]
     assert sorted(misses) == [0, 0, 1]
 
