@@ -3,14 +3,14 @@
 import numba
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 
 CHUNK = 1 << 16  # words hashed by one thread in one go
 LANES = 16  # independent chains, so that they vectorize
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd: every step is invertible, so one changed bit always changes the digest
 
 
-@kernel
+@inlined
 def _chunk(words):
     lanes = np.empty(LANES, np.uint64)
     for lane in range(LANES):
@@ -25,7 +25,7 @@ def _chunk(words):
     return _combine(lanes)
 
 
-@kernel
+@inlined
 def _combine(values):
     total = np.uint64(values.size)
     for value in values:

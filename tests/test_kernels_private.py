@@ -157,3 +157,26 @@ def test_cache__does_not_wait_forever(tmp_path, monkeypatch):
     assert again is not None
     os.close(again)
     assert _jit._lock(tmp_path / "nowhere" / "lock") is None  # no place for a lock: everybody compiles
+
+
+def test_inlined__is_compiled_into_its_kernel_alone_and_raises_from_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+
+    @_jit.inlined
+    def half(x):
+        if x < 0:
+            raise ValueError("expected a size")
+        return x / 2
+
+    @_jit.kernel
+    def more(x):
+        return half(x) + 1
+
+    for _ in range(2):  # before and after it is compiled
+        with pytest.raises(TypeError, match=r"half is compiled as a part of kernels: .* or its py_func"):
+            half(3.0)
+        assert more(3.0) == half.py_func(3.0) + 1
+        with pytest.raises(ValueError, match="expected a size"):
+            more(-3.0)
+    (part,) = half.overloads.values()
+    assert part.library.get_pointer_to_function(part.fndesc.llvm_func_name) == 0
