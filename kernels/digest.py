@@ -10,7 +10,7 @@ LANES = 16  # independent chains, so that they vectorize
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd: every step is invertible, so one changed bit always changes the digest
 
 
-@inlined
+@kernel
 def _chunk(words):
     lanes = np.empty(LANES, np.uint64)
     for lane in range(LANES):
