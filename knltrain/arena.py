@@ -7,6 +7,7 @@ each.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,6 +23,8 @@ class Parameter:
 
     rate: what the learning rate is multiplied by for it (Caffe's lr_mult); 0: it stays as it was drawn.
 
+    cuts: of its elements, in memory order: where a part begins that may be another rank's, with chunks of its own.
+
     dw: where backward writes. total: the sum over all slots and ranks, which ranks of a node may share; None: in dw.
     """
 
@@ -31,6 +34,7 @@ class Parameter:
     decay: bool = True
     adapt: bool = True
     rate: float = 1.0
+    cuts: tuple[int, ...] = ()
     w: np.ndarray = field(default=None, repr=False)
     dw: np.ndarray = field(default=None, repr=False)
     v: np.ndarray = field(default=None, repr=False)
@@ -45,6 +49,12 @@ class Parameter:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    def pieces(self, part: slice = slice(None)) -> list[slice]:
+        """The elements `part`, cut where the parameter is."""
+        start, stop, _ = part.indices(self.size)
+        edges = [start, *(edge for edge in self.cuts if start < edge < stop), stop]
+        return [slice(*both) for both in pairwise(edges)]
 
 
 @dataclass
@@ -164,6 +174,11 @@ class Parameters:
         """Where a parameter's gradient lies in the gradient block, in floats, padding included."""
         start = (parameter.dw.ctypes.data - self.gradient.ctypes.data) // FLOAT
         return slice(start, start + _padded(parameter.size))
+
+    def gradient_edges(self, parameter: Parameter, with_cuts: bool) -> list[int]:
+        """Where its slice of that block begins and ends, and between them where the parameter is cut."""
+        here = self.gradient_slice(parameter)
+        return [here.start, *(here.start + cut for cut in parameter.cuts if with_cuts), here.stop]
 
     def update_statistics(self, slots: int):
         """Fold the mean over slots of each statistic, whose sum stands in `batch`, into its running average."""

@@ -26,7 +26,8 @@ LEVELS = ("none", "crop_flip", "scale", "scale_aspect", "color")  # to import th
 SHUFFLES = ("quasi", "full", "sequential")  # Numba; a test compares them
 MIRRORS, STAGES = ("random", "alternate"), ("none", "local", "memory")
 ALGORITHMS = ("auto", "hierarchical", "halving", "doubling", "direct", "tree")
-FC = ("auto", "sum", "factors")
+FC = ("auto", "sum", "factors", "split")
+FC_SHARDS = tuple(2**k for k in range(7))
 PRECISIONS = WIRES = ("fp32", "bf16", "fp16")
 LOSS_SCALES = ("auto", "dynamic", *(2.0**k for k in range(25)))
 
@@ -79,7 +80,9 @@ class Compute:
 class Comm:
     algorithm: str = key("auto", "of the sum over ranks", one_of=ALGORITHMS, free=True)
     wire: str = key("auto", "how gradients travel between nodes; auto: as the precision", one_of=("auto", *WIRES))
-    fc: str = key("auto", "fully connected layers: sums of dw, or made anew from x and dy of all", one_of=FC, free=True)
+    fc: str = key("auto", "fully connected layers: sums of dw, dw from x and dy of all, or split", one_of=FC, free=True)
+    fc_shards: int = key(1, "of their inputs, in which y is summed: what ranks may split", one_of=FC_SHARDS)
+    fc_group: int = key(0, "ranks that split them, at most; 0: as many as there are shards", most=64, free=True)
     bucket_bytes: int = key(0, "of gradient reduced at once; 0: chosen by measuring", most=2**31 - 1, free=True)
     cut_before: tuple[str, ...] = key((), "instead: buckets begin at these tensors, as ['fc6.w']", free=True)
     overlap: bool = key(True, "exchange while the backward pass goes on", free=True)
@@ -336,6 +339,8 @@ def _problems(recipe: Recipe):
     if scaled and optim.variant in OTHERS:
         expected = f"auto, and fp32 or bf16, with {optim.variant}, whose moments know no scale"
         yield "compute.loss_scale", compute.loss_scale, expected
+    if recipe.comm.fc == "split" and recipe.comm.fc_shards == 1:
+        yield "comm.fc_shards", 1, 'shards that ranks can split, as 8, with comm.fc = "split"'
     yield from optim.problems()
     try:
         traced_steps(recipe.run.trace)

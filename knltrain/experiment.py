@@ -150,7 +150,7 @@ def make_model(
         seed=recipe.run.seed,
         train=train,
         precision=recipe.compute.precision,
-        among=among,
+        among=among._replace(fc_shards=recipe.comm.fc_shards),
     )
 
 
@@ -222,15 +222,18 @@ def make_reducer(recipe: Recipe, model: Model, watch) -> Reducer:
 
 def fully_connected(recipe: Recipe, model: Model) -> FullyConnected:
     """Which layers are, and what the recipe says of their gradients."""
-    program = model.training
-    layers = [DenseGradient(program, op, lambda: model.observer) for op in reversed(dense_ops(program))]
+    program, c = model.training, recipe.comm
+    layers = [
+        DenseGradient(program, op, lambda: model.observer, model.sharded.get(op.writes["dw"].owner.name))
+        for op in reversed(dense_ops(program))
+    ]
     flops = sum(op.arithmetic for op in program.backward)
-    return FullyConnected(recipe.comm.fc, layers, flops, recipe.comm.wire not in ("auto", "fp32"))
+    return FullyConnected(c.fc, layers, flops, c.wire not in ("auto", "fp32"), c.fc_shards, c.fc_group)
 
 
 def make_update(model: Model, optimizer: Lars, reducer: Reducer) -> Update:
     """The step of the optimizer on what the reducer gives: on every rank all of it, or a part on each."""
-    return (ShardedUpdate if reducer.shard else Update)(model.parameters, optimizer, reducer)
+    return (ShardedUpdate if reducer.shard or reducer.splits else Update)(model.parameters, optimizer, reducer)
 
 
 def make_loader(recipe: Recipe, derived: Derived, data: DataSet, slots: range) -> Loader:

@@ -65,7 +65,7 @@ def _at_most(value, most, unit="") -> str:
 
 
 def _one_of(choices) -> str:
-    return f"one of {', '.join(choices)}" if len(choices) > 1 else repr(choices[0])
+    return f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else repr(choices[0])
 
 
 def key(default, help: str, **bounds):

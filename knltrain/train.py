@@ -70,11 +70,11 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
             evaluating = end or _due(trainer.own, leg.derived.evaluate_every_steps)
             saving = end or _due(trainer.own, leg.derived.checkpoint_every_steps) or step.save or step.stop
             checking = end or _due(step.number, check_every)
+            if evaluating or saving or checking:
+                trainer.update.complete()
             restart.check(step, weights=evaluating or saving)
             top1 = _evaluate(recipe, trainer, step, val, comm, life, journal) if evaluating else None
             saving |= trainer.stopped
-            if saving or checking:
-                trainer.update.complete()
             if checking and comm.size > 1:
                 compare_replicas(comm, state(trainer.model.parameters), step.number)
             if saving:

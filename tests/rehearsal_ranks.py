@@ -10,7 +10,7 @@ from contextlib import closing
 
 from ranks import ALONE, learned
 
-from knltrain.comm import TRAINING, Serial, Watch, compare_replicas, world
+from knltrain.comm import FC, TRAINING, Serial, Watch, compare_replicas, world
 from knltrain.config import parse_recipe
 from knltrain.data.synthetic import Synthetic
 from knltrain.layers import Linear, ReLU, Sequential
@@ -34,23 +34,25 @@ SHARDED = "comm.shard_update=true"
 
 
 def ways(ranks: int):
-    """Settings of comm: each algorithm that fits, with factors, with a sharded update; nodes of several sizes."""
+    """Settings of comm: each algorithm that fits, each way of fc, with a sharded update; nodes of several sizes."""
     power = ranks & (ranks - 1) == 0
     for algorithm in TRAINING:
         if algorithm in ("halving", "doubling") and not power:
             continue
-        for fc in ("sum", "factors"):
+        for fc in ("sum", "factors", "split"):
             yield f"comm.algorithm={algorithm}", f"comm.fc={fc}"
         if algorithm not in ("doubling", "tree"):
             yield f"comm.algorithm={algorithm}", "comm.fc=factors", SHARDED
+            yield f"comm.algorithm={algorithm}", "comm.fc=split", "comm.fc_group=2", SHARDED
     for nodes in {2, 3, max(2, ranks // 4)}:
-        yield f"comm.pretended_nodes={nodes}", "comm.fc=factors", "comm.bucket_bytes=2000"
+        for fc in ("factors", "split"):
+            yield f"comm.pretended_nodes={nodes}", f"comm.fc={fc}", "comm.bucket_bytes=2000"
 
 
 def train(comm, slots: int, settings, watch=None):
     """What is learned in some steps."""
-    sizes = [f"batch.global_batch={SLOT * slots}", f"batch.slot_batch={SLOT}"]
-    layers = Sequential("net", Linear("fc0", 40), ReLU("relu"), Linear("fc1", CLASSES)), (8, 8, 3)
+    sizes = [f"batch.global_batch={SLOT * slots}", f"batch.slot_batch={SLOT}", "comm.fc_shards=4"]
+    layers = Sequential("net", Linear("fc0", 130), ReLU("relu"), Linear("fc1", CLASSES)), (8, 8, 3)
     data = Synthetic(SLOT * slots * STEPS, 8, CLASSES)
     with closing(Trainer.of(parse_recipe(RECIPE, [*sizes, *settings]), data, comm, ALONE, watch, layers)) as trainer:
         found = learned(trainer, STEPS)
@@ -63,7 +65,7 @@ def rehearse(comm):
     with closing(Watch(comm, 60.0, 120.0)) as watch:
         for slots in (comm.size, comm.size * 3 // 2):
             alone = train(Serial(), slots, [])
-            for settings in ways(comm.size) if slots == comm.size else [["comm.fc=factors"], ["comm.fc=sum"]]:
+            for settings in ways(comm.size) if slots == comm.size else [[f"comm.fc={fc}"] for fc in FC[1:]]:
                 begin = time.monotonic()
                 found = train(comm, slots, settings, watch)
                 wrong = [name for name, array in found.items() if array.tobytes() != alone[name].tobytes()]

@@ -26,8 +26,9 @@ def cut(
 ) -> list[Bucket]:  # fmt: skip
     """Buckets of at most `bucket_bytes`, last tensor first; small tensors are fused, huge ones split.
 
-    tensors: (name, start, stop) in floats, ascending and gapless from `head`. The last bucket of the list is
-    [0, head): the numbers that belong to the whole pass; it waits for no tensor and is sent at the end.
+    tensors: (name, start, stop) in floats, ascending and gapless from `head`; a tensor may have several pieces. The
+    last bucket of the list is [0, head): the numbers that belong to the whole pass; it waits for no tensor and is sent
+    at the end.
     cut_before: if not empty, buckets begin at these tensors, and `bucket_bytes` counts no more: ("fc6.w",) gives the
     two buckets of Jia et al. 2018 for an AlexNet, convolutions and fully connected layers.
     grain: a tensor is split only at multiples of so many floats from its start. apart: tensors that are a bucket each.
@@ -63,7 +64,8 @@ def _cut_before(tensors, head, names, apart):
     known = [name for name, _, _ in tensors]
     for name in names:
         if name not in known:
-            raise ValueError(f"comm.cut_before names {name!r}; expected tensors of this network: {', '.join(known)}")
+            all_known = ", ".join(dict.fromkeys(known))
+            raise ValueError(f"comm.cut_before names {name!r}; expected tensors of this network: {all_known}")
     alone = [known.index(name) + end for name in apart for end in (0, 1)]
     edges = sorted({0, len(tensors), *map(known.index, names), *alone})
     slices = []

@@ -15,8 +15,9 @@ import numpy as np
 
 from .block import MessageBlock
 from .curve import Curve
+from .split import group_sizes
 
-FC = ("auto", "sum", "factors")
+FC = ("auto", "sum", "factors", "split")
 GAIN = 0.9  # of what a step is longer by, below which factors are taken
 SMALL = 1 << 16  # bytes of a gradient, below which latencies count
 TRIES = 4
@@ -27,12 +28,15 @@ class FullyConnected:
     """What a recipe says of the fully connected layers: mode of FC, and `layers.dense.DenseGradient` of each.
 
     backward_flops: of the backward pass of a slot. rounded: whether a wire format of its own rounds sums between nodes.
+    shards: in which layers are that may be split; group: of how many ranks at most, 0: of any number.
     """
 
     mode: str = "sum"
     layers: Sequence = ()
     backward_flops: float = 0.0
     rounded: bool = False
+    shards: int = 1
+    group: int = 0
 
     def candidates(self, slots: int) -> list:
         """Layers whose factors are fewer bytes than sums; [] where there is nothing to decide."""
@@ -47,10 +51,15 @@ class FullyConnected:
 
 @dataclass(frozen=True)
 class Choice:
-    """The layers that travel as factors, and why, in a line; "" where there was nothing to choose."""
+    """The layers that travel as factors, those that are split over `group` ranks, and why, in a line.
+
+    "" where there was nothing to choose.
+    """
 
     layers: Sequence = ()
     why: str = ""
+    split: Sequence = ()
+    group: int = 1
 
 
 def factor_bytes(layer, slots: int) -> int:
@@ -61,6 +70,21 @@ def factor_bytes(layer, slots: int) -> int:
 def sum_bytes(layer) -> int:
     """Of two copies of dw, which halving sends."""
     return 2 * 4 * layer.depth * layer.width
+
+
+def split_as_asked(fc: FullyConnected, block: MessageBlock) -> Choice:
+    """All layers that are in shards, over the largest group that fits the ranks."""
+    shares, layers = block.links.shares, [layer for layer in fc.layers if layer.sharded]
+    ranks, names = len(shares.ranges), ", ".join(layer.name for layer in layers)
+    if ranks == 1:
+        return Choice()
+    if not layers:
+        return Choice(why=f"no fully connected layer has the inputs for {fc.shards} shards: nothing is split")
+    sizes = group_sizes(shares, fc.shards, fc.group or fc.shards)
+    if not sizes:
+        why = f"{ranks} ranks make no groups of 2 or more, of equal shares, that divide {fc.shards} shards"
+        return Choice(why=f"{names} travel as sums: {why}")
+    return Choice((), f"{names} are split over groups of {sizes[-1]} ranks", layers, sizes[-1])
 
 
 def seconds_per_flop(layer, add, gather) -> float:

@@ -6,6 +6,7 @@ ranks of a node share memory the factors lie there once, and each rank makes som
 """
 
 import time
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -20,6 +21,34 @@ from .wire import Wire
 LINE = 64  # bytes of a cache line
 
 
+class SlotSums:
+    """Rows of the sum of dw over the slots `own`, made slot by slot and added along the tree of all `slots`.
+
+    layer, wire: as of Factors. scale: what dw of a slot is multiplied by.
+    """
+
+    def __init__(self, layer, own: range, slots: int, wire: Wire):
+        self.layer, self.add = layer, wire.add if wire.short else accumulate
+        self.turns, self.scale = turns(own, slots), np.float32(1)
+        most = max(map(len, layer.rows)) * layer.width
+        self.sums = [aligned_zeros(most) for _ in range(kept_sums(own, slots) + 1)]
+
+    def make(self, factors: Iterable[tuple[np.ndarray, np.ndarray]], out: np.ndarray, parts: Sequence[np.ndarray] = ()):
+        """out, flat = the last of the partial sums, `parts` the others, from (columns of x, dy) of each slot."""
+        spare, *kept = (array[: out.size] for array in self.sums)
+        for (x, dy), turn in zip(factors, self.turns, strict=True):
+            into = out if turn.keep is None else spare
+            self.layer.make(x, dy, into)
+            if self.scale != 1:
+                into *= self.scale
+            for number in turn.absorbs:
+                self.add(into, kept[number])
+            if turn.keep is not None:
+                kept[turn.keep], spare = spare, kept[turn.keep]
+        for part, total in zip(parts, kept, strict=False):
+            np.copyto(part, total)
+
+
 class Factors:
     """The factors of one layer between the ranks of `block`. Collective. Raises MemoryError for too little memory.
 
@@ -32,7 +61,6 @@ class Factors:
 
     def __init__(self, layer, block: MessageBlock, wire: Wire):
         self.layer, self.block, self.wire = layer, block, wire
-        self.add = wire.add if wire.short else accumulate
         links = block.links
         shares, shared, me = links.shares, block.blocks is not None, links.comm.rank
         nodes = links.nodes if shared else [[rank] for rank in range(links.comm.size)]
@@ -56,10 +84,7 @@ class Factors:
         mine = slice(parts * local // len(mates), parts * (local + 1) // len(mates))
         self.own_rows = layer.rows[mine]  # of dw, that this rank makes
         self.own, self.next = shares.ranges[me], 0
-        self.turns = turns(range(shares.slots), shares.slots)
-        most = max(map(len, layer.rows)) * layer.width
-        self.sums = [aligned_zeros(most) for _ in range(kept_sums(range(shares.slots), shares.slots) + 1)]
-        self.scale = np.float32(1)
+        self.made = SlotSums(layer, range(shares.slots), shares.slots, wire)
         self.rebuild = layer.hand_over(self.keep_factors, self.sum_factors)
 
     def _memory(self, nbytes: int) -> np.ndarray:
@@ -97,21 +122,11 @@ class Factors:
         """dw (1, 1, C, K) = the sum over all slots; on a node that shares it each rank makes some rows. Collective."""
         flat, width = dw.reshape(-1), self.layer.width
         for rows in self.own_rows:
-            self._sum(rows, flat[rows.start * width : rows.stop * width])
+            out = flat[rows.start * width : rows.stop * width]
+            stored = (self.memory[self.places[slot]] for slot in range(len(self.places)))
+            self.made.make(((self._columns(row, rows), self._gradient(row)) for row in stored), out)
+            self.wire.round(out)
         self.block.meet(3)
-
-    def _sum(self, rows: range, out: np.ndarray):
-        spare, *kept = (array[: out.size] for array in self.sums)
-        for slot, turn in enumerate(self.turns):
-            into, row = out if turn.keep is None else spare, self.memory[self.places[slot]]
-            self.layer.make(self._columns(row, rows), self._gradient(row), into)
-            if self.scale != 1:
-                into *= self.scale
-            for number in turn.absorbs:
-                self.add(into, kept[number])
-            if turn.keep is not None:
-                kept[turn.keep], spare = spare, kept[turn.keep]
-        self.wire.round(out)
 
     def _columns(self, row, rows: range) -> np.ndarray:
         """Columns of x (N, rows) in the memory of a slot."""

@@ -7,6 +7,7 @@ the exchange. The exchange continues the same tree: 1, 3 or 512 ranks do the sam
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,9 +16,10 @@ from knltrain.kernels import NORM_CHUNK, accumulate, aligned_zeros
 from ..arena import Parameter, Parameters
 from .block import MessageBlock
 from .buckets import Bucket, cut
-from .choice import Choice, FullyConnected, choose, seconds_per_flop
+from .choice import Choice, FullyConnected, choose, seconds_per_flop, split_as_asked
 from .curve import LARGEST_TRIED, Curve, fit, measure
 from .factors import Factors
+from .split import Split
 from .tree import kept_sums, turns
 from .wire import Wire
 from .worker import Job, Worker
@@ -33,7 +35,8 @@ class Reducer:
     statistics are sums, too. bucket_bytes: 0 chooses by measuring. cut_before: instead, buckets begin at
     these tensors. overlap: exchange in a thread of its own, while backward goes on.
     shard: leave each rank with its part of a sum, for `ShardedUpdate`, which then takes the place of `reduced`.
-    watch: is told of every exchange. fc: which layers may travel as factors; those that do are whole on every rank.
+    watch: is told of every exchange. fc: which layers may travel as factors, those that do are whole on every rank, or
+    be split.
     """
 
     def __init__(
@@ -53,11 +56,16 @@ class Reducer:
         self.wire = Wire(links.wire.name) if links.every_sum else links.exact
         self.choice = self._choose(fc, asks)
         self.factors = {layer.name: Factors(layer, block, self.wire) for layer in self.choice.layers}
-        places = ((p.name, parameters.gradient_slice(p)) for p in parameters.parameters)
-        tensors = [(name, here.start, here.stop) for name, here in places]
+        self.splits = self._split()
+        apart = self.factors | self.splits
+        tensors = [
+            (p.name, start, stop)
+            for p in parameters.parameters
+            for start, stop in pairwise(parameters.gradient_edges(p, p.name not in apart))
+        ]
         shard = shard and comm.size > 1
         grain = NORM_CHUNK if shard else 1
-        self.buckets = cut(tensors, parameters.head, self.bucket_bytes, cut_before, grain, self.factors)
+        self.buckets = cut(tensors, parameters.head, self.bucket_bytes, cut_before, grain, apart)
         self.shard = shard
         if shard:
             edges = sorted({edge for _, start, stop in tensors for edge in range(start, stop, grain)})
@@ -68,6 +76,7 @@ class Reducer:
             self._by_bucket[last_bucket[p.name]].append(p)
         self.factor = np.float32(1)
         self.jobs: list[Job] = []
+        self.at_once: list[Job] = []  # what was waited for where it was asked for
         self.finished: list[Job] = []  # those of the last step
         own = links.shares.ranges[comm.rank]
         self.turns, parts = turns(own, links.shares.slots), block.rows[:-1]
@@ -90,6 +99,8 @@ class Reducer:
     def _choose(self, fc: FullyConnected, asks: bool) -> Choice:
         """Which layers travel as factors. Collective."""
         comm = self.block.links.comm
+        if fc.mode == "split":
+            return split_as_asked(fc, self.block)
         if comm.size == 1 or not (asks or fc.mode == "factors"):
             return Choice()
         if fc.mode == "factors":
@@ -97,6 +108,28 @@ class Reducer:
         largest = max(fc.candidates(self.block.links.shares.slots), key=lambda layer: layer.flops)
         per_flop = seconds_per_flop(largest, self.wire.add if self.wire.short else accumulate, comm.gather)
         return choose(fc, self.block, self.curve, self.bucket_bytes, bool(self.worker.thread), per_flop)
+
+    def _split(self) -> dict[str, Split]:
+        """The layers whose weights are from now on those of a rank's shards. Collective."""
+        block, layers, now = self.block, self.choice.split, (self._do, lambda: self.slot)
+        splits = {layer.name: Split(layer, block, self.choice.group, self.wire, *now) for layer in layers}
+        for split in reversed(splits.values()):
+            split.hand_over(layers)
+        return splits
+
+    def _do(self, name: str, work):
+        """One more job among those of the communication thread, which the caller waits for."""
+        self.at_once.append(Job(name, work))
+        self.worker.submit(self.at_once[-1])
+        self.worker.wait(self.at_once[-1])
+
+    def split_of(self, bucket: Bucket) -> Split | None:
+        """What splits the layer whose weights the bucket is, if anything does."""
+        return self.splits.get(next(iter(bucket.waits_for), "")) if self.splits else None
+
+    def is_whole(self, bucket: Bucket) -> bool:
+        """Whether every rank gets all of the bucket's sum."""
+        return bool(self.factors_of(bucket)) or not (self.shard or self.split_of(bucket))
 
     def factors_of(self, bucket: Bucket) -> Factors | None:
         """As what the bucket travels, if not as sums."""
@@ -113,8 +146,8 @@ class Reducer:
         """
         fp16 = self.block.links.wire.name == "fp16"
         self.factor = np.float32(1 / scale if fp16 else 1)
-        for factors in self.factors.values():
-            factors.scale = self.factor
+        for one in (*self.factors.values(), *self.splits.values()):
+            one.made.scale = self.factor
         return 1.0 if fp16 else scale
 
     def ready(self, parameter: Parameter):
@@ -155,9 +188,12 @@ class Reducer:
             factors.rebuild()
 
     def part(self, bucket: Bucket) -> slice:
-        """What of the bucket's sum this rank has, where they are sharded."""
-        whole = slice(bucket.start, bucket.stop)
-        return whole if self.factors_of(bucket) else self.block.part(bucket.start, bucket.stop)
+        """What of the bucket's sum this rank has."""
+        if self.is_whole(bucket):
+            return slice(bucket.start, bucket.stop)
+        if split := self.split_of(bucket):
+            return slice(bucket.start + split.part.start, bucket.start + split.part.stop)
+        return self.block.part(bucket.start, bucket.stop)
 
     def submit(self, name: str, work) -> Job:
         """One more job of this step for the communication thread."""
@@ -170,7 +206,8 @@ class Reducer:
         if self.block.total is not self.block.mine:
             self.gradient[: self.head] = self.block.total[: self.head]
         self.block.release()
-        self.finished, self.jobs = self.jobs, []
+        self.finished = sorted([*self.jobs, *self.at_once], key=lambda job: job.begun)
+        self.jobs, self.at_once = [], []
 
     def seconds(self) -> dict[str, float]:
         """Of the last step: exchange the backward pass or the update had to wait for, and exchange that was hidden."""
@@ -185,6 +222,7 @@ class Reducer:
         facts |= {"buckets": len(self.buckets) - 1, "bucket_bytes": self.bucket_bytes}
         facts |= {"overlapped": bool(self.worker.thread), "shares": links.shares.facts()}
         facts["factors"] = {"layers": list(self.factors), "why": self.choice.why}
+        facts["split"] = {"layers": list(self.splits), "group": self.choice.group}
         return facts | {"curve": {"alpha_s": curve.alpha, "bytes_per_s": curve.beta} if curve else None}
 
     def notes(self) -> list[str]:
@@ -209,6 +247,10 @@ class Reducer:
         if factors := self.factors_of(bucket):
             if turn.keep is None:
                 self.submit(f"factors of {bucket}", factors.gather)
+            return
+        if split := self.split_of(bucket):
+            if turn.keep is None:
+                self.submit(f"shards of {bucket}", split.exchange)
             return
         add = self.wire.add if self.wire.short and bucket.waits_for else accumulate
         if self.factor != 1 and bucket.waits_for:

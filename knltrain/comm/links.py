@@ -95,8 +95,10 @@ class Links:
         """
         everybody = Group(self.comm, range(self.comm.size))
         group, shares = (self.across, self.between) if shared else (everybody, self.shares)
-        if group is None or group.size == 1:
-            return {}
+        return self.among(group, shares) if group and group.size > 1 else {}
+
+    def among(self, group: Group, shares: Shares) -> dict[Wire, tuple[Algorithm, Algorithm]]:
+        """The same for ranks of `group`, with these shares."""
         large = self.chosen or ("halving" if shares.even else "direct")
         pair = [BY_NAME[name] for name in (FOR_SMALL.get(large, large), large)]
         return {wire: tuple(method(group, wire, shares) for method in pair) for wire in {self.wire, self.exact}}

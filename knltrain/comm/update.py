@@ -47,13 +47,13 @@ class Update:
 
 
 class ShardedUpdate(Update):
-    """Each rank updates its part of every bucket."""
+    """Each rank updates its part of every bucket that is not whole on every rank."""
 
     def __init__(self, parameters: Parameters, optimizer, reducer):
         super().__init__(parameters, optimizer, reducer)
         self.rows, count = {}, 0  # of the table of norms: those of a parameter's chunks
         for p in parameters.parameters:
-            chunks = -(-p.size // NORM_CHUNK)
+            chunks = _chunks(p, p.size)
             self.rows[p.name] = slice(count, count + chunks)
             count += chunks
         self.norms = np.zeros((count, 2))
@@ -75,12 +75,13 @@ class ShardedUpdate(Update):
         whole = np.zeros_like(self.norms)  # of tensors that every rank has
         for number, pieces in enumerate(self.pieces):
             reducer.arrive(number)
-            table = whole if reducer.factors_of(reducer.buckets[number]) else self.norms
+            bucket = reducer.buckets[number]
+            table, split = whole if reducer.is_whole(bucket) else self.norms, reducer.split_of(bucket)
             for p, part in pieces:
                 if scale or optimizer.adapts(p):
                     sums = optimizer.measure(p, part)
-                    row = self.rows[p.name].start + part.start // NORM_CHUNK
-                    table[row : row + len(sums)] = sums
+                    row = self.rows[p.name].start + _chunks(p, part.start)
+                    table[row : row + len(sums)] = 0 if split and not split.lead else sums
         comm.sum(self.norms)
         self.norms += whole
         fits = not scale or bool(np.isfinite(self.norms[:, 1]).all())
@@ -99,6 +100,8 @@ class ShardedUpdate(Update):
         self._gather(lambda p: p.w, self.parameters.value)
 
     def complete(self):
+        for split in self.reducer.splits.values():
+            split.complete()
         self._gather(lambda p: p.v, self.parameters.momentum)
         self.reducer.end_step()
         for name in self.optimizer.states:
@@ -110,8 +113,8 @@ class ShardedUpdate(Update):
         reducer, gathered, head = self.reducer, self.reducer.block, self.reducer.head
         sent = []
         for bucket, pieces in zip(reducer.buckets[:-1], self.pieces, strict=False):
-            if reducer.factors_of(bucket):
-                continue  # every rank has updated all of it
+            if reducer.is_whole(bucket) or reducer.split_of(bucket):
+                continue  # every rank has updated all of it, or a group has it
             for p, part in pieces:
                 p.gradient.reshape(-1)[part] = of(p).reshape(-1)[part]
             work = partial(gathered.allgather, bucket.start, bucket.stop)
@@ -119,3 +122,8 @@ class ShardedUpdate(Update):
         for bucket, job in sent:
             reducer.worker.wait(job)
             block[bucket.start - head : bucket.stop - head] = gathered.total[bucket.start : bucket.stop]
+
+
+def _chunks(p, start: int) -> int:
+    """Of the parameter's elements before `start`, which is where a chunk, or the parameter, ends."""
+    return sum(-(-(piece.stop - piece.start) // NORM_CHUNK) for piece in p.pieces(slice(start)))

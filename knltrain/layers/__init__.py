@@ -10,10 +10,11 @@ from .norm import BatchNorm, LocalResponseNorm
 from .pointwise import Dropout, ReLU
 from .pool import AvgPool, GlobalAvgPool, MaxPool
 from .program import CONVOLUTION, KINDS, UPDATE, Field, Observer, Op, Pass, Program, Tensor, execute, run
+from .sharded import ShardedDense, shard_dense
 
 __all__ = [
     "ALIGN", "AvgPool", "BatchNorm", "CONVOLUTION", "Conv2d", "DenseGradient", "Dropout", "Field", "GlobalAvgPool",
     "KINDS", "Layer", "Linear", "LocalResponseNorm", "MaxPool", "Memory", "Observer", "Op", "Pass", "Program",
-    "ReLU", "Residual", "Sequential", "SoftmaxCrossEntropy", "Tensor", "UPDATE", "Whitening", "dense_ops",
-    "execute", "fuse", "is_dense", "run",
+    "ReLU", "Residual", "Sequential", "ShardedDense", "SoftmaxCrossEntropy", "Tensor", "UPDATE", "Whitening",
+    "dense_ops", "execute", "fuse", "is_dense", "run", "shard_dense",
 ]  # fmt: skip

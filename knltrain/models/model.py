@@ -9,7 +9,19 @@ from knltrain.kernels import convert, number_named
 
 from ..arena import GradientBlock, Parameters
 from ..hardware import memory_free
-from ..layers import ALIGN, Memory, Observer, Program, Sequential, SoftmaxCrossEntropy, Tensor, execute, fuse
+from ..layers import (
+    ALIGN,
+    Memory,
+    Observer,
+    Program,
+    Sequential,
+    ShardedDense,
+    SoftmaxCrossEntropy,
+    Tensor,
+    execute,
+    fuse,
+    shard_dense,
+)
 
 
 class Among(NamedTuple):
@@ -18,6 +30,7 @@ class Among(NamedTuple):
     ranks_on_node: int = 1  # they share its memory
     gradient_copies: int = 0  # of the gradient block, which the caller will add to it
     gradient_block: Callable[[int], GradientBlock] | None = None  # see `Parameters.allocate`
+    fc_shards: int = 1  # of fully connected layers: see `layers.sharded`
 
 
 ALONE = Among()
@@ -46,7 +59,8 @@ class Model:
         images = Tensor("images", (slot_batch, *input_shape), self.number.dtype)
         images.place = np.zeros(0, images.dtype)  # beside the planned memory: the same for both programs
         self.loss = SoftmaxCrossEntropy(slot_batch, global_batch or slot_batch, smoothing)
-        self.training = self._program(layers, images, self.loss) if train else None
+        self.sharded: dict[str, ShardedDense] = {}  # of `training`, by parameter
+        self.training = self._program(layers, images, self.loss, among.fc_shards) if train else None
         self.inference = self._program(layers, images, None)
         self.programs = [program for program in (self.training, self.inference) if program]
         memories = [Memory(program) for program in self.programs]
@@ -61,11 +75,12 @@ class Model:
         self.images = images.array
         self.logits = self.inference.results[0].array.reshape(slot_batch, -1)
 
-    def _program(self, layers, images, loss) -> Program:
+    def _program(self, layers, images, loss, fc_shards=1) -> Program:
         program = Program(images, self.parameters, loss is not None, self.keys, layers.last)
         logits = layers.forward(program, images)
         if loss:
             layers.backward(program, loss.forward(program, logits))
+            self.sharded = shard_dense(program, fc_shards)
         else:
             program.results.append(logits)
         fuse(program)

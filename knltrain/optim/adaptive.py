@@ -35,11 +35,11 @@ class Lamb(Lars):
         """Always: the norms are those of line 2, whose moments every tensor has."""
         return True
 
-    def measure(self, p, part: slice = slice(None)):
-        """Lines 1 and 2 for the elements `part`; returns the sums of squares of w and u, by chunk."""
+    def _measure(self, p, piece: slice):
+        """Lines 1 and 2 for the elements `piece`; returns the sums of squares of w and u, by chunk."""
         numbers = {"beta1": self.momentum, "beta2": self.options.beta2, "weight_decay": self._decay(p)}
         numbers |= self._of_step()
-        return self._run(p, adaptive_moments, "wgvs", "vs", part, **numbers)
+        return self._run(p, adaptive_moments, "wgvs", "vs", piece, **numbers)
 
     def update(self, p, norms: tuple[float, float] | None, part: slice = slice(None)):
         """Lines 3 and 4 for the elements `part`."""

@@ -8,7 +8,9 @@ import math
 from collections.abc import Iterable
 from typing import ClassVar
 
-from knltrain.kernels import combine_norms, momentum_update, squared_norm_chunks, squared_norms
+import numpy as np
+
+from knltrain.kernels import combine_norms, momentum_update, squared_norm_chunks
 
 from ..arena import Parameter
 from ..layers import UPDATE, Observer, Op, run
@@ -91,11 +93,15 @@ class Lars:
 
     def norms(self, p: Parameter) -> tuple[float, float]:
         """Squared, of a parameter and its gradient; the latter is not finite where one element is not."""
-        return self._run(p, squared_norms, "wg")
+        return combine_norms(self.measure(p))
 
-    def measure(self, p: Parameter, part: slice = slice(None)):
+    def measure(self, p: Parameter, part: slice = slice(None)) -> np.ndarray:
         """The sums of squares that `update` wants of the elements `part`, by chunk: (chunks, 2) float64."""
-        return self._run(p, squared_norm_chunks, "wg", part=part)
+        sums = [self._measure(p, piece) for piece in p.pieces(part)]
+        return sums[0] if len(sums) == 1 else np.concatenate(sums)
+
+    def _measure(self, p: Parameter, piece: slice) -> np.ndarray:
+        return self._run(p, squared_norm_chunks, "wg", part=piece)
 
     def begin(self, lr: float, scale: float = 1.0):
         """A step at this rate begins: `update` follows, once for every element of every parameter.

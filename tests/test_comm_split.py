@@ -1,0 +1,210 @@
+"""Fully connected layers that are split over groups of ranks: the bits of one rank with the same shards."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from mpirun import ROOT, run_mpi
+from ranks import ALONE, on_ranks
+from rehearsal_ranks import RECIPE, train
+from test_comm_factors import same
+
+from knltrain.comm import Reducer, Serial
+from knltrain.config import RecipeError, parse_recipe
+from knltrain.data.synthetic import Synthetic
+from knltrain.kernels import NORM_CHUNK, digest, number_named
+from knltrain.layers import Linear, ReLU, Sequential
+from knltrain.models import Among, Model
+from knltrain.models.state import load, state
+from knltrain.trainer import Trainer
+
+SLOTS = 24
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one rank learns in some precision, once."""
+    found = {}
+
+    def of(*settings):
+        if settings not in found:
+            found[settings] = train(Serial(), SLOTS, settings)
+        return found[settings]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("ranks", "group", "settings"),
+    [
+        (2, 2, ["comm.overlap=false"]),
+        (3, 0, []),  # no group: sums
+        (4, 4, ["comm.algorithm=direct"]),
+        (4, 2, ["comm.bucket_bytes=4000", "comm.shard_update=true"]),
+        (4, 4, ["comm.pretended_nodes=2", "comm.shard_update=true"]),
+        (6, 2, ["comm.algorithm=tree"]),
+        (6, 2, ["comm.pretended_nodes=2"]),
+        (8, 2, ["comm.pretended_nodes=4", "comm.overlap=false"]),
+        (8, 4, ["comm.cut_before=['fc1.w']"]),
+        (12, 4, ["comm.pretended_nodes=3", "comm.shard_update=true"]),
+    ],
+)
+def test_split__any_groups_train_the_same(alone, monkeypatch, ranks, group, settings):
+    expected, made, settings = alone(), set(), ["comm.fc=split", f"comm.fc_group={group}", *settings]
+    monkeypatch.setattr(Reducer, "close", lambda self, close=Reducer.close: (made.add(_told(self)), close(self)))
+    for found in on_ranks(ranks, lambda comm: train(comm, SLOTS, settings)):
+        same(found, expected)
+    assert made == {(("fc0.w", "fc1.w"), group) if group else ((), 1)}
+
+
+def _told(reducer):
+    facts = reducer.facts()["split"]
+    return tuple(facts["layers"]), facts["group"]
+
+
+@pytest.mark.parametrize("fc", ["sum", "factors"])
+def test_shards__that_nobody_splits_train_the_same(alone, fc):
+    for found in on_ranks(3, lambda comm: train(comm, SLOTS, [f"comm.fc={fc}", "comm.shard_update=true"])):
+        same(found, alone())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_split__of_16_bits_train_the_same(alone, precision):
+    settings = [f"compute.precision={precision}", "comm.fc=split", "comm.fc_group=2"]
+    for found in on_ranks(4, lambda comm: train(comm, SLOTS, settings)):
+        same(found, alone(settings[0]))
+
+
+@pytest.fixture
+def trainer():
+    """Makes a trainer of a rank, for layers of several chunks of norms; closed at the end."""
+    made = []
+
+    def of(comm, *settings):
+        sizes = ["data.crop=16", "batch.global_batch=48", "batch.slot_batch=2", "comm.fc_shards=8"]
+        layers = Sequential("net", Linear("fc0", 999), ReLU("relu"), Linear("fc1", 5)), (16, 16, 3)
+        recipe = parse_recipe(RECIPE, [*sizes, *settings])
+        made.append(Trainer.of(recipe, Synthetic(240, 16, 5), comm, ALONE, layers=layers))
+        return made[-1]
+
+    yield of
+    for one in made:
+        one.close()
+
+
+def test_split__goes_on_with_other_groups(trainer):
+    """Speeds that give a group unequal shares, then a whole state that another number of ranks begins with."""
+
+    def first(comm):
+        one = trainer(comm, "comm.fc=split", "comm.fc_group=4", "optim.average=0.9")
+        one.seek(0)
+        groups, losses = [], []
+        for speeds in ([1, 1, 1, 1], [1, 1, 0.5, 0.5], [1, 0.5, 1, 0.5]):
+            one.share(speeds)
+            groups.append(_told(one.reducer)[1])
+            losses.append(one.step().loss)
+        one.update.complete()
+        return groups, losses, {name: array.copy() for name, array in state(one.model.parameters).items()}
+
+    def rest(comm, arrays=None, done=3):
+        one = trainer(comm, "comm.fc=split", "optim.average=0.9", "comm.shard_update=true")
+        if arrays:
+            load(one.model.parameters, arrays, "the first")
+            one.optimizer.previous_lr = one.rate(done - 1)
+        one.seek(done)
+        losses = [one.step().loss for _ in range(5 - done)]
+        one.update.complete()
+        return losses, state(one.model.parameters)
+
+    losses, expected = rest(Serial(), done=0)
+    found = on_ranks(4, first)
+    for groups, begun, _ in found:
+        assert groups == [4, 2, 1]
+        assert begun == losses[:3]
+    for then, learned in on_ranks(2, lambda comm: rest(comm, found[0][2])):
+        assert then == losses[3:]
+        same(learned, expected)
+
+
+def test_split__sends_the_bytes_of_the_formula(trainer):
+    """Of a rank of 12 images: 12 (G - 1) (2 C / G + 2 K) numbers, and 2 (P / G - 1) / (P / G) C K / G of sums."""
+
+    def sent(comm):
+        one = trainer(comm, "comm.fc=split", "comm.fc_group=2", "comm.algorithm=halving")
+        one.seek(0)
+        one.step()
+        before = comm.sent_bytes
+        one.step()
+        return comm.sent_bytes - before
+
+    formula = sum(12 * (c + 2 * k) + c * k / 2 for c, k in [(768, 999), (999, 5)])
+    formula -= 12 * 768 / 2  # nobody wants the gradient of the images
+    rest = 2 * (1008 + 16 + 16)  # the biases and the loss, whole cache lines, by doubling
+    assert sum(on_ranks(4, sent)) == 4 * 4 * (formula + rest)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("depth", "width", "shards"), [(256, 33, 8), (298, 64, 4), (130, 5, 4)])
+def test_sharded__is_the_layer(precision, depth, width, shards):
+    """y is summed over shards in pairs, from products of float32; dx is that of the whole layer, to the bit."""
+    layers, number = Sequential("net", Linear("a", depth), Linear("b", width)), number_named(precision)
+    whole, some = (Model(layers, (1, 1, 64), 3, precision=precision, among=Among(fc_shards=n)) for n in (1, shards))
+    rng, layer = np.random.default_rng(depth), some.sharded["b.w"]
+    x, dy = (number.narrow(rng.standard_normal((3, 1, 1, n)).astype(np.float32)) for n in (depth, width))
+    found = {}
+    for model in (whole, some):
+        forward, backward = (
+            next(op for op in ops if op.kind == kind and op.owner.name == "b")
+            for ops, kind in ((model.training.forward, "forward"), (model.training.backward, "backward_input"))
+        )
+        forward.arguments["x"][...], backward.arguments["dy"][...] = x, dy
+        for op in (forward, backward):
+            op.kernel(**op.arguments)
+        found[model] = forward.arguments["y"].copy(), backward.arguments["dx"].copy()
+    assert [rows.start for rows in layer.rows] == [len(layer.rows[0]) * i for i in range(shards)] or depth == 298
+    w = some.parameters.named["b.w"].w.reshape(depth, width)
+    terms = [number.widen(x).reshape(3, depth)[:, rows] @ w[rows] for rows in map(_slice, layer.rows)]
+    while len(terms) > 1:
+        terms = [a + b for a, b in zip(terms[::2], terms[1::2], strict=True)]
+    off = 0.02 if precision == "bf16" else 1e-5  # y is rounded, and w too where pairs are multiplied
+    np.testing.assert_allclose(found[some][0].reshape(3, width), terms[0], rtol=off, atol=off)
+    assert np.array_equal(found[some][1], found[whole][1])
+
+
+def _slice(rows):
+    return slice(rows.start, rows.stop)
+
+
+def test_lars__norms_of_a_tensor_in_pieces_are_those_of_its_chunks(trainer):
+    one = trainer(Serial())
+    p = one.model.parameters.named["fc0.w"]
+    p.dw[...] = np.random.default_rng(0).standard_normal(p.shape)
+    g = p.dw.reshape(-1).astype(np.float64)
+    edges = [0, *p.cuts, p.size]
+    chunks = [range(at, min(at + NORM_CHUNK, b)) for a, b in pairwise(edges) for at in range(a, b, NORM_CHUNK)]
+    expected = [(g[c.start : c.stop] ** 2).sum() for c in chunks]
+    assert len(edges) == 9
+    assert len(expected) == 16
+    np.testing.assert_allclose(one.optimizer.measure(p)[:, 1], expected, rtol=1e-12)
+    start, stop = p.cuts[1], p.cuts[3]
+    np.testing.assert_allclose(one.optimizer.measure(p, slice(start, stop))[:, 1], expected[4:8], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["comm.fc=split"], 'comm.fc_shards is 1; expected shards that ranks can split, as 8, with comm.fc = "split"'),
+        (["comm.fc_shards=6"], "comm.fc_shards is 6; expected one of 1, 2, 4, 8, 16, 32, 64"),
+        (["comm.fc_group=-1"], "comm.fc_group is -1; expected"),
+    ],
+)
+def test_split__refuses_in_a_line(settings, words):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(RECIPE, settings)
+    assert words in str(caught.value)
+
+
+def test_split__does_the_same_under_mpi(alone):
+    run = run_mpi(4, str(ROOT / "tests" / "split_ranks.py"))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [f"{digest(alone()[name]):016x}" for name in sorted(alone())]
