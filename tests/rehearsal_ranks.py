@@ -35,17 +35,16 @@ SHARDED = "comm.shard_update=true"
 
 def ways(ranks: int):
     """Settings of comm: each algorithm that fits, each way of fc, with a sharded update; nodes of several sizes."""
-    power = ranks & (ranks - 1) == 0
+    power, fcs = ranks & (ranks - 1) == 0, FC[1:] if ranks % 2 == 0 else FC[1:3]  # an odd number makes no groups
     for algorithm in TRAINING:
         if algorithm in ("halving", "doubling") and not power:
             continue
-        for fc in ("sum", "factors", "split"):
+        for fc in fcs:
             yield f"comm.algorithm={algorithm}", f"comm.fc={fc}"
-        if algorithm not in ("doubling", "tree"):
-            yield f"comm.algorithm={algorithm}", "comm.fc=factors", SHARDED
-            yield f"comm.algorithm={algorithm}", "comm.fc=split", "comm.fc_group=2", SHARDED
+            if fc != "sum" and algorithm not in ("doubling", "tree"):
+                yield f"comm.algorithm={algorithm}", f"comm.fc={fc}", "comm.fc_group=2", SHARDED
     for nodes in {2, 3, max(2, ranks // 4)}:
-        for fc in ("factors", "split"):
+        for fc in fcs[1:]:
             yield f"comm.pretended_nodes={nodes}", f"comm.fc={fc}", "comm.bucket_bytes=2000"
 
 

@@ -159,30 +159,36 @@ class _Layer:
     """AlexNet's fc6 on slots of 64."""
 
     name, images, depth, width, dtype, flops = "fc6.w", 64, 9216, 4096, np.dtype(np.float32), 2 * 64 * 9216 * 4096
+    sharded = object()
 
 
 @pytest.mark.parametrize(
-    ("fc", "bytes_per_s", "hides", "layers"),
+    ("fc", "slots", "bytes_per_s", "hides", "layers", "group"),
     [
-        (FullyConnected("auto", [_Layer]), 1e8, False, ["fc6.w"]),
-        (FullyConnected("auto", [_Layer]), 1e11, False, []),  # eight times the flops take longer
-        (FullyConnected("auto", [_Layer], backward_flops=1e13), 1e9, True, []),  # backward hides the sum
-        (FullyConnected("auto", [_Layer], backward_flops=1e13), 1e9, False, ["fc6.w"]),
-        (FullyConnected("auto", [_Layer], rounded=True), 1e8, False, []),
+        (FullyConnected("auto", [_Layer]), 8, 1e8, False, ["fc6.w"], 1),
+        (FullyConnected("auto", [_Layer]), 8, 1e11, False, [], 1),  # eight times the flops take longer
+        (FullyConnected("auto", [_Layer], backward_flops=1e13), 8, 1e9, True, [], 1),  # backward hides the sum
+        (FullyConnected("auto", [_Layer], backward_flops=1e13), 8, 1e9, False, ["fc6.w"], 1),
+        (FullyConnected("auto", [_Layer], rounded=True, shards=8), 64, 1e8, False, [], 1),
+        (FullyConnected("auto", [_Layer], shards=8), 8, 1e8, False, [], 8),  # 19 MB, not 27
+        (FullyConnected("auto", [_Layer], shards=8), 64, 1e8, False, [], 4),  # 116 MB leave a node, not 264 nor 190
+        (FullyConnected("auto", [_Layer], shards=8, group=3), 64, 1e8, False, [], 2),
+        (FullyConnected("auto", [_Layer], 1e14, shards=8), 64, 1e8, True, [], 1),  # nothing hides what a group sends
     ],
 )
-def test_choice__is_what_takes_less_time(fc, bytes_per_s, hides, layers):
+def test_choice__is_what_takes_less_time(fc, slots, bytes_per_s, hides, layers, group):
     from knltrain.comm import Links, Shares, make_block
 
     def chosen(comm):
-        block = make_block(Links(comm, "halving", shares=Shares.equal(8, 8)), 64)
+        block = make_block(Links(comm, "halving", shares=Shares.equal(slots, 8)), 64)
         block.mine = np.broadcast_to(np.float32(0), _Layer.depth * _Layer.width)
         choice = choose(fc, block, Curve(50e-6, bytes_per_s), 1 << 24, hides, 1 / 4e11)
-        return [layer.name for layer in choice.layers], choice.why
+        return [layer.name for layer in choice.layers], choice.group if choice.split else 1, choice.why
 
-    for names, why in on_ranks(8, chosen):
-        assert names == layers
-        assert "fc6.w travel as" in why or fc.rounded
+    for names, size, why in on_ranks(8, chosen):
+        assert (names, size) == (layers, group)
+        how = f"are split over groups of {group} ranks: " if group > 1 else "travel as"
+        assert f"fc6.w {how}" in why or fc.rounded
 
 
 def test_factors__do_the_same_under_mpi(alone):

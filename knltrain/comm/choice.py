@@ -1,20 +1,21 @@
-"""Which fully connected layers travel as factors (see `factors`): arithmetic on measured times, alike on all ranks.
+"""Which fully connected layers travel as factors, or are split: arithmetic on measured times, alike on all ranks.
 
 Of a gradient of n bytes a sum takes alpha + n / beta, as measured at the start. Where a node sends c copies of what it
-sums (2; `direct`: 1 and the partial sums of a rank), gathering G bytes takes alpha + G / (c beta). The ranks of a node,
-L of P, then make dw of all M slots, which is M / L - M / P more each. Backward hides what its flops take at the speed
-of this kernel. So a step is longer by max(0, exchanges - hidden) + more to make.
+sums (2; `direct`: 1 and the partial sums of a rank), c beta bytes a second leave it. Factors of G bytes take
+alpha + G / (c beta), and the ranks of a node, L of P, then make dw of all M slots, which is M / L - M / P more each.
+Backward hides what its flops take at the speed of this kernel. So a step is longer by max(0, exchanges - hidden) + more
+to make. A split layer has smaller sums, and in each slot four exchanges in a group, which nothing hides.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .block import MessageBlock
 from .curve import Curve
+from .shares import Shares
 from .split import group_sizes
 
 FC = ("auto", "sum", "factors", "split")
@@ -40,8 +41,16 @@ class FullyConnected:
 
     def candidates(self, slots: int) -> list:
         """Layers whose factors are fewer bytes than sums; [] where there is nothing to decide."""
-        large = [layer for layer in self.layers if 4 * layer.depth * layer.width >= SMALL]
-        return [layer for layer in large if factor_bytes(layer, slots) < sum_bytes(layer)] if self.asks else []
+        return [layer for layer in self._large if factor_bytes(layer, slots) < sum_bytes(layer)]
+
+    def groups(self, shares: Shares) -> list[int]:
+        """Of how many ranks groups may be that split a layer; [] where there is nothing to decide."""
+        some = any(layer.sharded for layer in self._large)
+        return group_sizes(shares, self.shards, self.group or self.shards) if some else []
+
+    @property
+    def _large(self) -> list:
+        return [layer for layer in self.layers if self.asks and 4 * layer.depth * layer.width >= SMALL]
 
     @property
     def asks(self) -> bool:
@@ -72,10 +81,17 @@ def sum_bytes(layer) -> int:
     return 2 * 4 * layer.depth * layer.width
 
 
+def split_bytes(layer, size: int, slots: int, groups: int, mates: int) -> tuple[float, float]:
+    """Of a step, leaving a node of `mates` ranks: x, y, dy and dx in groups of `size`, and two copies of rows of dw."""
+    item, away = layer.dtype.itemsize, mates * (size - min(mates, size))
+    activations = slots * layer.images * (2 * layer.depth / size * item + layer.width * (4 + item)) / (size * groups)
+    return away * activations, mates * (groups - 1) / groups * sum_bytes(layer) / size
+
+
 def split_as_asked(fc: FullyConnected, block: MessageBlock) -> Choice:
     """All layers that are in shards, over the largest group that fits the ranks."""
     shares, layers = block.links.shares, [layer for layer in fc.layers if layer.sharded]
-    ranks, names = len(shares.ranges), ", ".join(layer.name for layer in layers)
+    ranks, names = len(shares.ranges), _names(layers)
     if ranks == 1:
         return Choice()
     if not layers:
@@ -100,31 +116,72 @@ def seconds_per_flop(layer, add, gather) -> float:
     return max(gather(min(times))) / (layer.flops * len(rows) / layer.depth)
 
 
+@dataclass(frozen=True)
+class _Costs:
+    """What all ranks measured, as of `choose`, and a step's length by it; hidden: seconds of exchanges."""
+
+    fc: FullyConnected
+    block: MessageBlock
+    curve: Curve
+    buckets: int
+    hidden: float
+    per_flop: float
+
+    def of(self, way: Choice) -> tuple[float, float, float]:
+        """Seconds by which a step is longer; of exchanges that backward may hide; of more to compute, and to wait."""
+        links, curve, copies = self.block.links, self.curve, self.block.copies
+        slots, ranks = links.shares.slots, links.comm.size
+        mates = min(map(len, links.nodes)) if self.block.blocks is not None else 1
+        rate = (copies or 1) * links.wire.dtype().itemsize / 4 * curve.beta
+        summed = 4 * self.block.mine.size - sum(sum_bytes(layer) / 2 for layer in (*way.layers, *way.split))
+        exchanges = summed / self.buckets * curve.alpha + summed / curve.beta
+        gathered = sum(factor_bytes(layer, slots) for layer in way.layers) if copies else 0
+        exchanges += (len(way.layers) + len(way.split)) * curve.alpha + gathered / rate
+        more = sum(layer.flops for layer in way.layers) * (slots / mates - slots / ranks) * self.per_flop
+        for layer in way.split:
+            activations, sums = split_bytes(layer, way.group, slots, ranks // way.group, mates)
+            exchanges += sums / rate
+            more += 4 * slots / ranks * curve.alpha + activations / rate
+        return max(0.0, exchanges - self.hidden) + more, exchanges, more
+
+    def says(self, way: Choice, before: float) -> str:
+        """Why, or why not; before: seconds of exchanges if all were sums."""
+        _, exchanges, more = self.of(way)
+        return (
+            f"exchanges take {1e3 * exchanges:.3g} ms, not {1e3 * before:.3g}, of which backward hides "
+            f"{1e3 * self.hidden:.3g}, for {1e3 * more:.3g} ms more to compute{' and to wait' * bool(way.split)} "
+            f"({self.curve}; {1e-9 / self.per_flop:.3g} GFLOP/s)"
+        )
+
+
 def choose(fc: FullyConnected, block: MessageBlock, curve: Curve, buckets: int, hides: bool, per_flop: float) -> Choice:
-    """The layers for which a step is shortest; curve: of sums in buckets of so many bytes; hides: behind backward."""
-    links = block.links
-    slots, ranks = links.shares.slots, links.comm.size
-    mates = min(map(len, links.nodes)) if block.blocks is not None else 1
-    copies, wire = block.copies, links.wire.dtype().itemsize / 4
-    hidden = fc.backward_flops * per_flop if hides else 0.0
-
-    def longer(layers):
-        summed = 4 * block.mine.size - sum(sum_bytes(layer) / 2 for layer in layers)
-        exchanges = summed / buckets * curve.alpha + summed / curve.beta
-        gathered = sum(factor_bytes(layer, slots) for layer in layers) if copies else 0
-        exchanges += len(layers) * curve.alpha + gathered / (copies or 1) / wire / curve.beta
-        more = sum(layer.flops for layer in layers) * (slots / mates - slots / ranks) * per_flop
-        return max(0.0, exchanges - hidden) + more, exchanges, more
-
+    """How a step is shortest; curve: of sums in buckets of so many bytes; hides: behind backward."""
+    costs = _Costs(fc, block, curve, buckets, fc.backward_flops * per_flop if hides else 0.0, per_flop)
+    slots = block.links.shares.slots
     some = sorted(fc.candidates(slots), key=lambda layer: factor_bytes(layer, slots) / sum_bytes(layer))
-    prefixes = [[], *map(list, accumulate(([layer] for layer in some), lambda a, b: a + b))]
-    (before, whole, _), best = longer([]), min(prefixes, key=lambda layers: longer(layers)[0])
-    taken = best if longer(best)[0] <= GAIN * before else []
-    told, how = (taken, "travel as factors:") if taken else (some, "travel as sums: as factors")
-    _, exchanges, more = longer(told)
-    names = ", ".join(layer.name for layer in told)
-    why = (
-        f"{names} {how} exchanges take {1e3 * exchanges:.3g} ms, not {1e3 * whole:.3g}, of which backward hides "
-        f"{1e3 * hidden:.3g}, for {1e3 * more:.3g} ms more to compute ({curve}; {1e-9 / per_flop:.3g} GFLOP/s)"
-    )
-    return Choice(taken, why)
+    sharded = sorted((layer for layer in fc.layers if layer.sharded), key=sum_bytes, reverse=True)
+    splits = [([], 1)] + [(part, size) for size in fc.groups(block.links.shares) for part in _prefixes(sharded)]
+    ways = [
+        Choice(factors, "", split, size)
+        for split, size in splits
+        for factors in ([], *_prefixes([layer for layer in some if layer not in split]))
+    ]
+    if len(ways) == 1:
+        return ways[0]
+    (before, whole, _), *_ = lengths = [costs.of(way) for way in ways]
+    best = min(range(1, len(ways)), key=lambda number: lengths[number][0])
+    way, taken = ways[best], lengths[best][0] <= GAIN * before
+    said = [f"{_names(way.layers)} travel as factors"] * bool(way.layers)
+    said += [f"{_names(way.split)} are split over groups of {way.group} ranks"] * bool(way.split)
+    if taken:
+        return replace(way, why=f"{', '.join(said)}: {costs.says(way, whole)}")
+    names = _names([*way.layers, *way.split])
+    return Choice(why=f"{names} travel as sums: if {', '.join(said)}, {costs.says(way, whole)}")
+
+
+def _names(layers: Sequence) -> str:
+    return ", ".join(layer.name for layer in layers)
+
+
+def _prefixes(layers: list) -> list[list]:
+    return [layers[: count + 1] for count in range(len(layers))]

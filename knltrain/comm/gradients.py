@@ -47,7 +47,8 @@ class Reducer:
         self.head, self.watch, fc = parameters.head, watch, fc or FullyConnected()
         comm = block.links.comm
         self.worker = Worker(overlap and comm.size > 1 and comm.threads_may_call, watch)
-        asks = comm.size > 1 and bool(fc.candidates(block.links.shares.slots))
+        shares = block.links.shares
+        asks = comm.size > 1 and bool(fc.candidates(shares.slots) or fc.groups(shares))
         self.curve = self._measure() if comm.size > 1 and (asks or not (bucket_bytes or cut_before)) else None
         if self.curve and not (bucket_bytes or cut_before):
             bucket_bytes = self.curve.bucket_bytes(4 * self.gradient.size)
@@ -105,7 +106,7 @@ class Reducer:
             return Choice()
         if fc.mode == "factors":
             return Choice(fc.layers, f"{', '.join(layer.name for layer in fc.layers)} travel as factors, as asked for")
-        largest = max(fc.candidates(self.block.links.shares.slots), key=lambda layer: layer.flops)
+        largest = max(fc.layers, key=lambda layer: layer.flops)
         per_flop = seconds_per_flop(largest, self.wire.add if self.wire.short else accumulate, comm.gather)
         return choose(fc, self.block, self.curve, self.bucket_bytes, bool(self.worker.thread), per_flop)
 
