@@ -8,7 +8,7 @@ fully connected layers, each of weights (C, K), B images in all, P nodes, groups
     sum       2 (P - 1) / P C K numbers, as any gradient
     factors   (P - 1) / P B (C + K), in the type of x: every node is given all of x and dy, and makes the whole dw after
               backward, P times the flops
-    split     2 (P / G - 1) / (P / G) C K / G, and 2 (G - 1) / P B C of activations, which nothing hides
+    split     2 (P / G - 1) / (P / G) C K / G, and (G - 1) / P B (2 C / G + 2 K) of activations, which nothing hides
 """
 
 import math
@@ -145,7 +145,9 @@ def _other_way(weights, cost, machine, scheme, images, ready) -> tuple[Job, floa
         return Job(ready, 0.0, math.log2(nodes) * net.alpha + sent / rate), more, sent
     group = min(scheme.group, nodes)
     others = max(1, nodes // group)
-    activations = 2 * (group - 1) / nodes * images * c * wire
+    item = slot.dtype.itemsize
+    activations = (group - 1) / nodes * images * (2 * c / group * item + k * (item + 4))  # y of a part is float32
     core, seconds = sum_seconds(4 * c * k / group, machine, scheme._replace(nodes=others))
     sent = activations + 2 * (others - 1) / others * c * k / group * wire
-    return Job(ready, core, seconds), 2 * math.log2(group) * net.alpha + activations / rate, sent
+    messages = 4 * images / slot.shape[0] / (nodes * scheme.ranks)
+    return Job(ready, core, seconds), messages * net.alpha + activations / rate, sent
