@@ -60,11 +60,14 @@ from .update import combine_norms, momentum_update, squared_norm_chunks, squared
 from .window import center_window, random_box, random_colors, random_window
 from .wire import (
     FP16_SCALE,
+    INT8_BLOCK,
     accumulate_bf16,
     accumulate_fp16,
     accumulate_serial,
     decode_bf16,
     decode_fp16,
+    decode_int8,
     encode_bf16,
     encode_fp16,
+    encode_int8,
 )

@@ -293,3 +293,22 @@ def crc32c(data, value=0):
         for _ in range(8):
             state = (state >> 1) ^ (0x82F63B78 if state & 1 else 0)
     return state ^ 0xFFFFFFFF
+
+
+# ---- wire ------------------------------------------------------------------------------------------------------
+
+
+def int8_round(x, residual, edges):
+    """(what arrives of x + residual, what is lost): -128 to 127 times a power of two that reaches a block's numbers."""
+    arrived, lost = np.empty_like(x), residual.copy()
+    for start, stop in zip(edges[:-1] - edges[0], edges[1:] - edges[0], strict=True):
+        total = x[start:stop] + residual[start:stop]
+        if not np.isfinite(total).all():
+            arrived[start:stop] = np.nan
+            continue
+        exponent = np.frexp(np.abs(total).max(initial=0))[1] - 7
+        scale = np.float32(2.0**exponent if exponent >= -126 else 0)
+        codes = np.minimum(np.rint(total / scale), 127) if scale else np.zeros_like(total)
+        arrived[start:stop] = codes * scale
+        lost[start:stop] = total - codes * scale
+    return arrived, lost

@@ -150,13 +150,15 @@ class Parameters:
             start += _padded(p.size)
         self.head = head
 
-    def keep(self, name: str):
-        """One more block of zeros as large as the weights: the state `name` of each parameter."""
-        self.states[name] = block = aligned_zeros(self.value.size)
+    def keep(self, name: str, copies: int = 0) -> np.ndarray:
+        """One more block of zeros as large as the weights, or `copies` of it: the state `name` of each parameter."""
+        many = (copies,) if copies else ()
+        self.states[name] = block = aligned_zeros(max(copies, 1) * self.value.size).reshape(*many, -1)
         start = 0
         for p in self.parameters:
-            p.states[name] = block[start : start + p.size].reshape(p.shape)
+            p.states[name] = block[..., start : start + p.size].reshape(*many, *p.shape)
             start += _padded(p.size)
+        return block
 
     @property
     def blocks(self) -> list[np.ndarray]:
@@ -165,8 +167,8 @@ class Parameters:
 
     def take(self, other: "Parameters"):
         """Copy all blocks of another model of the same tensors."""
-        for name in other.states:
-            self.keep(name)
+        for name, block in other.states.items():
+            self.keep(name, len(block) if block.ndim > 1 else 0)
         for own, its in zip(self.blocks, other.blocks, strict=True):
             np.copyto(own, its)
 

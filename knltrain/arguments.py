@@ -328,7 +328,7 @@ def _bench_ranks(what):
         "--sizes", type=_number(least=1, most=2**40), nargs="+", metavar="BYTES", help="default 1 KB to 256 MB"
     )
     allreduce.add_argument("--algorithms", nargs="+", metavar="NAME", help="default: all that fit the ranks")
-    allreduce.add_argument("--wires", nargs="+", metavar="NAME", help="default: fp32 bf16 fp16")
+    allreduce.add_argument("--wires", nargs="+", metavar="NAME", help="default: fp32 bf16 fp16 int8")
     allreduce.add_argument("--nodes", type=_number(most=2**16), default=0, help="pretend so many nodes on one machine")
     allreduce.add_argument("--json", action="store_true", help="numbers for programs in place of the table")
     allreduce.set_defaults(run_command="bench_allreduce")

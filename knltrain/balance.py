@@ -51,7 +51,7 @@ class Balance(StepObserver):
 
     def _share(self, trainer, seconds):
         speeds = [1 / s for s in seconds]
-        old, new = (Shares.of(trainer.total_slots, those) for those in (trainer.speeds, speeds))
+        old, new = (Shares.of(trainer.total_slots, those, trainer.workers) for those in (trainer.speeds, speeds))
         before, after = (max(_whole(shares, seconds)) for shares in (old, new))
         changed = after < (1 - GAIN) * before
         trainer.record("shares", {"changed": changed, "slot_s": [float(f"{s:.4g}") for s in seconds], **new.facts()})
@@ -63,7 +63,7 @@ class Balance(StepObserver):
 
     def _name(self, trainer, seconds, hosts):
         """Name the slowest rank, once, where it holds up every step."""
-        whole = _whole(Shares.of(trainer.total_slots, trainer.speeds), seconds)
+        whole = _whole(Shares.of(trainer.total_slots, trainer.speeds, trainer.workers), seconds)
         slowest, usual = max(range(len(whole)), key=whole.__getitem__), statistics.median(whole)
         slower = seconds[slowest] / statistics.median(seconds) - 1
         if whole[slowest] < (1 + SLOW) * usual or slower < SLOW:

@@ -28,7 +28,8 @@ MIRRORS, STAGES = ("random", "alternate"), ("none", "local", "memory")
 ALGORITHMS = ("auto", "hierarchical", "halving", "doubling", "direct", "tree")
 FC = ("auto", "sum", "factors", "split")
 FC_SHARDS = tuple(2**k for k in range(7))
-PRECISIONS = WIRES = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16")
+WIRES = (*PRECISIONS, "int8")
 LOSS_SCALES = ("auto", "dynamic", *(2.0**k for k in range(25)))
 
 
@@ -80,6 +81,7 @@ class Compute:
 class Comm:
     algorithm: str = key("auto", "of the sum over ranks", one_of=ALGORITHMS, free=True)
     wire: str = key("auto", "how gradients travel between nodes; auto: as the precision", one_of=("auto", *WIRES))
+    workers: int = key(0, "groups of slots whose sums int8 codes, at most one a node: a power of two", most=64)
     fc: str = key("auto", "fully connected layers: sums of dw, dw from x and dy of all, or split", one_of=FC, free=True)
     fc_shards: int = key(1, "of their inputs, in which y is summed: what ranks may split", one_of=FC_SHARDS)
     fc_group: int = key(0, "ranks that split them, at most; 0: as many as there are shards", most=64, free=True)
@@ -342,10 +344,25 @@ def _problems(recipe: Recipe):
     if recipe.comm.fc == "split" and recipe.comm.fc_shards == 1:
         yield "comm.fc_shards", 1, 'shards that ranks can split, as 8, with comm.fc = "split"'
     yield from optim.problems()
+    yield from _coding_problems(recipe)
     try:
         traced_steps(recipe.run.trace)
     except ValueError as error:
         yield "run.trace", recipe.run.trace, str(error)
+
+
+def _coding_problems(recipe: Recipe):
+    comm, slots = recipe.comm, recipe.batch.global_batch // recipe.batch.slot_batch
+    if comm.wire != "int8":
+        if comm.workers:
+            yield "comm.workers", comm.workers, 'comm.wire = "int8" with it'
+        return
+    if comm.workers < 1 or comm.workers & (comm.workers - 1) or slots % comm.workers:
+        yield "comm.workers", comm.workers, f"with int8 a power of two that divides the {slots} slots of a batch"
+    if comm.shard_update:
+        yield "comm.shard_update", True, "false with int8: the weights that it sends travel as float32"
+    if comm.fc not in ("auto", "sum"):
+        yield "comm.fc", comm.fc, "auto or sum with int8, which codes every gradient"
 
 
 # ---- writing -------------------------------------------------------------------------------------------------

@@ -124,6 +124,11 @@ def make_links(recipe: Recipe, comm, shares: Shares) -> Links:
     return Links(comm, c.algorithm, **how, pretended_nodes=c.pretended_nodes, bandwidth=c.pretended_bandwidth)
 
 
+def workers_of(recipe: Recipe) -> int:
+    """Groups of slots whose sums are coded; 0: none are."""
+    return recipe.comm.workers if recipe.comm.wire == "int8" else 0
+
+
 def wire_of(recipe: Recipe) -> str:
     """How gradients travel: as the recipe says, else in its precision."""
     return recipe.compute.precision if recipe.comm.wire == "auto" else recipe.comm.wire

@@ -34,6 +34,10 @@ class Leg(NamedTuple):
         """The leg's own number of a step of the run."""
         return step - self.start + self.first
 
+    def warming(self, step: int) -> bool:
+        """Whether the rate still rises in a step of the run."""
+        return self.own(step) - self.since < self.derived.rate.warmup_steps
+
     def rate(self, step: int) -> float:
         """The learning rate of a step of the run."""
         return self.derived.rate(self.own(step) - self.since)

@@ -21,7 +21,7 @@ PRECISION = "compute.precision"  # of one, too
 BEFORE = {  # what a run was that says nothing of it
     PRECISION: "fp32", "compute.loss_scale": "auto", "optim.beta2": 0.999, "optim.average": 0.0,
     "optim.end_momentum": 0.0, "optim.blend_epochs": 10.0, "data.fit": "crop",
-    "comm.fc_shards": 1,
+    "comm.fc_shards": 1, "comm.workers": 0,
 }  # fmt: skip
 PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
 LAST_LIMIT_S = 20.0  # a run that leaves tries so long to write its last checkpoint
@@ -106,10 +106,13 @@ class Restart:
         """Begin to write the state after `step` steps, whose metric (higher is better) was measured, or None.
 
         Training waits while the state is copied, and for the checkpoint before if that is not written yet. Where this
-        takes PATIENCE_S the file system is too slow: this checkpoint is left out and `due` asks for another.
+        takes PATIENCE_S the file system is too slow: this one is left out, and `due` asks for another. Collective.
         """
-        if self.comm.rank != 0 or self.last_saved == step:
-            return
+        self.trainer.reducer.collect()
+        if self.comm.rank == 0 and self.last_saved != step:
+            self._begin(step, metric)
+
+    def _begin(self, step, metric=None):
         since = self.writer.busy(PATIENCE_S)
         self.missed = since > 0
         if self.missed:
@@ -130,7 +133,8 @@ class Restart:
         """
         if self.comm.rank == 0:
             self.writer.busy(LAST_LIMIT_S)
-            self.save(step)
+            if self.last_saved != step:
+                self._begin(step)
             self.writer.finish(LAST_LIMIT_S)
 
     def close(self):

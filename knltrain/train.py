@@ -15,7 +15,7 @@ from .keys import traced_steps
 from .leaks import sweep
 from .lifecycle import Lifecycle
 from .machine import take_share
-from .models.state import state
+from .models.state import replicated
 from .observe import StepObserver
 from .phases import legs
 from .restart import Restart
@@ -76,7 +76,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
             top1 = _evaluate(recipe, trainer, step, val, comm, life, journal) if evaluating else None
             saving |= trainer.stopped
             if checking and comm.size > 1:
-                compare_replicas(comm, state(trainer.model.parameters), step.number)
+                compare_replicas(comm, replicated(trainer.model.parameters), step.number)
             if saving:
                 restart.save(step.number, top1)
 

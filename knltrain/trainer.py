@@ -29,6 +29,7 @@ from .experiment import (
     make_reducer,
     make_update,
     rank_speeds,
+    workers_of,
 )
 from .layers import Observer
 from .models import Among, Model
@@ -54,6 +55,7 @@ class Trainer:
     rate: Callable[[int], float]  # the learning rate of a step
     slots: int = 1  # that this rank runs in a step
     total_slots: int = 1  # of all ranks together
+    workers: int = 0  # see `Shares`
     total: int = 0  # steps, where iteration ends
     steps_per_epoch: int = 1
     seed: int = 0
@@ -80,19 +82,21 @@ class Trainer:
         """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's."""
         found = legs(recipe, len(data))
         speeds = rank_speeds(recipe, comm)
+        workers = workers_of(recipe)
         for leg in found:
-            Shares.of(leg.derived.slots, speeds)
+            Shares.of(leg.derived.slots, speeds, workers)
         check_sizes([leg.recipe for leg in found], len(data.class_names))
 
         def build(leg: Leg, speeds: list[float], parameters: Parameters | None = None) -> dict:
             """What changes from leg to leg, or with the speeds of the ranks; parameters: of before."""
-            shares = Shares.of(leg.derived.slots, speeds)
+            shares = Shares.of(leg.derived.slots, speeds, workers)
             slots = shares.ranges[comm.rank]
             old = parameters and parameters.block
             block = partial(make_block, make_links(recipe, comm, shares)) if old is None else lambda _: old
             if old is not None:
                 old.arrange(shares)
-            among = Among(placement.ranks_on_node, kept_sums(slots, shares.slots), block)
+            copies = kept_sums(slots, shares.slots, shares.most) + (shares.workers and shares.workers + 1)
+            among = Among(placement.ranks_on_node, copies, block)
             model = make_model(leg.recipe, len(data.class_names), among, layers=layers)
             if parameters is not None:
                 model.parameters.take(parameters)
@@ -107,9 +111,8 @@ class Trainer:
             return parts | {"total_slots": leg.derived.slots, "steps_per_epoch": leg.derived.steps_per_epoch}
 
         parts, rates = build(found[0], speeds), [found[0].rate(early) for early in (0, 1)]
-        made = cls(
-            **parts, total=found[-1].stop, seed=recipe.run.seed, scaling=make_loss_scale(recipe), observers=observers
-        )
+        parts |= {"workers": workers, "scaling": make_loss_scale(recipe)}
+        made = cls(**parts, total=found[-1].stop, seed=recipe.run.seed, observers=observers)
         made.epochs = recipe.run.epochs
         made.legs, made.leg, made._build, parameters = found, found[0], build, made.model.parameters
         made.speeds = speeds
@@ -145,6 +148,7 @@ class Trainer:
         before, observer = self.model.parameters, self.model.observer
         previous_lr, told = self.optimizer.previous_lr, getattr(self.batches, "told", None)
         self.update.complete()
+        self.reducer.collect()
         self.close()
         self.reducer.block.links.comm.barrier()  # nobody reads sums any more: the gradient block is used again
         self.model = self.update = self.optimizer = None  # their memory first
@@ -167,6 +171,7 @@ class Trainer:
             observer.begin_step(self)
         model, reducer, lr, finite, backward = self.model, self.reducer, self.rate(self.done), True, 0.0
         scale, remaining = self._scale()
+        reducer.exact = bool(self.leg and self.leg.warming(self.done))
         for _ in range(self.slots):
             self._feed(next(self.batches))
             model.forward()

@@ -23,7 +23,7 @@ def sum_slots(comm, slots: int, bucket_bytes: int, steps: int = 2, **options) ->
         parameters.add(Parameter(name, shape, lambda rng, shape=shape: np.zeros(shape, np.float32)))
     parameters.add(Statistic("mean", (17,), 0.0, 0.9))
     overlap = options.pop("overlap", True)
-    shares = Shares.of(slots, options.pop("speeds", [1.0] * comm.size))
+    shares = Shares.of(slots, options.pop("speeds", [1.0] * comm.size), options.pop("workers", 0))
     parameters.allocate(0, partial(make_block, Links(comm, shares=shares, **options)))
     reducer = Reducer(parameters, parameters.block, bucket_bytes, overlap=overlap)
     for _ in range(steps):

@@ -8,7 +8,7 @@ from ranks import on_ranks
 from tinyrun import train
 
 from knltrain.checkpoint import checkpoints, load
-from knltrain.comm import WIRES, Links, make_block
+from knltrain.comm import Links, make_block
 from knltrain.data.shards import Row, finish_shard, write_shard
 from knltrain.kernels import FP16_SCALE, decode_bf16, decode_fp16, digest, encode_bf16, encode_fp16
 
@@ -23,7 +23,7 @@ def sums(comm, algorithm, nodes):
     """
     numbers = [np.random.default_rng(rank).standard_normal(SIZE).astype(np.float32) for rank in range(comm.size)]
     exact, size, found = np.sum(numbers, axis=0, dtype=np.float64), np.sum(np.abs(numbers), axis=0), {}
-    for wire in WIRES:
+    for wire in UNIT:
         block = make_block(Links(comm, algorithm, wire, nodes), SIZE)
         block.mine[:] = numbers[comm.rank]
         before = comm.sent_bytes

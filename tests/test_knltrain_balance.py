@@ -17,7 +17,8 @@ def _run(slot_s, steps, measured, monkeypatch):
 
     def work(comm):
         balance, notes, clocks[current()] = Balance(comm, measured), [], 0.0
-        trainer = SimpleNamespace(total_slots=24, speeds=[1.0] * comm.size, note=notes.append, record=lambda *_: None)
+        told = {"note": notes.append, "record": lambda *_: None}
+        trainer = SimpleNamespace(total_slots=24, workers=0, speeds=[1.0] * comm.size, **told)
 
         def share(speeds):
             trainer.speeds = speeds

@@ -200,6 +200,16 @@ def test_predict__nobody_without_a_slot(alexnet):
     assert predict(training(alexnet), MACHINE, Scheme(16)) is None
 
 
+def test_predict__int8_sends_a_byte_for_each_worker_of_a_node_and_one_for_the_total(alexnet):
+    fp32, one, two = (
+        predict(training(alexnet, workers=workers), MACHINE, Scheme(4, wire=wire))
+        for wire, workers in (("fp32", 0), ("int8", 4), ("int8", 8))
+    )
+    assert one.sent_bytes == pytest.approx(fp32.sent_bytes / 4 * 257 / 256)
+    assert two.sent_bytes == pytest.approx(1.5 * one.sent_bytes) and one.exchange_s < two.exchange_s < fp32.exchange_s
+    assert predict(training(alexnet, workers=2), MACHINE, Scheme(4, wire="int8")) is None
+
+
 def test_cores__as_a_node_is_divided():
     knl = load_machine("knl7250")
     assert [cores_of(knl, ranks) for ranks in (1, 4, 16)] == [(64, 2), (15, 1), (4, 0)]

@@ -45,6 +45,12 @@ def alone():
     return cache(lambda network, precision="fp32": _train(Serial(), f"compute.precision={precision}", network=network))
 
 
+@pytest.fixture(scope="module")
+def coded_alone():
+    """What one rank learns where gradients are coded."""
+    return _train(Serial(), *CODED)
+
+
 def _same(expected, ranks, work):
     """What all ranks learn is what is `expected`, which was learned alone before: nothing is left to compile."""
     for result in on_ranks(ranks, work):
@@ -80,6 +86,42 @@ def test_trainer__trains_the_same_in_16_bits_on_two_ranks(alone, precision, sett
 @pytest.mark.parametrize("settings", [["comm.shard_update=true"], ["comm.algorithm=direct"]])
 def test_trainer__goes_on_with_other_shares_to_the_bit(alone, settings):
     _same(alone("resnet"), 3, lambda comm: _train(comm, *settings, speeds=[1.0, 0.2, 0.4]))
+
+
+CODED = ["batch.global_batch=16", "comm.wire=int8", "comm.workers=4", "run.epochs=2", "schedule.warmup_epochs=0.5"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings", "speeds"),
+    [
+        (2, ["pretended_nodes=2", "bucket_bytes=4000"], ()),
+        (3, ["pretended_nodes=3", "overlap=false"], ()),
+        (4, ["pretended_nodes=2"], ()),
+        (4, ["pretended_nodes=4", "bucket_bytes=9000"], ()),
+        (3, ["algorithm=direct"], [1.0, 0.2, 0.4]),
+        (8, ["pretended_nodes=2"], ()),
+    ],
+)
+def test_trainer__trains_the_same_where_gradients_are_coded(coded_alone, ranks, settings, speeds):
+    """Residuals too: `learned` has them. The first step is warm-up, in which they stay zero."""
+    settings = [*CODED, *(f"comm.{setting}" for setting in settings)]
+    _same(coded_alone, ranks, lambda comm: _train(comm, *settings, speeds=speeds))
+
+
+def test_trainer__warms_up_in_fp32(coded_alone):
+    exact = _train(Serial(), "batch.global_batch=16", "run.epochs=2", "schedule.warmup_epochs=0.5")
+    assert exact["loss"][:2] == coded_alone["loss"][:2]
+    assert not np.array_equal(exact["value/fc.w"], coded_alone["value/fc.w"])
+    lost = [array for name, array in coded_alone.items() if name.startswith("residual/")]
+    assert all(len(array) == 5 for array in lost) and all(np.abs(array).max() > 0 for array in lost)
+
+
+def test_trainer__coding_hides_no_infinity():
+    """A scale with which every step overflows in fp16: none changes a weight, and no residual is lost."""
+    settings = ["schedule.warmup_epochs=0", "compute.precision=fp16", "compute.loss_scale=16777216.0"]
+    found, exact = _train(Serial(), *CODED, *settings), _train(Serial(), "batch.global_batch=16", *settings)
+    for name, array in found.items():
+        assert np.array_equal(array, exact[name]) if name in exact else np.isfinite(array).all(), name
 
 
 def test_trainer__more_ranks_than_slots_are_refused():

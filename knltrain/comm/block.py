@@ -14,7 +14,9 @@ import numpy as np
 
 from knltrain.kernels import (
     aligned_zeros,
+    decode_int8,
     digest,
+    encode_int8,
     meet_arrive,
     meet_wait,
     node_allreduce,
@@ -25,6 +27,7 @@ from knltrain.kernels import (
 
 from ..arena import GradientBlock
 from .algorithms import LINE, Algorithm, cut_at, cut_evenly
+from .coded import Coded, block_edges
 from .links import Links
 from .shares import Shares
 from .tree import add_up, joins
@@ -60,7 +63,7 @@ def _more_rows(links, shares: Shares, floats: int) -> np.ndarray | None:
     None, on all ranks of the node, where there is too little. Collective on the node.
     """
     ranks = links.nodes[links.number]
-    most, row = max(len(shares.parts[rank]) for rank in ranks) - 1, -(-floats // LINE) * LINE
+    most, row = max(len(shares.sums[rank]) for rank in ranks) - 1, -(-floats // LINE) * LINE
     if most == 0:
         return np.empty((len(ranks), 0, floats), np.float32)
     window = links.node.window(4 * row * most)
@@ -71,7 +74,7 @@ class MessageBlock(GradientBlock):
     """A block that is summed by messages between all ranks, in place: `total` is `mine`.
 
     note: what a user should know about the choice. blocks: of all ranks of this node, where they share memory.
-    rows: the partial sums of this rank, left to right; the last one is `mine`.
+    rows: the sums that this rank keeps, left to right; the last one is `mine`. coding: where gradients travel so.
     """
 
     def __init__(self, links: Links, mine: np.ndarray, blocks: np.ndarray | None = None, note: str = ""):
@@ -84,7 +87,7 @@ class MessageBlock(GradientBlock):
         self._parts, self._width = slices * nodes, nodes
         self._cut = lambda start, stop, parts: cut_evenly(stop - start, parts)  # bounds of the parts, from start on
         self._own = {}
-        self.rows = [mine]
+        self.rows, self.coding = [mine], None
         self._settle()
 
     def arrange(self, shares: Shares):
@@ -97,23 +100,52 @@ class MessageBlock(GradientBlock):
         links = self.links
         self._methods = links.methods(self.blocks is not None)
         if self.blocks is None:
-            more = len(links.shares.parts[links.comm.rank]) - 1
+            more = len(links.shares.sums[links.comm.rank]) - 1
             self.rows = [*(aligned_zeros(self.mine.size) for _ in range(more)), self.mine]
+            self._join(self.rows, [links.comm.rank])
+        if links.wire.feeds_back:
+            whole = [("", 0, self.mine.size)]
+            self.code(block_edges(whole), np.zeros((links.shares.workers + 1, self.mine.size), np.float32))
+
+    def _join(self, rows: list[np.ndarray], ranks: list[int]):
+        """How the sums of these ranks, which lie in `rows`, are added: those that travel coded only to workers."""
+        shares = self.links.shares
+        kept = [row for rank in ranks for row in shares.sums[rank]]
+        self._node_rows = rows
+        self._joins = {coded: joins(kept, shares.slots, shares.most if coded else 0) for coded in (False, True)}
+
+    def code(self, edges: np.ndarray, residual: np.ndarray, head: int = 0):
+        """From now on blocks of a scale begin at these floats, and what is lost is kept in residual: see `Coded`."""
+        links = self.links
+        group, shares = links.between_whom(self.blocks is not None)
+        self.cut_only_at(edges.tolist())
+        self.coding = Coded(group, links.exact, shares, edges, residual, head) if group else None
 
     def cut_only_at(self, edges: list[int]):
         """From now on a part begins at one of these floats of the block, ascending: an update wants whole chunks."""
         self._cut, self._own = partial(cut_at, edges), {}
 
+    def coded_here(self, number: int, start: int, stop: int) -> slice:
+        """What of [start:stop] this rank codes: of worker `number`, or of the total behind them."""
+        nothing, coding = slice(start, start), self.coding
+        if coding is None:
+            return nothing
+        if number == len(coding.owners):
+            return self.part(start, stop)
+        return slice(*self._slice(start, stop)) if number in coding.mine else nothing
+
     @property
     def copies(self) -> float:
         """Of what is summed between nodes, or ranks, how many times its bytes leave each; 0: nothing does."""
-        method = self._methods[self.links.wire][1] if self._methods else None
+        method = self._methods[self.links.exact][1] if self._methods else None
         if method is None or not method.piecewise:
             return 2.0 if method else 0.0
         return 1 + len(method.owners) / method.group.size
 
     def __str__(self):
-        names = (type(method).__name__.lower() for method in self._methods.get(self.links.wire, ()))
+        wire = self.links.wire
+        methods = [self.coding] if wire.feeds_back and self._methods else self._methods.get(wire, ())
+        names = (type(method).__name__.lower() for method in methods)
         return " and ".join(dict.fromkeys(names)) or "nobody to exchange with"
 
     # ---- summing -----------------------------------------------------------------------------------------------
@@ -122,14 +154,15 @@ class MessageBlock(GradientBlock):
         """total[start:stop] = the sum over all ranks of mine[start:stop], on every rank; exact: whatever the wire."""
         begin, wire = time.perf_counter(), self.links.exact if exact else self.links.wire
         self._sum(start, stop, wire)
-        self.pretend(begin, 2 * (stop - start), wire)
+        copies = 1 + len(self.coding.mine) if wire.feeds_back and self.coding else 2
+        self.pretend(begin, copies * (stop - start), wire)
 
     def part(self, start: int, stop: int) -> slice:
         """This rank's own share of [start:stop], as `reduce_scatter` leaves it."""
         if self._first is None:
             return slice(start, start)
-        bounds = self._bounds(start, stop)
-        own = self._first + (self._scattering(self.links.wire).part() if self._methods else 0)
+        bounds, method = self._bounds(start, stop), self.coding or self._methods and self._scattering(self.links.wire)
+        own = self._first + (method.part() if method else 0)
         return slice(start + bounds[own], start + bounds[own + 1])
 
     def reduce_scatter(self, start: int, stop: int):
@@ -156,7 +189,9 @@ class MessageBlock(GradientBlock):
 
     def _sum(self, start, stop, wire):
         mine, rows = self._sum_node(start, stop, wire)
-        if mine.size and self._methods:
+        if mine.size and wire.feeds_back:
+            self.coding.allreduce(self._slice(start, stop)[0], mine, rows, self._inner(start, stop))
+        elif mine.size and self._methods:
             self._methods[wire][mine.nbytes > SMALL_BYTES].allreduce(mine, rows)
         elif self.links.every_sum:
             wire.round(mine)
@@ -202,7 +237,15 @@ class MessageBlock(GradientBlock):
 
     def _sum_node(self, start, stop, wire) -> tuple[np.ndarray, list[np.ndarray]]:
         """This rank's slice of the total of [start:stop], and the partial sums of the node there."""
-        return self.mine[start:stop], [row[start:stop] for row in self.rows]
+        first, last = self._slice(start, stop)
+        mine, rounded = self.total[first:last], self.links.every_sum and wire.short
+        additions, sums = self._joins[wire.feeds_back]
+        rows = [row[first:last] for row in self._node_rows]  # what is not this rank's is written over, too
+        if not additions:
+            return mine, rows
+        add = (wire if rounded else self.links.exact).add
+        add_up(rows, additions, add, into=mine if len(sums) == 1 else None)
+        return mine, [mine] if len(sums) == 1 else [rows[i] for i in sums]
 
     def meet(self, point: int):
         """Meet the ranks of this node."""
@@ -239,23 +282,22 @@ class SharedBlock(MessageBlock):
     def _settle(self):
         super()._settle()
         links, floats = self.links, self.mine.size
-        parts = [links.shares.parts[rank] for rank in links.nodes[links.number]]
+        kept = [links.shares.sums[rank] for rank in links.nodes[links.number]]
         rows = [
-            [*self._more[rank, : len(own) - 1, :floats], self.blocks[rank, :floats]] for rank, own in enumerate(parts)
+            [*self._more[rank, : len(own) - 1, :floats], self.blocks[rank, :floats]] for rank, own in enumerate(kept)
         ]
         self.rows = rows[links.node.rank]
-        self._node_rows = [row for own in rows for row in own]
-        self._additions, self._sums = joins([part for own in parts for part in own], links.shares.slots)
-        ranks = len(parts)  # is it the order of the kernel?
+        self._join([row for own in rows for row in own], links.nodes[links.number])
+        ranks = len(kept)  # is it the order of the kernel?
         pairs, _ = joins([range(i, i + 1) for i in range(ranks)], ranks)
         usual = len(self._node_rows) == ranks and (ranks % 2 == 1 or ranks & (ranks - 1) == 0)
-        self._pairs = usual and self._additions == pairs
+        self._pairs = {coded: usual and additions == pairs for coded, (additions, _) in self._joins.items()}
 
     def release(self):
         self.meet(2)
 
     def _sum(self, start, stop, wire):
-        if len(self.links.nodes) > 1 or self.links.every_sum or not self._pairs:
+        if len(self.links.nodes) > 1 or self.links.every_sum or wire.feeds_back or not self._pairs[False]:
             super()._sum(start, stop, wire)
             return
         first, last = self._slice(start, stop)  # the whole exchange of one node in one call of a kernel
@@ -267,16 +309,12 @@ class SharedBlock(MessageBlock):
             pass
 
     def _sum_node(self, start, stop, wire):
-        first, last = self._slice(start, stop)
-        mine, rounded = self.total[first:last], self.links.every_sum and wire.short
         self.meet(0)
-        if self._pairs and not rounded:
+        if self._pairs[wire.feeds_back] and not (self.links.every_sum and wire.short):
+            first, last = self._slice(start, stop)
             sum_blocks(self.blocks, first, last, self._scratch)
-            return mine, [mine]
-        rows = [row[first:last] for row in self._node_rows]  # what is not this rank's is written over, too
-        add = (wire if rounded else self.links.exact).add
-        add_up(rows, self._additions, add, into=mine if len(self._sums) == 1 else None)
-        return mine, [mine] if len(self._sums) == 1 else [rows[i] for i in self._sums]
+            return self.total[first:last], [self.total[first:last]]
+        return super()._sum_node(start, stop, wire)
 
     def meet(self, point):
         self._turns[point] += 1
@@ -296,7 +334,11 @@ def compile_ahead():
     for name in WIRES:
         wire = Wire(name)
         wire.round(blocks[0])
-        wire.accumulate(blocks[0], np.zeros(64, wire.dtype))
+        if not wire.feeds_back:
+            wire.accumulate(blocks[0], np.zeros(64, wire.dtype))
+    coded, edges = np.zeros(65, np.uint8), np.array([0, 64])
+    encode_int8(blocks[0], blocks[0], edges, coded)
+    decode_int8(coded, edges, blocks[0])
     digest(blocks)
     digest(np.zeros(1 << 17, np.float32))
     squared_norm_chunks(blocks, blocks)

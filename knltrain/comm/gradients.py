@@ -11,12 +11,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from knltrain.kernels import NORM_CHUNK, accumulate, aligned_zeros
+from knltrain.kernels import INT8_BLOCK, NORM_CHUNK, accumulate, aligned_zeros
 
 from ..arena import Parameter, Parameters
 from .block import MessageBlock
 from .buckets import Bucket, cut
 from .choice import Choice, FullyConnected, choose, seconds_per_flop, split_as_asked
+from .coded import block_edges
 from .curve import LARGEST_TRIED, Curve, fit, measure
 from .factors import Factors
 from .split import Split
@@ -24,6 +25,7 @@ from .tree import kept_sums, turns
 from .wire import Wire
 from .worker import Job, Worker
 
+RESIDUAL = "residual"  # state of the parameters
 ALONE = 1 << 23  # bytes in a bucket where there is nobody to exchange with
 
 
@@ -65,23 +67,29 @@ class Reducer:
             for start, stop in pairwise(parameters.gradient_edges(p, p.name not in apart))
         ]
         shard = shard and comm.size > 1
-        grain = NORM_CHUNK if shard else 1
+        grain = NORM_CHUNK if shard else INT8_BLOCK if links.wire.feeds_back else 1
         self.buckets = cut(tensors, parameters.head, self.bucket_bytes, cut_before, grain, apart)
         self.shard = shard
         if shard:
             edges = sorted({edge for _, start, stop in tensors for edge in range(start, stop, grain)})
             block.cut_only_at(edges)
+        self.residual = parameters.states.get(RESIDUAL)  # (workers + 1, floats of the weights)
+        if links.wire.feeds_back:
+            if self.residual is None:
+                self.residual = parameters.keep(RESIDUAL, links.shares.workers + 1)
+            block.code(block_edges(tensors), self.residual, self.head)
         last_bucket = {name: i for i, bucket in enumerate(self.buckets) for name in bucket.waits_for}
         self._by_bucket = [[] for _ in self.buckets]
         for p in reversed(parameters.parameters):
             self._by_bucket[last_bucket[p.name]].append(p)
         self.factor = np.float32(1)
+        self.exact = False  # whether the step that begins travels as float32, whatever the wire
         self.jobs: list[Job] = []
         self.at_once: list[Job] = []  # what was waited for where it was asked for
         self.finished: list[Job] = []  # those of the last step
-        own = links.shares.ranges[comm.rank]
-        self.turns, parts = turns(own, links.shares.slots), block.rows[:-1]
-        waiting = kept_sums(own, links.shares.slots) - len(parts)
+        shares, own, parts = links.shares, links.shares.ranges[comm.rank], block.rows[:-1]
+        self.turns = turns(own, shares.slots, shares.most)
+        waiting = kept_sums(own, shares.slots, shares.most) - len(parts)
         self.kept = [*parts, *(aligned_zeros(self.gradient.size) for _ in range(waiting))]
         self.slot = 0
         self._begin_slot()
@@ -143,13 +151,13 @@ class Reducer:
     def unscale(self, scale: float) -> float:
         """The gradients of the step that begins are `scale` times themselves; returns what their sums will be times.
 
-        fp16 has a factor of its own on the wire: for it the scale is taken off before.
+        fp16 has a factor of its own on the wire, and residuals outlive a scale: for these it is taken off before.
         """
-        fp16 = self.block.links.wire.name == "fp16"
-        self.factor = np.float32(1 / scale if fp16 else 1)
+        off = self.block.links.wire.name == "fp16" or self.block.links.wire.feeds_back
+        self.factor = np.float32(1 / scale if off else 1)
         for one in (*self.factors.values(), *self.splits.values()):
             one.made.scale = self.factor
-        return 1.0 if fp16 else scale
+        return 1.0 if off else scale
 
     def ready(self, parameter: Parameter):
         """The gradient of `parameter` in this slot is complete: send on every bucket, in order, that now is."""
@@ -216,6 +224,18 @@ class Reducer:
         busy = sum(job.done - job.begun for job in self.finished)
         return {"exchange_exposed_s": exposed, "exchange_hidden_s": max(0.0, busy - exposed)}
 
+    def collect(self):
+        """Give every rank the residuals of all, as a checkpoint wants them. Collective."""
+        comm = self.block.links.comm
+        for number, row in enumerate(self.residual if self.residual is not None and comm.size > 1 else ()):
+            whole = np.zeros_like(row)
+            for bucket in self.buckets[:-1]:
+                own = self.block.coded_here(number, bucket.start, bucket.stop)
+                here = slice(own.start - self.head, own.stop - self.head)
+                whole[here] = row[here]
+            comm.sum(whole)
+            row[:] = whole
+
     def facts(self) -> dict:
         """How gradients travel, and why the buckets are as large as they are: `curve` is what an exchange takes."""
         links, curve = self.block.links, self.curve
@@ -261,7 +281,7 @@ class Reducer:
         if turn.keep is not None:
             np.copyto(self.kept[turn.keep][here], gradient)
             return
-        if not bucket.waits_for:  # the head: a loss summed over 32,768 images is more than 16 bits can say
+        if self.exact or not bucket.waits_for:  # the head: a loss summed over 32,768 images needs more than 16 bits
             work = partial(self.block.allreduce, exact=True)
         else:
             work = self.block.reduce_scatter if self.shard else self.block.allreduce

@@ -9,6 +9,8 @@ messages between all. Between ranks, or nodes, with equal shares in a power of t
 to be compared with by `bench allreduce`.
 """
 
+from dataclasses import replace
+
 from .algorithms import Algorithm, Doubling, Halving, Mpi, Ring, Torus
 from .piecewise import Direct, Tree
 from .shares import Shares
@@ -18,6 +20,7 @@ KEEP_TREE = {"halving": Halving, "doubling": Doubling, "direct": Direct, "tree":
 BY_NAME = KEEP_TREE | {"mpi": Mpi, "ring": Ring, "torus": Torus}
 TRAINING = ("auto", "hierarchical", *KEEP_TREE)  # what a recipe may choose
 ALGORITHMS = ("auto", "hierarchical", *BY_NAME)
+FOR_CODED = ("auto", "hierarchical", "direct")  # of the numbers that travel as float32 beside int8
 FOR_SMALL = {"halving": "doubling", "direct": "tree"}
 
 
@@ -65,7 +68,9 @@ class Links:
         if algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {algorithm!r}; expected one of {', '.join(ALGORITHMS)}")
         self.comm, self.wire, self.bandwidth = comm, Wire(wire), bandwidth
-        self.exact = Wire("fp32") if self.wire.short else self.wire
+        if self.wire.feeds_back and algorithm not in FOR_CODED:
+            raise ValueError(f"algorithm {algorithm} with wire {wire}; expected one of {', '.join(FOR_CODED)}")
+        self.exact = Wire("fp32") if self.wire.short or self.wire.feeds_back else self.wire
         self.every_sum = every_sum and self.wire.short
         self.node = comm.node(pretended_nodes)
         firsts = comm.gather(comm.rank - self.node.rank)  # ranks of a node are neighbours
@@ -81,6 +86,8 @@ class Links:
 
     def arrange(self, shares: Shares):
         """From now on the ranks run these slots."""
+        if self.wire.feeds_back and not shares.workers:
+            shares = replace(shares, workers=shares.slots)
         self.shares, self.between = shares, shares.merged(self.nodes)
 
     @property
@@ -93,15 +100,19 @@ class Links:
 
         Raises ValueError for an algorithm that cannot work between ranks with such shares.
         """
-        everybody = Group(self.comm, range(self.comm.size))
-        group, shares = (self.across, self.between) if shared else (everybody, self.shares)
+        group, shares = self.between_whom(shared)
         return self.among(group, shares) if group and group.size > 1 else {}
 
     def among(self, group: Group, shares: Shares) -> dict[Wire, tuple[Algorithm, Algorithm]]:
         """The same for ranks of `group`, with these shares."""
         large = self.chosen or ("halving" if shares.even else "direct")
         pair = [BY_NAME[name] for name in (FOR_SMALL.get(large, large), large)]
-        return {wire: tuple(method(group, wire, shares) for method in pair) for wire in {self.wire, self.exact}}
+        wires = {self.exact} if self.wire.feeds_back else {self.wire, self.exact}
+        return {wire: tuple(method(group, wire, shares) for method in pair) for wire in wires}
+
+    def between_whom(self, shared: bool) -> tuple[Group | None, Shares]:
+        """The ranks that exchange messages with this one, and their shares."""
+        return (self.across, self.between) if shared else (Group(self.comm, range(self.comm.size)), self.shares)
 
     def __str__(self):
         least, most = self._sizes[0], self._sizes[-1]

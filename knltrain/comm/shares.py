@@ -17,13 +17,20 @@ TOLERANCE = 0.05  # of a step's arithmetic
 
 @dataclass(frozen=True)
 class Shares:
-    """Rank r runs the slots from edges[r] to edges[r + 1]."""
+    """Rank r runs the slots from edges[r] to edges[r + 1].
+
+    workers: groups of slots, equal subtrees of the tree of sums, whose sums travel one by one, by whoever has all of
+    one; 0: there are none, and as few sums travel as may.
+    """
 
     edges: tuple[int, ...]
+    workers: int = 0
 
     @classmethod
-    def of(cls, slots: int, speeds: Sequence[float]) -> "Shares":
+    def of(cls, slots: int, speeds: Sequence[float], workers: int = 0) -> "Shares":
         """Shares for ranks that do slots at these speeds, in any unit. Raises ValueError for fewer slots than ranks.
+
+        No more ranks than workers run whole ones.
 
         >>> Shares.of(8, [1, 1, 1]).edges, Shares.of(8, [1, 1, 0.5, 0.5]).edges
         ((0, 2, 5, 8), (0, 2, 5, 7, 8))
@@ -33,6 +40,9 @@ class Shares:
                 f"{len(speeds)} ranks cannot share {slots} slot{'s' * (slots > 1)} (global_batch / slot_batch); "
                 f"expected at most {slots} ranks"
             )
+        if len(speeds) <= workers < slots:
+            edges = cls.of(workers, speeds).edges
+            return cls(tuple(edge * slots // workers for edge in edges), workers)
         most, whole = _most(slots, speeds), math.fsum(speeds)
         edges, later, ideal = [0], sum(most), 0.0
         for rank, (limit, speed) in enumerate(zip(most[:-1], speeds, strict=False)):
@@ -40,7 +50,7 @@ class Shares:
             least, last = max(edges[-1] + 1, slots - later), slots - (len(speeds) - 1 - rank)
             ends = range(least, min(edges[-1] + limit, last) + 1)
             edges.append(min(ends, key=lambda end: (_depth(end, slots), abs(end - ideal))))
-        return cls((*edges, slots))
+        return cls((*edges, slots), workers)
 
     @classmethod
     def equal(cls, slots: int, ranks: int) -> "Shares":
@@ -60,6 +70,16 @@ class Shares:
         """The subtrees that each rank sums alone."""
         return [subtrees(own, self.slots) for own in self.ranges]
 
+    @cached_property
+    def sums(self) -> list[list[range]]:
+        """Those that each rank keeps: its parts, or the workers in them."""
+        return [subtrees(own, self.slots, self.most) for own in self.ranges]
+
+    @property
+    def most(self) -> int:
+        """Slots of a sum that is kept, at most; 0: any number."""
+        return self.slots // self.workers if self.workers else 0
+
     @property
     def even(self) -> bool:
         """Whether a power of two of ranks has equal shares: then each has one subtree, and ranks meet in pairs."""
@@ -73,7 +93,7 @@ class Shares:
 
     def merged(self, groups: Sequence[Sequence[int]]) -> "Shares":
         """The shares of groups of neighbouring ranks, as the nodes of a cluster are."""
-        return Shares((*(self.edges[ranks[0]] for ranks in groups), self.slots))
+        return Shares((*(self.edges[ranks[0]] for ranks in groups), self.slots), self.workers)
 
     def facts(self) -> dict:
         """For the log."""

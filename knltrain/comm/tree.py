@@ -25,8 +25,10 @@ def halves(node: range) -> tuple[range, range]:
     return range(node.start, middle), range(middle, node.stop)
 
 
-def subtrees(own: range, slots: int) -> list[range]:
+def subtrees(own: range, slots: int, most: int = 0) -> list[range]:
     """The largest whole subtrees within `own`, left to right: as few partial sums as its slots give.
+
+    most: slots that one may have, here and below; 0: any number.
 
     >>> subtrees(range(2, 8), 8)
     [range(2, 4), range(4, 8)]
@@ -35,7 +37,7 @@ def subtrees(own: range, slots: int) -> list[range]:
     def visit(node):
         if node.stop <= own.start or own.stop <= node.start:
             return []
-        if own.start <= node.start and node.stop <= own.stop:
+        if own.start <= node.start and node.stop <= own.stop and len(node) <= (most or slots):
             return [node]
         left, right = halves(node)
         return visit(left) + visit(right)
@@ -43,7 +45,7 @@ def subtrees(own: range, slots: int) -> list[range]:
     return visit(range(slots))
 
 
-def joins(given: Sequence[range], slots: int) -> tuple[list[tuple[int, int]], list[int]]:
+def joins(given: Sequence[range], slots: int, most: int = 0) -> tuple[list[tuple[int, int]], list[int]]:
     """How to make as few sums as possible of the subtrees `given`, neighbours from left to right.
 
     Returns the additions, as pairs (into, other) of indices of `given`, in an order in which they may be done, and the
@@ -61,7 +63,7 @@ def joins(given: Sequence[range], slots: int) -> tuple[list[tuple[int, int]], li
         if node.stop <= first or last <= node.start:
             return []
         left, right = map(visit, halves(node))
-        if first <= node.start and node.stop <= last:
+        if first <= node.start and node.stop <= last and len(node) <= (most or slots):
             additions.append((left[0], right[0]))
             return left
         return left + right
@@ -90,7 +92,7 @@ class Turn:
     keep: int | None
 
 
-def turns(own: range, slots: int) -> list[Turn]:
+def turns(own: range, slots: int, most: int = 0) -> list[Turn]:
     """The turns of a rank that runs the slots `own` one after another.
 
     Kept sums are numbered: first the rank's partial sums but the last, left to right, then those that only wait.
@@ -106,11 +108,11 @@ def turns(own: range, slots: int) -> list[Turn]:
         left, right = halves(node)
         visit(left)
         visit(right)
-        if own.start <= node.start and node.stop <= own.stop:
+        if own.start <= node.start and node.stop <= own.stop and len(node) <= (most or slots):
             lefts.setdefault(node.stop - 1, []).append(left.start)
 
     visit(range(slots))
-    parts = {(part.start, part.stop): i for i, part in enumerate(subtrees(own, slots))}
+    parts = {(part.start, part.stop): i for i, part in enumerate(subtrees(own, slots, most))}
     kept, free, count, result = {}, [], len(parts) - 1, []
     for slot in own:
         begins = lefts.get(slot, [])
@@ -130,10 +132,10 @@ def turns(own: range, slots: int) -> list[Turn]:
     return result
 
 
-def kept_sums(own: range, slots: int) -> int:
+def kept_sums(own: range, slots: int, most: int = 0) -> int:
     """Copies of the gradient block that a rank with the slots `own` keeps, besides the one that backward writes.
 
     >>> [kept_sums(range(slots), slots) for slots in (1, 2, 3, 8, 12)]
     [0, 1, 1, 3, 3]
     """
-    return 1 + max(-1 if turn.keep is None else turn.keep for turn in turns(own, slots))
+    return 1 + max(-1 if turn.keep is None else turn.keep for turn in turns(own, slots, most))

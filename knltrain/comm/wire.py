@@ -1,9 +1,11 @@
-"""How numbers travel: as they are, or as two bytes each. Sums are float32 in every format.
+"""How numbers travel: as they are, as two bytes each, or as one. Sums are float32 in every format.
 
 With two bytes both addends of a sum are rounded, the one that arrives and the one that is there. So a + b and b + a
 are the same bits, and which rank adds, that is the cut into buckets, changes nothing: only the tree of sums counts.
 The finished sum is rounded once more, by the rank that owns it, before it goes to all: replicas stay equal. Only
 gradients travel so: what stands at the head of the block (loss, statistics) and weights travel as they are.
+
+One byte, int8, needs residuals: it is `coded`, for which there is a way of summing of its own.
 """
 
 import numpy as np
@@ -22,7 +24,8 @@ TWO_BYTES = {
     "bf16": (encode_bf16, decode_bf16, accumulate_bf16),
     "fp16": (encode_fp16, decode_fp16, accumulate_fp16),
 }
-WIRES = ("fp32", *TWO_BYTES)
+CODED = "int8"
+WIRES = ("fp32", *TWO_BYTES, CODED)
 
 
 class Wire:
@@ -32,8 +35,8 @@ class Wire:
         if name not in WIRES:
             raise ValueError(f"unknown wire format {name!r}; expected one of {', '.join(WIRES)}")
         self.name = name
-        self.short = name != "fp32"
-        self.dtype = np.uint16 if self.short else np.float32
+        self.short, self.feeds_back = name in TWO_BYTES, name == CODED
+        self.dtype = np.uint16 if self.short else np.uint8 if self.feeds_back else np.float32
         self.encode, self.decode, self.accumulate = TWO_BYTES.get(name, (None, None, accumulate_serial))
         self._out = self._into = np.empty(0, self.dtype)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arena import Parameters
 
-ONLY_TRAINING = ("momentum", "second", "average")  # kinds of tensors; the last two where the optimizer keeps them
+ONLY_TRAINING = ("momentum", "second", "average", "residual")  # kinds of tensors; but for the first, if they are kept
 
 
 def state(parameters: Parameters, momentum: bool = True) -> dict[str, np.ndarray]:
@@ -19,6 +19,11 @@ def state(parameters: Parameters, momentum: bool = True) -> dict[str, np.ndarray
         arrays |= {f"momentum/{p.name}": p.v for p in parameters.parameters}
         arrays |= {f"{kind}/{p.name}": p.states[kind] for kind in parameters.states for p in parameters.parameters}
     return arrays | {f"running/{s.name}": s.running for s in parameters.statistics}
+
+
+def replicated(parameters: Parameters) -> dict[str, np.ndarray]:
+    """Of the state, what every rank has: residuals of the wire are the business of those who code."""
+    return {name: array for name, array in state(parameters).items() if not name.startswith("residual/")}
 
 
 def _usable(arrays: dict[str, np.ndarray], parameters: Parameters) -> dict[str, np.ndarray]:

@@ -42,7 +42,8 @@ def training_of(recipe, name: str, derived, build) -> Training:
         lars=recipe.optim.trust_coefficient > 0,
         precision=precision,
         wire=precision if recipe.comm.wire == "auto" else recipe.comm.wire,
-        fc=FC[recipe.comm.fc],
+        workers=recipe.comm.workers,
+        fc=FC["sum" if recipe.comm.wire == "int8" else recipe.comm.fc],
     )
 
 

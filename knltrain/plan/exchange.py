@@ -21,14 +21,14 @@ from .cost import StepCost
 from .machine import Machine
 
 SMALL_BYTES = 1 << 16  # of a slice: below, doubling or tree, as in `comm.block`
-WIRE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+WIRE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1 + 1 / 256}
 FC_MODES = ("sum", "factors", "split")
 
 
 class Scheme(NamedTuple):
     """nodes x ranks a node; wire: format of gradients; fc: of FC_MODES; group: nodes that share a split layer.
 
-    parts: partial sums of a node, on average; 0: equal shares in a power of two.
+    parts: sums that a node sends, on average; 0: one, with equal shares in a power of two and a format that adds.
     """
 
     nodes: int

@@ -41,6 +41,7 @@ class Training:
     lars: bool = True
     precision: str = "fp32"
     wire: str = "fp32"
+    workers: int = 0  # as comm.workers
     fc: tuple = FC_MODES[:2]  # that the program may choose
 
 
@@ -79,16 +80,19 @@ def cores_of(machine: Machine, ranks: int) -> tuple[int, int]:
 
 
 def predict(training: Training, machine: Machine, scheme: Scheme) -> Prediction | None:
-    """None where there are fewer slots than ranks."""
+    """None where there are fewer slots than ranks, or parts of workers on a node."""
     slots, ranks = training.global_batch // training.slot_batch, scheme.nodes * scheme.ranks
     if slots < ranks:
         return None
     cores, kept = cores_of(machine, scheme.ranks)
     program, step = training.program(training.slot_batch), _step(training, machine, cores, scheme.ranks)
-    shares = Shares.equal(slots, ranks)
+    workers = training.workers if scheme.wire == "int8" else 0
+    shares = Shares.of(slots, [1.0] * ranks, workers)
     between = shares.merged([range(node, node + scheme.ranks) for node in range(0, ranks, scheme.ranks)])
-    if not between.even:
-        scheme = scheme._replace(parts=sum(map(len, between.parts)) / scheme.nodes)
+    if workers and any(edge % between.most for edge in between.edges):
+        return None
+    if workers or not between.even:
+        scheme = scheme._replace(parts=sum(map(len, between.sums)) / scheme.nodes)
     sums = exchange(program, step, machine, scheme, training.global_batch, kept > 0)
     mine = max(map(len, shares.ranges))
     compute = mine * (step.forward_s + step.backward_s) + step.update_s
@@ -98,7 +102,8 @@ def predict(training: Training, machine: Machine, scheme: Scheme) -> Prediction 
     feed = max(reading, decoding if training.decoded else 0.0)
     seconds = max(compute + sums.exposed, feed)
     evaluation = training.evaluations * -(-training.val_images // (ranks * training.slot_batch)) * step.forward_s
-    state = 8 * sum(p.size for p in program.parameters.parameters)  # weights and momentum
+    copies = 2 + (workers and workers + 1)  # weights, momentum and what is lost on the wire
+    state = 4 * copies * sum(p.size for p in program.parameters.parameters)
     saving = training.checkpoints * state / (machine.core_memory_gb_s * 1e9) + state / (machine.write_gb_s * 1e9)
     whole = training.steps * seconds + evaluation + saving
     return Prediction(
