@@ -98,6 +98,7 @@ class Network:
         self.recipe, self.class_names, self.layers, self.input_shape = recipe, list(class_names), *layers
         self.packed = packed  # how the pictures it was trained on are
         self.model: Model | None = None
+        self.complete: Callable[[], None] = lambda: None  # of a network in training: its weights are whole on this rank
 
     def save(self, path: str | Path) -> None:
         """Write weights, classes and preprocessing to one file, whole or not at all. Raises OSError."""
@@ -232,10 +233,12 @@ class Trainer:
         self._trainer.seek(0)
         if before is not None:
             load_state(self._trainer.model.parameters, state(before.parameters, False), "the network", strict=False)
+        self._complete = net.complete = lambda: self._trainer.update.complete()
         net.recipe, net.model, net.packed = recipe, self._trainer.model, Packed(data.encoding, data.size, data.fit)
 
     def __iter__(self) -> Iterator[Step]:
         yield from self._trainer
+        self._complete()
         self.close()
 
     def __len__(self) -> int:
@@ -254,6 +257,7 @@ def evaluate(net: Network, data, mirror: bool = False, shift: int = 0) -> Accura
     many pixels. Raises ValueError for other classes.
     """
     _check_classes(net, data)
+    net.complete()
     augment = center_crop(net.recipe, data)
     return count(net._model(), data, augment, world(), net.recipe.data.reader_threads, mirror, shift)
 

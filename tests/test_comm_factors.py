@@ -187,7 +187,7 @@ def test_choice__is_what_takes_less_time(fc, slots, bytes_per_s, hides, layers, 
 
     for names, size, why in on_ranks(8, chosen):
         assert (names, size) == (layers, group)
-        how = f"are split over groups of {group} ranks: " if group > 1 else "travel as"
+        how = f"split over groups of {group} ranks: " if group > 1 else "travel as"
         assert f"fc6.w {how}" in why or fc.rounded
 
 

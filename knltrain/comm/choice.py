@@ -100,7 +100,7 @@ def split_as_asked(fc: FullyConnected, block: MessageBlock) -> Choice:
     if not sizes:
         why = f"{ranks} ranks make no groups of 2 or more, of equal shares, that divide {fc.shards} shards"
         return Choice(why=f"{names} travel as sums: {why}")
-    return Choice((), f"{names} are split over groups of {sizes[-1]} ranks", layers, sizes[-1])
+    return Choice((), f"{names} split over groups of {sizes[-1]} ranks", layers, sizes[-1])
 
 
 def seconds_per_flop(layer, add, gather) -> float:
@@ -172,7 +172,7 @@ def choose(fc: FullyConnected, block: MessageBlock, curve: Curve, buckets: int, 
     best = min(range(1, len(ways)), key=lambda number: lengths[number][0])
     way, taken = ways[best], lengths[best][0] <= GAIN * before
     said = [f"{_names(way.layers)} travel as factors"] * bool(way.layers)
-    said += [f"{_names(way.split)} are split over groups of {way.group} ranks"] * bool(way.split)
+    said += [f"{_names(way.split)} split over groups of {way.group} ranks"] * bool(way.split)
     if taken:
         return replace(way, why=f"{', '.join(said)}: {costs.says(way, whole)}")
     names = _names([*way.layers, *way.split])
