@@ -26,7 +26,7 @@ setup(
     packages=find_packages(include=["knltrain", "knltrain.*"]),
     package_data={
         "knltrain": [
-            "demo.toml", "py.typed", "recipes/*.toml", "report/*.css", "report/*.js", "plan/*.toml",
+            "tools/demo.toml", "py.typed", "recipes/*.toml", "report/*.css", "report/*.js", "plan/*.toml",
             "plan/machines/*.toml",
         ],
     },  # fmt: skip

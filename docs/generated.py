@@ -12,8 +12,8 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 
 from knltrain.arguments import parser
-from knltrain.config import SECTIONS, rules
-from knltrain.keys import LARGEST, REQUIRED
+from knltrain.claims.keys import LARGEST, REQUIRED
+from knltrain.recipe.config import SECTIONS, rules
 
 REMARKS = re.compile(r"\n\s*((?:Raises|Returns|Cost|Twin|Threads): )")
 CODE = re.compile(r"`+([^`]+)`+")
@@ -96,7 +96,7 @@ class RecipeKeys(Directive):
                     lines.append(f"| `{said}` | {meaning} | {allowed(rule, default)} |")
             lines.append("")
         node = nodes.Element()
-        self.state.nested_parse(StringList(lines, "knltrain/config.py"), 0, node)
+        self.state.nested_parse(StringList(lines, "knltrain/recipe/config.py"), 0, node)
         return node.children
 
 

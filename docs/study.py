@@ -23,8 +23,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent)]
 
 import knltrain as kt  # noqa: E402
-from knltrain.config import Optim  # noqa: E402
-from knltrain.observe import StepObserver  # noqa: E402
+from knltrain.recipe.config import Optim  # noqa: E402
+from knltrain.run.observe import StepObserver  # noqa: E402
 
 RESULTS = HERE / "results"
 LOG, ZERO_GAMMA, PAGE = (RESULTS / name for name in ("study.jsonl", "study_zero_gamma.jsonl", "study.md"))

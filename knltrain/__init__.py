@@ -19,7 +19,7 @@ PORTABLE = ("export", "import_weights")  # in a module of their own
 
 def __getattr__(name: str):
     if name in API:
-        module = ".portable" if name in PORTABLE else ".api"
+        module = ".tools.portable" if name in PORTABLE else ".api"
         return getattr(importlib.import_module(module, __name__), name)
     if name == "layers":
         return importlib.import_module(".layers", __name__)

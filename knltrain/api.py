@@ -11,22 +11,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import checkpoint
 from .comm import world
-from .config import Batch, Compute, Data, Optim, Recipe, Run, Schedule, checked, recipe_of
-from .config import Model as ModelSection
 from .data import Arrays, Augment, DataSet
 from .data.decode import fit_stored
 from .data.shards import Packed
 from .evaluate import Accuracy
 from .evaluate import evaluate as count
-from .experiment import build_network, center_crop, network_facts
-from .machine import take_share
 from .models import Model, custom
 from .models.state import load as load_state
 from .models.state import state
-from .observe import Step, StepObserver
-from .phases import facts_at
+from .node.machine import take_share
+from .recipe.config import Batch, Compute, Data, Optim, Recipe, Run, Schedule, checked, recipe_of
+from .recipe.config import Model as ModelSection
+from .recipe.experiment import build_network, center_crop, network_facts
+from .recipe.phases import facts_at
+from .run import checkpoint
+from .run.observe import Step, StepObserver
 from .trainer import Trainer as CoreTrainer
 
 SQUARES = Packed("raw", 0)  # pictures of any size, taken as they are
@@ -270,8 +270,8 @@ def _check_classes(net, data):
 
 def predict_files(path: Path, images: list[Path], top: int, as_json: bool) -> None:
     """`knltrain predict`: print the most probable classes of picture files, and of those in folders."""
+    from .claims.text import printable
     from .data.decode import DecodeError, decode, require_decoder
-    from .text import printable
 
     require_decoder()
     for image in images:

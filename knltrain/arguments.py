@@ -5,8 +5,8 @@ import difflib
 from pathlib import Path
 
 from . import __version__
-from .keys import Rule, shown
-from .text import printable
+from .claims.keys import Rule, shown
+from .claims.text import printable
 
 SETTINGS = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
 
@@ -15,7 +15,7 @@ class _Options(argparse.Action):
     """`--set key=value` for a model: into one dict, the value as TOML where it is TOML, as plain text where not."""
 
     def __call__(self, parser, namespace, text, option=None):
-        from .toml import toml_value
+        from .claims.toml import toml_value
 
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -61,7 +61,7 @@ def _training(commands):
     train.add_argument("--resume", choices=["auto", "never"], default="never", help="auto: from the newest checkpoint")
     train.add_argument("--run", type=Path, metavar="DIR", help="folder of this run (default runs/RECIPE)")
     fault = {"action": "append", "default": [], "metavar": "FAULT"}
-    train.add_argument("--inject", **fault, help="suffer a fault, as in kill:rank=3@step=50 (knltrain/faults.py)")
+    train.add_argument("--inject", **fault, help="suffer a fault, as in kill:rank=3@step=50 (knltrain/run/faults.py)")
     progress = {"choices": ("auto", "bar", "lines", "none"), "default": "auto"}
     shown = "a redrawn line, plain lines, or none (auto, on a terminal: a redrawn block)"
     train.add_argument("--progress", **progress, help=shown)

@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 from .arguments import parser
-from .errors import all_ranks, explain
-from .text import printable, visible
+from .claims.errors import all_ranks, explain
+from .claims.text import printable, visible
 
 # ---- commands: each imports what it needs, so that `knltrain --help` is instant; a result is the exit code ----------
 
@@ -26,22 +26,22 @@ def _train(args):
 
     clock, run_dir = Clock(), args.run or Path("runs") / args.recipe.stem
     from .comm import Arrival, world
-    from .lifecycle import Lifecycle, could_not_begin
+    from .run.lifecycle import Lifecycle, could_not_begin
 
     with could_not_begin(run_dir), Arrival(run_dir, _line):
         comm = world()
     with all_ranks(comm):
         clock.phase("mpi")
         with Lifecycle(run_dir, comm, _line) as life:
-            from .config import load_recipe
-            from .inherit import find_recipe
+            from .recipe.config import load_recipe
+            from .recipe.inherit import find_recipe
 
             recipe = load_recipe(args.recipe, args.set)  # before anything is compiled, or said to be
             clock.mark = share_kernels(comm, find_recipe(args.recipe), args.set)
             clock.phase("kernels")
-            from .checkpoint import advice
-            from .faults import Faults
-            from .screen import Screen
+            from .run.checkpoint import advice
+            from .run.faults import Faults
+            from .tell.screen import Screen
             from .train import train
 
             clock.phase("imports")
@@ -62,7 +62,7 @@ def _pack(args):
         from dataclasses import fields
 
         from .data.pack import Packing, pack
-        from .machine import take_share
+        from .node.machine import take_share
 
         how = {f.name: getattr(args, f.name) for f in fields(Packing)}
         pack(_one_source(args.src), args.out, threads=take_share(comm).threads, comm=comm, **how)
@@ -76,10 +76,10 @@ def _one_source(paths):
 
 
 def _recipes(args):
-    from .inherit import origins, parts_of_file, published
+    from .recipe.inherit import origins, parts_of_file, published
 
     if args.show:
-        from .config import load_recipe, resolved
+        from .recipe.config import load_recipe, resolved
 
         recipe, parts = load_recipe(args.show, args.set), parts_of_file(args.show)
         print(visible(f"# {' extends '.join(part.name for part in reversed(parts))}"))
@@ -90,8 +90,8 @@ def _recipes(args):
 
 
 def _watch(args):
-    from .screen import Screen
-    from .watch import watch
+    from .tell.screen import Screen
+    from .tell.watch import watch
 
     watch(args.run, Screen(args.progress, stream=sys.stdout))
 
@@ -104,7 +104,7 @@ def _report(args):
 
 
 def _sweep(args):
-    from .leaks import sweep
+    from .node.leaks import sweep
 
     print(f"{len(sweep())} files of dead processes removed")
 
@@ -117,7 +117,7 @@ def _shards(args):
 
 
 def _show(args):
-    from .show import show_pictures, show_samples
+    from .tools.show import show_pictures, show_samples
 
     name = args.dir.resolve().name
     if args.recipe is None:
@@ -131,8 +131,8 @@ def _show(args):
 def _warmup(args):
     from knltrain.kernels import cache_folder
 
-    from .config import load_recipe
-    from .inherit import find_recipe
+    from .recipe.config import load_recipe
+    from .recipe.inherit import find_recipe
     from .startup import warm_mark
     from .warmup import warmup
 
@@ -159,10 +159,10 @@ def _plan(args):
 
 
 def _plan_recipe(args):
-    from .config import load_recipe
-    from .derived import derive
-    from .experiment import build_network
     from .plan.command import plan, training_of
+    from .recipe.config import load_recipe
+    from .recipe.derived import derive
+    from .recipe.experiment import build_network
 
     recipe, images, classes = load_recipe(args.recipe, args.set), args.images, args.classes
     if Path(recipe.data.train).exists() and not (images and classes):
@@ -208,8 +208,8 @@ def _bench_settings(args):
 
     with all_ranks(world()) as comm:
         from .bench.settings import run
-        from .config import load_recipe
-        from .machine import take_share
+        from .node.machine import take_share
+        from .recipe.config import load_recipe
 
         whole = [*args.set, "data.mean_image="]  # pictures are random
         recipes = {way: load_recipe(args.recipe, [*whole, *way.split()]) for way in args.ways or [""]}
@@ -227,15 +227,15 @@ CALLS = {
     "bench_kernels": "bench.kernels:run model slot_batch threads set passes layers plot json precision",
     "bench_overlap": "bench.overlap:run comm model slot_batch set delay bucket_bytes algorithm wire json",
     "bench_records": "bench.records:run model slot_batch threads set turns json",
-    "demo": "demo:demo out ranks=ranks fresh=fresh",
+    "demo": "tools.demo:demo out ranks=ranks fresh=fresh",
     "describe": "models:describe model **set",
     "doctor": "doctor:doctor comm data=data as_json=json",
-    "drill": "drill:drill out ranks=ranks count=count seed=seed launcher=launcher kinds=kind",
+    "drill": "tools.drill:drill out ranks=ranks count=count seed=seed launcher=launcher kinds=kind",
     "evaluate": "evaluate:evaluate_run path data set by_class comm",
-    "export": "portable:export_run path to out force",
-    "import": "portable:import_file file model classes set out force",
-    "init": "starter:write_starter dir val out",
-    "lint": "lint:lint_file recipe set images",
+    "export": "tools.portable:export_run path to out force",
+    "import": "tools.portable:import_file file model classes set out force",
+    "init": "recipe.starter:write_starter dir val out",
+    "lint": "recipe.lint:lint_file recipe set images",
     "predict": "api:predict_files path images top json",
     "trace": "trace.show:show run out step",
     "verify": "data.verify:verify dir threads=threads decoding=decode",

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .accuracy import Accuracy, Tally
-from .checkpoint import CheckpointError, load_run
-from .config import at_phase, load_recipe, parse_recipe, resolved
+from .claims.text import printable
 from .data import Augment, DataSet, EvalLoader, PictureFolder, eval_rows
 from .data.shards import Packed
-from .experiment import center_crop, make_model
-from .journal import RECIPE
-from .machine import take_share
 from .models import Among, Model
 from .models.state import load as load_state
-from .text import printable
+from .node.machine import take_share
+from .recipe.config import at_phase, load_recipe, parse_recipe, resolved
+from .recipe.experiment import center_crop, make_model
+from .run.checkpoint import CheckpointError, load_run
+from .tell.accuracy import Accuracy, Tally
+from .tell.journal import RECIPE
 
 
 def evaluate(

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .observe import StepObserver
+from .run.observe import StepObserver
 
 NODE_CACHE = "KNLTRAIN_NODE_CACHE"
 COMPILES = ("model.", "data.", "compute.", "optim.")  # keys that may need other kernels; of the data not
@@ -103,7 +103,7 @@ def warm_mark(folder: Path, recipe: Path, overrides=()) -> Path:
     """
     import knltrain.kernels as kernels
 
-    from .inherit import parts_of_file
+    from .recipe.inherit import parts_of_file
 
     parts = parts_of_file(recipe)
     keys = {"model.folder": parts[-1].folder} if ".py:" in repr(parts) else {}  # where a network of one's own lies

@@ -2,24 +2,24 @@
 
 from contextlib import closing, nullcontext
 
-from . import told
-from .balance import Balance
-from .checkpoint import advice
+from .claims.keys import traced_steps
 from .comm import compare_replicas
-from .config import Recipe, resolved
 from .evaluate import evaluate
-from .experiment import center_crop, identity, open_data, watch_ranks
-from .gauge import Gauge
-from .journal import PREDICTIONS
-from .keys import traced_steps
-from .leaks import sweep
-from .lifecycle import Lifecycle
-from .machine import take_share
 from .models.state import replicated
-from .observe import StepObserver
-from .phases import legs
-from .restart import Restart
-from .screen import Screen
+from .node.leaks import sweep
+from .node.machine import take_share
+from .recipe.config import Recipe, resolved
+from .recipe.experiment import center_crop, identity, open_data, watch_ranks
+from .recipe.phases import legs
+from .run.balance import Balance
+from .run.checkpoint import advice
+from .run.lifecycle import Lifecycle
+from .run.observe import StepObserver
+from .run.restart import Restart
+from .tell import told
+from .tell.gauge import Gauge
+from .tell.journal import PREDICTIONS
+from .tell.screen import Screen
 from .trace import Tracer
 from .trainer import Trainer
 

@@ -16,9 +16,14 @@ from knltrain.kernels import sample_key
 
 from .arena import Parameters
 from .comm import Reducer, Shares, Update, kept_sums, make_block
-from .config import Recipe
 from .data import Loader
-from .experiment import (
+from .layers import Observer
+from .models import Among, Model
+from .optim.average import Average
+from .optim.lars import Lars
+from .optim.scaling import LossScale
+from .recipe.config import Recipe
+from .recipe.experiment import (
     begin_with,
     check_sizes,
     make_links,
@@ -31,13 +36,8 @@ from .experiment import (
     rank_speeds,
     workers_of,
 )
-from .layers import Observer
-from .models import Among, Model
-from .observe import Step, StepObserver
-from .optim.average import Average
-from .optim.lars import Lars
-from .optim.scaling import LossScale
-from .phases import Leg, leg_of, legs
+from .recipe.phases import Leg, leg_of, legs
+from .run.observe import Step, StepObserver
 
 DROPOUT = 2  # purpose of the random numbers that are not augmentation's
 

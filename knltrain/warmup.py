@@ -13,12 +13,12 @@ import numpy as np
 from knltrain.kernels import ARCH, cache_folder
 
 from .comm import compile_ahead, world
-from .config import Recipe, at_phase
 from .data.shards import checksum
 from .data.synthetic import Synthetic
 from .evaluate import evaluate
-from .experiment import center_crop
-from .machine import arithmetic_peak, take_share
+from .node.machine import arithmetic_peak, take_share
+from .recipe.config import Recipe, at_phase
+from .recipe.experiment import center_crop
 from .trainer import Trainer
 
 IMAGES = 8  # of a slot, at most: few, yet more than one share of the pixels in backward-weight

@@ -14,10 +14,10 @@ import numpy as np
 import tinyrun
 from fuzz import Case, Kind, refused
 
-from knltrain import checkpoint
 from knltrain.data import DataSet, ShardError
 from knltrain.data.shards import METADATA, Row, _metadata_checksum, checksum, finish_shard, write_shard
 from knltrain.models.state import state as state_of
+from knltrain.run import checkpoint
 
 ROWS = 6
 INTEGERS = [-1, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, -(2**63)]
@@ -269,8 +269,8 @@ def _change_row(file, random):
 @functools.cache
 def _run(place: Path) -> Path:
     """A run folder as training leaves it, made without training."""
-    from knltrain.config import load_recipe
-    from knltrain.experiment import identity, make_model, open_data
+    from knltrain.recipe.config import load_recipe
+    from knltrain.recipe.experiment import identity, make_model, open_data
 
     folder = place / "base"
     tinyrun.write_recipe(folder)

@@ -10,8 +10,8 @@ import tinyrun
 from fuzz import Case, Kind, refused
 
 from knltrain.arguments import parser
-from knltrain.config import rules
 from knltrain.models import FAMILIES
+from knltrain.recipe.config import rules
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "jobs" / "recipes").glob("*.toml"))
 NUMBERS = [  # out of the bounds of all keys and options

@@ -11,9 +11,9 @@ from contextlib import closing
 from ranks import ALONE, learned
 
 from knltrain.comm import FC, TRAINING, Serial, Watch, compare_replicas, world
-from knltrain.config import parse_recipe
 from knltrain.data.synthetic import Synthetic
 from knltrain.layers import Linear, ReLU, Sequential
+from knltrain.recipe.config import parse_recipe
 from knltrain.trainer import Trainer
 
 RECIPE = """

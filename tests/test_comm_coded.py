@@ -8,8 +8,8 @@ from tinyrun import newest_state, same, train, write_recipe
 
 from knltrain.comm import Links, Shares, make_block
 from knltrain.comm.communicator import Serial
-from knltrain.config import RecipeError, parse_recipe
 from knltrain.kernels import INT8_BLOCK, decode_int8, encode_int8, reference
+from knltrain.recipe.config import RecipeError, parse_recipe
 
 HEAD, SIZES = 48, (16, 704, 16, 240)  # floats of scalars and statistic; of the tensors of sum_slots, padded
 EDGES = {"one": [0, 1], "odd": [7, 8, 39, 295, 300], "whole": [0, 256, 512]}

@@ -12,11 +12,11 @@ from rehearsal_ranks import RECIPE
 from knltrain.comm import FullyConnected, Serial
 from knltrain.comm.choice import choose
 from knltrain.comm.curve import Curve
-from knltrain.config import parse_recipe
 from knltrain.data.synthetic import Synthetic
 from knltrain.kernels import conv2d_plan, number_named
 from knltrain.layers import DenseGradient, Linear, ReLU, Sequential, dense_ops
 from knltrain.models import Model
+from knltrain.recipe.config import parse_recipe
 from knltrain.trainer import Trainer
 
 SLOTS, STEPS, SIDE, WIDTHS, CLASSES = 7, 3, 12, (70, 33), 5

@@ -10,12 +10,12 @@ from rehearsal_ranks import RECIPE, train
 from test_comm_factors import same
 
 from knltrain.comm import Reducer, Serial
-from knltrain.config import RecipeError, parse_recipe
 from knltrain.data.synthetic import Synthetic
 from knltrain.kernels import NORM_CHUNK, digest, number_named
 from knltrain.layers import Linear, ReLU, Sequential
 from knltrain.models import Among, Model
 from knltrain.models.state import load, state
+from knltrain.recipe.config import RecipeError, parse_recipe
 from knltrain.trainer import Trainer
 
 SLOTS = 24

@@ -7,10 +7,10 @@ import pytest
 from ranks import on_ranks
 from tinyrun import train
 
-from knltrain.checkpoint import checkpoints, load
 from knltrain.comm import Links, make_block
 from knltrain.data.shards import Row, finish_shard, write_shard
 from knltrain.kernels import FP16_SCALE, decode_bf16, decode_fp16, digest, encode_bf16, encode_fp16
+from knltrain.run.checkpoint import checkpoints, load
 
 SIZE = 100_000
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # relative error of one rounding

@@ -173,8 +173,8 @@ def test_augment__takes_the_mean_picture_of_caffe(tmp_path):
 
 def test_identity__knows_a_mean_picture_by_what_is_in_it(tmp_path):
     """Two places with the same picture are one experiment, two pictures in one place are two."""
-    from knltrain.config import load_recipe
-    from knltrain.experiment import identity
+    from knltrain.recipe.config import load_recipe
+    from knltrain.recipe.experiment import identity
 
     class Data:
         encoding, size, fit, class_names, digest = "raw", 4, "crop", ["a", "b"], "0"

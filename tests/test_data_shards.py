@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from tinyrun import RECIPE
 
-from knltrain.config import parse_recipe
 from knltrain.data import DataSet, ShardError, files
 from knltrain.data.shards import Row, Shard, finish_shard, write_shard
-from knltrain.experiment import identity
+from knltrain.recipe.config import parse_recipe
+from knltrain.recipe.experiment import identity
 
 
 def write(folder, *, rows=20, shards=2, encoding="raw", size=4, last="class2", seed=0, plan=""):

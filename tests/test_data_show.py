@@ -1,17 +1,17 @@
-"""knltrain/show.py: the sheets of `knltrain show`, and that a sample drawn is the sample trained on."""
+"""knltrain/tools/show.py: the sheets of `knltrain show`, and that a sample drawn is the sample trained on."""
 
 import numpy as np
 import pytest
 from tinyrun import write_recipe
 
 from knltrain.cli import main
-from knltrain.config import load_recipe
 from knltrain.data import DataSet
-from knltrain.experiment import make_augment
+from knltrain.recipe.config import load_recipe
+from knltrain.recipe.experiment import make_augment
 
 pytest.importorskip("matplotlib")
 
-from knltrain import show  # noqa: E402
+from knltrain.tools import show  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import knltrain.text
+import knltrain.claims.text
 from knltrain.data import Augment, DataSet, ShardError, read_mean_image
 from knltrain.data.decode import DecodeError
 from knltrain.data.mean import write_mean
@@ -19,7 +19,7 @@ ROWS = 6
 
 
 def test_text__counts_as_its_examples_do():
-    results = doctest.testmod(knltrain.text)
+    results = doctest.testmod(knltrain.claims.text)
     assert results.failed == 0 < results.attempted
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from mpirun import ROOT, mpiexec
 
-from knltrain import demo
 from knltrain.arguments import parser
 from knltrain.cli import main
-from knltrain.config import RecipeError, parse_recipe
+from knltrain.recipe.config import RecipeError, parse_recipe
+from knltrain.tools import demo
 
 pytest.importorskip("PIL")
 pytest.importorskip("matplotlib")
@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
     (folder / "demo").mkdir()
-    recipe = (ROOT / "knltrain" / "demo.toml").read_text()
+    recipe = (ROOT / "knltrain" / "tools" / "demo.toml").read_text()
     assert recipe.count("epochs = 28.0") == 1
     (folder / "demo" / "demo.toml").write_text(recipe.replace("epochs = 28.0", "epochs = 4.0"))
     smaller = {"TRAIN_PER_CLASS": 64, "VAL_PER_CLASS": 2, "EXPECTED_TOP1": 0.0}

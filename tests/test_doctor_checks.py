@@ -9,7 +9,7 @@ from tinyrun import write_recipe
 
 from knltrain.doctor.checks import CHECKS, NOTE, OK, WRONG, examine
 from knltrain.doctor.facts import clock, cpu_flags, huge_pages, interfaces, loaded_openmp, locking
-from knltrain.hardware import memory_free
+from knltrain.node.hardware import memory_free
 
 HEALTHY = {
     "host": "n1", "library": "MPICH 5", "threads_may_call": True, "versions": {"numpy": "2"}, "slurm_tasks": None,

@@ -17,11 +17,11 @@ from test_docs_snippets import SNIPPET
 import knltrain as kt
 from knltrain import cli
 from knltrain.data.shards import Packed
-from knltrain.experiment import network_facts
 from knltrain.interchange import entries, give
 from knltrain.models import build
 from knltrain.models.state import state
-from knltrain.portable import import_weights
+from knltrain.recipe.experiment import network_facts
+from knltrain.tools.portable import import_weights
 
 safetensors = pytest.importorskip("safetensors.numpy")
 safe_open = pytest.importorskip("safetensors").safe_open
@@ -451,7 +451,8 @@ def test_onnx__of_a_layer_without_a_form_is_refused(tmp_path):
 
 
 def test_import__needs_no_optional_package_until_a_file_does():
-    code = "import sys, knltrain.portable; print([m for m in ('onnx', 'safetensors', 'torch') if m in sys.modules])"
+    names = ("onnx", "safetensors", "torch")
+    code = f"import sys, knltrain.tools.portable; print([m for m in {names} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout == "[]\n", found.stderr
 

@@ -10,8 +10,8 @@ import pytest
 from mpirun import ROOT, mpiexec
 from tinyrun import STEPS, newest_state, write_recipe
 
-from knltrain.config import load_recipe
-from knltrain.derived import derive
+from knltrain.recipe.config import load_recipe
+from knltrain.recipe.derived import derive
 
 JOBS = sorted((ROOT / "jobs").glob("*.sh"))
 TEMPLATES = [path for path in JOBS if path.name not in ("env.sh", "local.sh")]

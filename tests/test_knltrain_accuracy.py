@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from knltrain import accuracy
-from knltrain.accuracy import KEPT, Tally
 from knltrain.comm.communicator import Serial
+from knltrain.tell import accuracy
+from knltrain.tell.accuracy import KEPT, Tally
 
 CLASSES, IMAGES = 5, 60
 

@@ -12,9 +12,9 @@ from tinyrun import write_recipe
 
 import knltrain as kt
 from knltrain import cli
-from knltrain.checkpoint import CheckpointError
 from knltrain.data.decode import fit_short_side, fit_square, fit_warp
 from knltrain.data.shards import Packed
+from knltrain.run.checkpoint import CheckpointError
 
 NAMES = ["dark", "light"]
 SCRIPT = """
@@ -183,7 +183,7 @@ def test_weights__of_other_classes_leave_the_last_layer_fresh(tmp_path):
     train(net, epochs=1)
     net.save(tmp_path / "two.h5")
     from knltrain.comm import world
-    from knltrain.experiment import begin_with
+    from knltrain.recipe.experiment import begin_with
 
     three = kt.network(tiny, classes=["a", "b", "c"], crop=12)
     parameters = three._model().parameters

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 from ranks import on_ranks
 
-from knltrain.balance import FIRST, SKIPPED, STEPS, Balance, read_speeds
 from knltrain.comm import Shares
+from knltrain.run.balance import FIRST, SKIPPED, STEPS, Balance, read_speeds
 
 
 def _run(slot_s, steps, measured, monkeypatch):
     """(notes, speeds, slots) of each rank after steps in which rank r takes slot_s[r] for each of its slots."""
     clocks = {}  # of each thread
-    monkeypatch.setattr("knltrain.balance.time.perf_counter", lambda: clocks[current()])
+    monkeypatch.setattr("knltrain.run.balance.time.perf_counter", lambda: clocks[current()])
 
     def work(comm):
         balance, notes, clocks[current()] = Balance(comm, measured), [], 0.0

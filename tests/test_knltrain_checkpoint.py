@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from knltrain import whole
 from knltrain.arena import Parameter, Parameters
-from knltrain.checkpoint import CheckpointError, best_checkpoint, checkpoints, load, load_latest, save
+from knltrain.claims import whole
 from knltrain.models.state import load as load_state
+from knltrain.run.checkpoint import CheckpointError, best_checkpoint, checkpoints, load, load_latest, save
 
 META = {"previous_lr": 0.1 + 0.2, "experiment": {"recipe": "[run]\nseed = 3\n", "unicode": "è"}}
 
@@ -199,7 +199,7 @@ def test_latest__none_is_not_the_same_as_all_damaged(tmp_path):
 def test_save__killed_before_the_rename_leaves_the_last_good_one(tmp_path):
     save(tmp_path, 1, arrays(), META, keep=2)
     script = (
-        "import os, sys; import numpy as np; from knltrain import checkpoint;"
+        "import os, sys; import numpy as np; from knltrain.run import checkpoint;"
         "os.replace = lambda *names: os._exit(9);"
         "checkpoint.save(sys.argv[1], 2, {'w': np.ones(1000)}, {'previous_lr': 0.1, 'experiment': {}}, keep=2)"
     )

@@ -8,8 +8,8 @@ import pytest
 from mpirun import run_mpi
 
 from knltrain import __version__, arguments, cli
-from knltrain.checkpoint import CheckpointError
 from knltrain.comm import communicator
+from knltrain.run.checkpoint import CheckpointError
 
 
 class FakeRank:

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from knltrain.config import SECTIONS, RecipeError, load_recipe, parse_recipe, resolved, rules
 from knltrain.data.augment import LEVELS, MIRRORS
-from knltrain.derived import derive
+from knltrain.recipe.config import SECTIONS, RecipeError, load_recipe, parse_recipe, resolved, rules
+from knltrain.recipe.derived import derive
 
 SMALL = """
 [model]

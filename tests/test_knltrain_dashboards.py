@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tinyrun
 
-from knltrain import dashboards
-from knltrain.dashboards import Dashboards, curves, sample
 from knltrain.data import Synthetic
 from knltrain.data.augment import Augment
-from knltrain.journal import read_log
+from knltrain.tell import dashboards
+from knltrain.tell.dashboards import Dashboards, curves, sample
+from knltrain.tell.journal import read_log
 
 RECIPE = '[run]\nseed = 3\nmlflow = "tests"\n'
 

@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from knltrain import demo, pictures, plots
+from knltrain.tell import plots
+from knltrain.tools import demo, pictures
 
 
 def test_picture__is_a_function_of_its_key():

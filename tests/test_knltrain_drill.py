@@ -3,7 +3,7 @@
 import pytest
 from mpirun import mpiexec, run_mpi
 
-from knltrain.drill import drill
+from knltrain.tools.drill import drill
 
 
 def test_drill__four_kinds_on_two_ranks(tmp_path, capsys, monkeypatch):
@@ -39,7 +39,7 @@ KILLED = """
 import os, random, signal, sys, time
 import numpy as np
 from pathlib import Path
-from knltrain.checkpoint import load_latest, save
+from knltrain.run.checkpoint import load_latest, save
 folder, rng, seen = Path(sys.argv[1]), random.Random(4), 0
 META = {"previous_lr": 0.1, "experiment": {}}
 arrays = {f"value/{i}": np.full(20_000, i, np.float32) for i in range(20)}

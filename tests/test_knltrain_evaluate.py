@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 from tinyrun import RECIPE
 
-from knltrain.checkpoint import CheckpointError, save
 from knltrain.comm import world
-from knltrain.config import parse_recipe, resolved
 from knltrain.data import Augment, DataSet, Synthetic, pack
 from knltrain.evaluate import evaluate, evaluate_run
-from knltrain.experiment import identity, make_model
 from knltrain.models import Model, build
 from knltrain.models.state import state as state_of
+from knltrain.recipe.config import parse_recipe, resolved
+from knltrain.recipe.experiment import identity, make_model
+from knltrain.run.checkpoint import CheckpointError, save
 
 
 class Mirrored(Synthetic):

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from knltrain import gauge
 from knltrain.comm.communicator import Serial
-from knltrain.gauge import SAMPLES, Gauge
-from knltrain.observe import Step
+from knltrain.run.observe import Step
+from knltrain.tell import gauge
+from knltrain.tell.gauge import SAMPLES, Gauge
 
 
 class Clock:

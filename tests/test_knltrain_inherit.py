@@ -1,12 +1,12 @@
-"""knltrain/inherit.py: what a recipe that extends another is, and what it is refused for."""
+"""knltrain/recipe/inherit.py: what a recipe that extends another is, and what it is refused for."""
 
 import re
 
 import pytest
 
 from knltrain import cli
-from knltrain.config import RecipeError, load_recipe, parse_recipe, resolved
-from knltrain.inherit import published
+from knltrain.recipe.config import RecipeError, load_recipe, parse_recipe, resolved
+from knltrain.recipe.inherit import published
 from knltrain.startup import warm_mark
 
 BASE = """

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from mpirun import ROOT, mpiexec
 
-from knltrain import journal, screen
-from knltrain.journal import Journal, machine_facts, read_log
-from knltrain.observe import Step
-from knltrain.screen import Screen
+from knltrain.node.hardware import machine_facts
+from knltrain.run.observe import Step
+from knltrain.tell import journal, screen
+from knltrain.tell.journal import Journal, read_log
+from knltrain.tell.screen import Screen
 
 
 class Clock:
@@ -205,7 +206,7 @@ def test_rate__is_recent_and_leaves_evaluation_out_which_time_left_counts(tmp_pa
 @pytest.mark.parametrize("piped", [False, True])
 def test_terminal__is_found_behind_the_launcher(piped):
     """Rank 0 of two writes into a pipe; what counts is where the launcher writes."""
-    script = "import sys; from knltrain.screen import Screen; print(Screen().redrawn, file=sys.stderr)"
+    script = "import sys; from knltrain.tell.screen import Screen; print(Screen().redrawn, file=sys.stderr)"
     command = [mpiexec(), "-n", "2", sys.executable, "-c", script]
     shown, terminal = pty.openpty()
     env = os.environ | {"PYTHONPATH": str(ROOT)}

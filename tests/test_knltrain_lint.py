@@ -1,11 +1,11 @@
-"""Every rule of knltrain/lint.py: a recipe that it speaks of, and one beside it that it does not."""
+"""Every rule of knltrain/recipe/lint.py: a recipe that it speaks of, and one beside it that it does not."""
 
 import pytest
 
 from knltrain import cli
-from knltrain.config import load_recipe, parse_recipe
-from knltrain.inherit import published
-from knltrain.lint import IMAGENET, RULES, lint
+from knltrain.recipe.config import load_recipe, parse_recipe
+from knltrain.recipe.inherit import published
+from knltrain.recipe.lint import IMAGENET, RULES, lint
 
 SMALL = """
 [model]

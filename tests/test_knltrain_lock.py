@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from knltrain import leaks, lock
-from knltrain.lock import LOCK, Lock, OwnedError
+from knltrain.node import leaks
+from knltrain.run import lock
+from knltrain.run.lock import LOCK, Lock, OwnedError
 
 
 def _left(folder, **facts):

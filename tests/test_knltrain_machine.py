@@ -7,9 +7,9 @@ from dataclasses import asdict
 import pytest
 from mpirun import run_mpi
 
-from knltrain.hardware import format_list, parse_list, read_topology
-from knltrain.machine import plan
-from knltrain.screen import placement_lines
+from knltrain.node.hardware import format_list, parse_list, read_topology
+from knltrain.node.machine import plan
+from knltrain.tell.screen import placement_lines
 
 
 def sysfs(folder, cores, threads, nodes, memory_only=0):
@@ -108,7 +108,7 @@ def test_unknown_system__is_one_node_of_cores(tmp_path):
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_bind__two_ranks_are_pinned_apart():
-    script = "import os; from knltrain.comm import world; from knltrain.machine import take_share; c = world();"
+    script = "import os; from knltrain.comm import world; from knltrain.node.machine import take_share; c = world();"
     script += "p = take_share(c); all = c.gather([sorted(os.sched_getaffinity(0)), p.compute]);"
     script += "print(all) if c.rank == 0 else None"
     result = run_mpi(2, "-c", script, KNLTRAIN_BIND="1")

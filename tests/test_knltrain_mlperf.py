@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from knltrain.config import parse_recipe
-from knltrain.mlperf import FILE, MlperfLog
-from knltrain.phases import legs
+from knltrain.recipe.config import parse_recipe
+from knltrain.recipe.phases import legs
+from knltrain.tell.mlperf import FILE, MlperfLog
 
 RECIPE = """
 [model]

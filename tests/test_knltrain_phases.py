@@ -5,11 +5,11 @@ from tinyrun import RECIPE, newest_state, same, train, write_recipe
 
 import knltrain as kt
 from knltrain.comm import world
-from knltrain.config import RecipeError, at_phase, parse_recipe, resolved
 from knltrain.evaluate import evaluate_run
-from knltrain.experiment import check_sizes
-from knltrain.journal import read_log
-from knltrain.phases import facts_at, leg_of, legs
+from knltrain.recipe.config import RecipeError, at_phase, parse_recipe, resolved
+from knltrain.recipe.experiment import check_sizes
+from knltrain.recipe.phases import facts_at, leg_of, legs
+from knltrain.tell.journal import read_log
 
 IMAGENET = 1_281_167
 SURFSARA = """

@@ -8,12 +8,12 @@ import re
 
 import pytest
 
-from knltrain.config import load_recipe
-from knltrain.derived import derive
-from knltrain.experiment import build_network
-from knltrain.inherit import published
 from knltrain.models import declare
-from knltrain.phases import leg_of, legs
+from knltrain.recipe.config import load_recipe
+from knltrain.recipe.derived import derive
+from knltrain.recipe.experiment import build_network
+from knltrain.recipe.inherit import published
+from knltrain.recipe.phases import leg_of, legs
 
 IMAGENET = 1_281_167
 NOT_IMAGENET = {

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from knltrain import cli
-from knltrain.config import RecipeError, load_recipe
-from knltrain.inherit import published
+from knltrain.recipe.config import RecipeError, load_recipe
+from knltrain.recipe.inherit import published
 
 ROOT = Path(__file__).resolve().parents[1]
 

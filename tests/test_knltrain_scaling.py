@@ -4,9 +4,9 @@ import pytest
 from tinyrun import STEPS, newest_state, same, train, write_recipe
 
 from knltrain import cli
-from knltrain.checkpoint import checkpoints, load
-from knltrain.journal import read_log
 from knltrain.optim.scaling import HOPELESS
+from knltrain.run.checkpoint import checkpoints, load
+from knltrain.tell.journal import read_log
 
 DYNAMIC = ("--set", "compute.loss_scale=dynamic", "--set", "run.checkpoint_every_steps=2")
 

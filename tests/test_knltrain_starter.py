@@ -1,14 +1,14 @@
-"""knltrain/starter.py writes recipes that train as they are; `misfits` says where recipe and shards do not fit."""
+"""recipe/starter.py writes recipes that train as they are; `misfits` says where recipe and shards do not fit."""
 
 import numpy as np
 import pytest
 
 from knltrain.cli import main
-from knltrain.config import load_recipe, parse_recipe
 from knltrain.data import DataSet
 from knltrain.data.shards import Row, finish_shard, write_shard
-from knltrain.experiment import misfits
-from knltrain.starter import write_starter
+from knltrain.recipe.config import load_recipe, parse_recipe
+from knltrain.recipe.experiment import misfits
+from knltrain.recipe.starter import write_starter
 
 
 def shards(folder, size=8, rows=40, classes=2, encoding="raw"):

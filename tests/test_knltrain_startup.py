@@ -9,8 +9,8 @@ from tinyrun import train, write_recipe
 
 from knltrain import startup
 from knltrain.comm.communicator import Serial
-from knltrain.journal import read_log
 from knltrain.kernels import cache_folder
+from knltrain.tell.journal import read_log
 
 CACHE = cache_folder()
 TEXT = "[model]\nname = 'resnet_cifar8'\n[data]\n"

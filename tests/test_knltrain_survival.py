@@ -9,16 +9,16 @@ from mpirun import run_mpi
 from tinyrun import STEPS, newest_state, same, train, write_recipe
 
 from knltrain import cli
-from knltrain.background import Writer
-from knltrain.checkpoint import checkpoints, load
 from knltrain.comm import world
 from knltrain.comm.communicator import Serial
 from knltrain.data import Augment, Synthetic
 from knltrain.evaluate import evaluate
-from knltrain.faults import KINDS, parse
-from knltrain.lifecycle import LOOK_S, Lifecycle
-from knltrain.lock import Lock
 from knltrain.models import Model, build
+from knltrain.run.background import Writer
+from knltrain.run.checkpoint import checkpoints, load
+from knltrain.run.faults import KINDS, parse
+from knltrain.run.lifecycle import LOOK_S, Lifecycle
+from knltrain.run.lock import Lock
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_checkpoint__a_full_disk_is_said_once_and_training_goes_on(folder, whole
 
 def test_checkpoint__that_cannot_be_written_at_the_end_is_an_error(folder, monkeypatch):
     script = (
-        "import knltrain.restart as r, knltrain.background as b, sys; from knltrain.cli import main;"
+        "import knltrain.run.restart as r, knltrain.run.background as b, sys; from knltrain.cli import main;"
         "r.LAST_LIMIT_S = 2.0; b.PAUSE_S = 0.5; sys.exit(main(sys.argv[1:]))"
     )
     order = ["train", str(folder / "tiny.toml"), "--run", str(folder / "lost"), "--inject", "disk-full:seconds=99"]
@@ -234,7 +234,7 @@ def test_inject__refuses_what_it_does_not_know(folder, word):
 
 
 def test_writer__retries_the_newest_job_and_reports_both_ends(monkeypatch):
-    monkeypatch.setattr("knltrain.background.PAUSE_S", 0.05)
+    monkeypatch.setattr("knltrain.run.background.PAUSE_S", 0.05)
     written, said, full = [], [], threading.Event()
     full.set()
 
@@ -280,7 +280,7 @@ import sys, threading, time
 import h5py
 from h5py._objects import phil
 from pathlib import Path
-from knltrain.background import Writer
+from knltrain.run.background import Writer
 begun, file = threading.Event(), h5py.File(sys.argv[1] + "/open.h5", "w")
 def write(job):
     with phil:

@@ -11,10 +11,10 @@ import pytest
 import tinyrun
 
 from knltrain import cli
+from knltrain.claims.keys import traced_steps
 from knltrain.comm import Serial
-from knltrain.config import RecipeError, load_recipe
-from knltrain.keys import traced_steps
-from knltrain.stragglers import stragglers
+from knltrain.recipe.config import RecipeError, load_recipe
+from knltrain.tell.stragglers import stragglers
 from knltrain.trace import FOLDER, chrome, clocks, tracer
 from knltrain.trace.critical import by_kind, critical_path
 from knltrain.trace.entries import clock_error, common_steps, entries

@@ -15,9 +15,9 @@ import pytest
 from mpirun import ROOT, mpiexec, run_here, run_mpi
 from ranks import on_ranks
 
-from knltrain.checkpoint import checkpoints, load
 from knltrain.data.shards import Row, finish_shard, write_shard
 from knltrain.evaluate import evaluate_run
+from knltrain.run.checkpoint import checkpoints, load
 
 IMAGES, SIZE, CLASSES = 52, 28, ("cold", "warm", "green")
 COLOURS = ((40, 60, 200), (210, 80, 40), (60, 190, 70))

@@ -10,11 +10,12 @@ import time
 
 import pytest
 
-from knltrain import cli, screen
-from knltrain.board import Board, Curve, sparkline
-from knltrain.lock import Lock, is_held
-from knltrain.screen import Screen
-from knltrain.watch import Follower, Viewer, watch
+from knltrain import cli
+from knltrain.run.lock import Lock, is_held
+from knltrain.tell import screen
+from knltrain.tell.board import Board, Curve, sparkline
+from knltrain.tell.screen import Screen
+from knltrain.tell.watch import Follower, Viewer, watch
 
 MACHINE = {"host": "node07", "ranks": 2, "threads_per_rank": 4, "peak_flops": 1e11, "kernels": "avx2"}
 MACHINE |= {"processes": ["node07 process 5", "node08 process 6"]}

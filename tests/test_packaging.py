@@ -47,7 +47,7 @@ def test_wheel__holds_one_package_with_kernels_and_recipes(wheel):
     assert {name.rpartition("/")[2] for name in names if name.startswith("knltrain/kernels/")} >= kernels
     recipes = {path.name for path in (ROOT / "jobs" / "recipes").glob("*.toml")}
     assert {name.rpartition("/")[2] for name in names if name.startswith("knltrain/recipes/")} == recipes
-    assert {"knltrain/py.typed", "knltrain/demo.toml"} <= set(names)
+    assert {"knltrain/py.typed", "knltrain/tools/demo.toml"} <= set(names)
 
 
 def dockerfile():

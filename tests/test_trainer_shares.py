@@ -8,8 +8,8 @@ import pytest
 from ranks import ALONE, learned, on_ranks
 
 from knltrain.comm import Serial
-from knltrain.config import parse_recipe
 from knltrain.data.synthetic import Synthetic
+from knltrain.recipe.config import parse_recipe
 from knltrain.trainer import Trainer
 
 NETWORKS = {

@@ -3,8 +3,8 @@
 import numpy as np
 from mpirun import run_here, run_mpi
 
-from knltrain.checkpoint import checkpoints, load
 from knltrain.data.shards import Row, finish_shard, write_shard
+from knltrain.run.checkpoint import checkpoints, load
 
 STEPS = 12
 RECIPE = """

@@ -13,8 +13,8 @@ import numpy as np
 
 from knltrain.kernels import ARCH, STREAM_UNIT, fma_peak, product, stream
 
-from ..journal import machine_facts
 from ..layers import Op, Pass, run
+from ..node.hardware import machine_facts
 
 PEAK_SECONDS = 3e-3  # of one look at the peak
 HEADLINE_BYTES = 256 << 20  # of the streams that the head of a table names

@@ -14,7 +14,7 @@ from knltrain.kernels import set_threads
 
 from ..comm import world
 from ..models.state import state
-from ..restart import Restart
+from ..run.restart import Restart
 from .ceiling import clock, machine_line
 from .workload import Workload
 

@@ -13,9 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..demo import find_mpiexec
-from ..journal import machine_facts
-from ..whole import write_whole
+from ..claims.whole import write_whole
+from ..node.hardware import machine_facts
+from ..tools.demo import find_mpiexec
 
 HERE = Path(__file__).resolve().parents[2]  # the checkout
 NAMES = ("layer", "pass", "kernel"), ("algorithm", "wire", "bytes")  # what tells rows apart: of kernels, of exchanges

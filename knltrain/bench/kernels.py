@@ -146,7 +146,7 @@ def run(
         what = f"{model}, slot batch {slot_batch}, {precision}"
         print(_head(what, ceiling, bandwidths, worst) + "\n" + table(rows, small))
     if plot:
-        from ..plots import roofline
+        from ..tell.plots import roofline
 
         roofline([_record(row, bandwidths) for row in rows], Path(plot), f"{model}, slot batch {slot_batch}")
 

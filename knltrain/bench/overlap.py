@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 import numpy as np
 
 from ..comm import Links, Reducer, make_block
-from ..machine import take_share
+from ..node.machine import take_share
 from .ceiling import machine_line
 from .workload import Workload
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from knltrain.kernels import set_threads
 
 from ..comm import Serial
-from ..gauge import SAMPLES, Gauge
-from ..journal import Journal
-from ..screen import Screen
+from ..tell.gauge import SAMPLES, Gauge
+from ..tell.journal import Journal
+from ..tell.screen import Screen
 from ..trace import Tracer
 from .ceiling import machine_line
 from .workload import Workload

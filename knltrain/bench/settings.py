@@ -10,9 +10,9 @@ import statistics
 import time
 from contextlib import ExitStack, closing
 
-from ..balance import FIRST, SKIPPED, Balance
 from ..data.synthetic import Synthetic
-from ..observe import StepObserver
+from ..run.balance import FIRST, SKIPPED, Balance
+from ..run.observe import StepObserver
 from ..trainer import Trainer
 
 CLASSES = 1000

@@ -21,7 +21,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from ..text import printable
+from ..claims.text import printable
 from .rendezvous import connect_ranks
 
 EXIT_CODE = 70  # of a job that the watch has ended: internal error, in the words of sysexits.h

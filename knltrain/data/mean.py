@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..whole import write_whole
+from ..claims.whole import write_whole
 from .dataset import DataSet
 from .progress import Progress
 

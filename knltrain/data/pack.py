@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..text import counted
-from ..whole import put
+from ..claims.text import counted
+from ..claims.whole import put
 from .decode import DecodeError, require_decoder, to_stored
 from .plan import Packing, make_plan
 from .progress import Progress, on_first_rank

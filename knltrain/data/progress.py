@@ -3,7 +3,7 @@
 import sys
 import time
 
-from ..text import printable
+from ..claims.text import printable
 
 
 class Progress:

@@ -30,9 +30,9 @@ import numpy as np
 
 from knltrain.kernels import crc32c
 
-from ..hdf5 import Untrusted, attributes, opened, stored
-from ..keys import Rule, shown
-from ..whole import put
+from ..claims.hdf5 import Untrusted, attributes, opened, stored
+from ..claims.keys import Rule, shown
+from ..claims.whole import put
 
 FORMAT, VERSION = "knltrain-shard", 2
 METADATA = {"raw": ("class_names", "names", "labels", "checksums")}

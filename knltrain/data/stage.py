@@ -15,7 +15,7 @@ from pathlib import Path
 
 from knltrain.kernels import claim
 
-from ..whole import put
+from ..claims.whole import put
 
 STAGES = ("none", "local", "memory")
 MEMORY = Path("/dev/shm")

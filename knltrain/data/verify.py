@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..text import between, counted, printable
+from ..claims.text import between, counted, printable
 from .dataset import check_complete, find_shards
 from .decode import DecodeError, decode
 from .files import OpenFile

@@ -8,10 +8,10 @@ import json
 import time
 from dataclasses import asdict
 
-from ..leaks import sweep
-from ..machine import take_share
-from ..screen import placement_lines
-from ..text import printable
+from ..claims.text import printable
+from ..node.leaks import sweep
+from ..node.machine import take_share
+from ..tell.screen import placement_lines
 from .checks import OK, WRONG, examine
 from .facts import gather_facts
 from .measure import examine_data, measure_network, measure_node

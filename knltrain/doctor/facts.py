@@ -9,8 +9,7 @@ from pathlib import Path
 
 from knltrain.kernels import ARCH, THREADING_LAYER, cache_folder
 
-from ..hardware import memory_free, read_text, read_topology
-from ..journal import machine_facts
+from ..node.hardware import machine_facts, memory_free, read_text, read_topology
 
 PROC, SYS = Path("/proc"), Path("/sys")
 FMA_UNITS = 2  # of a core, as nearly all CPUs have

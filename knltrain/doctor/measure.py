@@ -9,7 +9,7 @@ import numpy as np
 from knltrain.kernels import STREAM_UNIT, aligned_zeros, product, stream
 
 from ..data import DataSet
-from ..machine import arithmetic_peak, best_rate
+from ..node.machine import arithmetic_peak, best_rate
 from .facts import locking
 
 SECONDS = 0.3  # of each measurement

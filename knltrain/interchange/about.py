@@ -7,7 +7,7 @@ the facts from which it is built again here. They go into the metadata of safete
 import json
 from collections.abc import Mapping
 
-from ..keys import LONGEST, shown
+from ..claims.keys import LONGEST, shown
 
 
 def tell(facts: dict, preprocessing: dict) -> dict[str, str]:

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..keys import shown
-from ..whole import write_whole
+from ..claims.keys import shown
+from ..claims.whole import write_whole
 
 ABOUT = "about"  # the array of a .npz that holds what the file says beside its weights: JSON, a text to a name
 MOST_ABOUT = 1 << 24  # bytes of it

@@ -11,9 +11,9 @@ import numpy as np
 
 from .. import __version__
 from ..arena import Parameters
+from ..claims.whole import write_whole
 from ..layers import Op, Program, Sequential, Tensor
 from ..layers.program import PACKING
-from ..whole import write_whole
 from .files import extra
 from .names import Entry, give
 

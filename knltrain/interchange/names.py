@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..keys import shown
+from ..claims.keys import shown
 from ..layers import Linear, Sequential
 from ..models import declare
 from .files import Stored

@@ -8,7 +8,6 @@ import numpy as np
 from knltrain.kernels import convert, number_named
 
 from ..arena import GradientBlock, Parameters
-from ..hardware import memory_free
 from ..layers import (
     ALIGN,
     Memory,
@@ -22,6 +21,7 @@ from ..layers import (
     fuse,
     shard_dense,
 )
+from ..node.hardware import memory_free
 
 
 class Among(NamedTuple):

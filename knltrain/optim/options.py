@@ -6,7 +6,7 @@ The standard library alone: recipes are read without loading a kernel.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..keys import key
+from ..claims.keys import key
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import bisect
 import math
 from dataclasses import dataclass
 
-from ..keys import key
+from ..claims.keys import key
 
 LONGEST = 10**6  # epochs
 

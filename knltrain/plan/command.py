@@ -75,7 +75,7 @@ def plan(training: Training, on: str, nodes: str, ranks: int = 0, as_json: bool 
         raise ValueError(f"--nodes {nodes}: the recipe has {slots} slots, expected at most as many nodes")
     ways = choices(training, machine, rows[-1].nodes, slots=SLOTS, ranks=ranks)
     if plot:
-        from ..plots import scaling
+        from ..tell.plots import scaling
 
         quick = [choices(training, machine, row.nodes, ranks=ranks)[0] for row in rows]
         lines = {f"as the recipe says, {training.wire}": rows, "the quickest set-up": quick}

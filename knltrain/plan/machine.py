@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..keys import Rule, shown
+from ..claims.keys import Rule, shown
 
 SHIPPED = Path(__file__).parent / "machines"
 MOST_BYTES = 1 << 20  # of a file

@@ -17,10 +17,10 @@ from knltrain.kernels import fma_peak, set_threads, stream
 
 from ..bench.ceiling import Ceiling
 from ..bench.workload import Workload
+from ..claims.whole import write_whole
 from ..comm import Curve, predicted
-from ..journal import machine_facts
 from ..layers import Observer
-from ..whole import write_whole
+from ..node.hardware import machine_facts
 from .cost import op_cost
 from .machine import KNOWN, Machine, load_machine
 

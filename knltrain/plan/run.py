@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..comm import Shares
-from ..machine import RESERVE_FROM, RESERVE_TWO_FROM
+from ..node.machine import RESERVE_FROM, RESERVE_TWO_FROM
 from .cost import StepCost, step_cost
 from .exchange import FC_MODES, Scheme, exchange, fully_connected
 from .machine import Machine
@@ -73,7 +73,7 @@ class Prediction:
 
 
 def cores_of(machine: Machine, ranks: int) -> tuple[int, int]:
-    """(compute cores, cores kept for communication) of a rank, as `knltrain.machine` divides a node."""
+    """(compute cores, cores kept for communication) of a rank, as `knltrain.node.machine` divides a node."""
     own = int(machine.cores) // ranks
     kept = 0 if own < RESERVE_FROM else 2 if own >= RESERVE_TWO_FROM else 1
     return max(1, own - 2 * kept), kept

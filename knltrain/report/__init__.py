@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from ..whole import write_whole
+from ..claims.whole import write_whole
 from .page import page
 from .panels import panels
 from .run import read_run
@@ -24,7 +24,7 @@ def write_report(
     runs = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     out = Path(out) if out else (folders[0] if len(folders) == 1 else Path()) / "report.html"
     if figures:
-        from ..plots import curves
+        from ..tell.plots import curves
 
         for path in figures:
             curves(panels(runs), path)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..stragglers import HEAD, stragglers
+from ..tell.stragglers import HEAD, stragglers
 from .panels import epoch_of
 from .run import Run, number
 

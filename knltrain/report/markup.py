@@ -2,7 +2,7 @@
 
 from xml.etree.ElementTree import Element, tostring
 
-from ..text import visible
+from ..claims.text import visible
 
 
 def h(tag: str, *children, **attributes) -> Element:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..plots import smooth
+from ..tell.plots import smooth
 from .run import Run, number
 
 MOST_POINTS = 240  # of a line: about as many as there are pixels

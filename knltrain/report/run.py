@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..journal import LOG, MACHINE, PREDICTIONS, RECIPE, newest, read_all
+from ..tell.journal import LOG, MACHINE, PREDICTIONS, RECIPE, newest, read_all
 
 STEP = ("step", "epoch", "loss", "accuracy", "lr", "images_per_s", "data_wait_s", "exchange_exposed_s", "time")
 EVALUATION = ("step", "epoch", "top1", "top5", "images")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..whole import write_whole
+from ..claims.whole import write_whole
 from .critical import Link
 from .reading import Rank, Span
 from .tracer import COMPUTE, EXCHANGE

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ..text import printable
+from ..claims.text import printable
 from .tracer import COMPUTE, EXCHANGE, FOLDER, VERSION
 
 MOST_NAMES, LATEST = 100_000, 1e12  # seconds of a clock

@@ -4,8 +4,8 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
-from ..stragglers import HEAD, stragglers
-from ..text import printable
+from ..claims.text import printable
+from ..tell.stragglers import HEAD, stragglers
 from .chrome import write_chrome
 from .critical import by_kind, critical_path
 from .entries import clock_error, common_steps, entries

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from ..layers import Observer
-from ..observe import StepObserver
+from ..run.observe import StepObserver
 from .clocks import clock_offset
 
 FOLDER, VERSION = "trace", 1

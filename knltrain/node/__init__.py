@@ -1,0 +1,1 @@
+"""This node and a rank's place on it."""

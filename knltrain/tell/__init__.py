@@ -1,0 +1,1 @@
+"""What a run tells: its log, and all that is drawn from it."""

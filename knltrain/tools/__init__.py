@@ -1,0 +1,1 @@
+"""Commands around training: the demo, drills, pictures of data, other programs' files."""
