@@ -11,7 +11,7 @@ version = re.search(r'__version__ = "(.+?)"', (here / "knltrain" / "__init__.py"
 
 def with_all(extras):
     """The extras, and "all": what any command can use."""
-    used = {package for name, some in extras.items() if name not in ("dev", "docs") for package in some}
+    used = {package for name, some in extras.items() if name not in ("dev", "docs", "parity") for package in some}
     return extras | {"all": sorted(used)}
 
 
@@ -51,6 +51,7 @@ setup(
             "pytest", "pytest-xdist", "ruff", "pyarrow", "rich", "tensorboardX", "tensorboard", "safetensors", "onnx",
             "onnxruntime", "nbclient", "ipykernel", "wheel",
         ],  # fmt: skip
+        "parity": ["optax", "torch", "mlperf-logging"],  # what some tests compare with; a gigabyte
     }),
     entry_points={"console_scripts": ["knltrain = knltrain.cli:main"]},
 )

@@ -2,9 +2,10 @@
 
 Numba's cache does not notice that a function in *another* file changed, so the cache folder carries a hash of
 every source file of this package, and Numba's version: an edit anywhere starts a fresh folder, and nothing stale is
-ever loaded.
+ever loaded. What is in it does not depend on where the sources lie: a checkout, its clones and a wheel share it.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import functools
@@ -14,9 +15,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 
 from .private import claim
 
@@ -76,6 +80,35 @@ def _claim_writable(folder: Path) -> Path:
     return folder
 
 
+class _Locator:
+    """Numba's question where a kernel is kept. Its own answers are by the path of the source and its time."""
+
+    def __init__(self, function, file):
+        self._py_file, self._line = file, function.__code__.co_firstlineno
+
+    from_function = classmethod(lambda cls, function, file: cls(function, file))
+
+    def ensure_cache_path(self):
+        cache_folder()
+
+    def get_cache_path(self):
+        return str(cache_folder())
+
+    def get_source_stamp(self):
+        return ""  # the folder's name carries one of all sources
+
+    def get_disambiguator(self):
+        return str(self._line)
+
+
+class _Files(CompileResultCacheImpl):
+    _locator_classes = (_Locator,)
+
+
+class _NumbaCache(FunctionCache):
+    _impl_class = _Files
+
+
 class _Cache:
     """A kernel's cache on disk, looked for when the kernel is first called: who compiles nothing needs no place.
 
@@ -88,17 +121,20 @@ class _Cache:
 
     @functools.cached_property
     def _found(self):
-        numba.config.CACHE_DIR = str(cache_folder())
-        return FunctionCache(self._function)
+        return _NumbaCache(self._function)
 
     def load_overload(self, signature, target):
-        found = self._found.load_overload(signature, target)
+        found = self._load(signature, target)
         if found is None and self._lock is None:
             self._lock = _lock(cache_folder() / f"{self._function.__module__}.{self._function.__qualname__}.lock")
-            found = self._found.load_overload(signature, target)
+            found = self._load(signature, target)
             if found is not None:
                 self._unlock()
         return found
+
+    def _load(self, signature, target):
+        with _libraries(target.codegen(), JITCodeLibrary):
+            return self._found.load_overload(signature, target)
 
     def save_overload(self, signature, result):
         try:
@@ -166,6 +202,54 @@ numba.config.THREADING_LAYER = THREADING_LAYER
 # ---- compiling -----------------------------------------------------------------------------------------------
 
 
+class _Part(JITCodeLibrary):
+    """What is compiled to become part of a kernel: LLVM's intermediate code alone.
+
+    Numba would optimize each function and translate it to machine code, and do both again with each that calls it.
+    """
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name):
+        return 0
+
+    @property
+    def codegen(self):  # which Numba asks for one thing: to tell code that there is not where its Python objects are
+        return SimpleNamespace(set_env=lambda name, environment: None)
+
+
+class _Compiler(Compiler):
+    """Numba's compiler; but machine code is made of the kernel as a whole, not of its parts."""
+
+    def __init__(self, typing, target, library, *others):
+        if library is None:
+            library = JITCodeLibrary(target.codegen(), "kernel")
+            library.enable_object_caching()
+        super().__init__(typing, target, library, *others)
+
+    def compile_extra(self, function):
+        with _libraries(self.state.targetctx.codegen(), _Part):
+            return super().compile_extra(function)
+
+
+@contextlib.contextmanager
+def _libraries(codegen, kind):
+    """Within, Numba makes libraries of that kind."""
+    before, codegen._library_class = codegen._library_class, kind
+    try:
+        yield
+    finally:
+        codegen._library_class = before
+
+
+_FLAGS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": {"contract"}}
+
+
 def kernel(function=None, *, parallel=False):
     """Compile `function` as every kernel is compiled: no GIL, cached on disk, a*b+c may become one FMA.
 
@@ -174,11 +258,21 @@ def kernel(function=None, *, parallel=False):
     """
     if function is None:
         return functools.partial(kernel, parallel=parallel)
-    compiled = numba.njit(
-        nogil=True, error_model="numpy", boundscheck=False, fastmath={"contract"}, parallel=parallel
-    )(function)  # fmt: skip
+    compiled = numba.njit(parallel=parallel, pipeline_class=_Compiler, no_cfunc_wrapper=True, **_FLAGS)(function)
     compiled._cache = _Cache(function)  # what cache=True does, but that asks for the folder at once
     return compiled
+
+
+def inlined(function):
+    """Compile `function` as a part of each kernel that calls it. Python cannot call it."""
+    part = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_FLAGS)(function)
+    part._insert = lambda *overload: None  # so that Python finds nothing to call, and asks for more
+    part._compile_for_args = functools.partial(_refuse, function)
+    return part
+
+
+def _refuse(function, *_):
+    raise TypeError(f"{function.__qualname__} is compiled as a part of kernels: call one of them, or its py_func")
 
 
 def set_threads(count: int) -> None:

@@ -8,7 +8,7 @@ exact, and equal on any number of threads and ranks.
 import numba
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 from .update import CHUNK, LANES, _check
 
 
@@ -57,7 +57,7 @@ def blended_update(w, g, v, s, momentum, beta2, plain, adaptive, epsilon, weight
     _blend(w.reshape(-1), g.reshape(-1), v.reshape(-1), s.reshape(-1), scalars)
 
 
-@kernel
+@inlined
 def _chunk_moments(w, g, v, s, scalars, sums):
     """One chunk; sums (2,) float64. Lane l takes elements l, l + LANES, …; then the lanes are added in order."""
     beta1, beta2, first, second, epsilon, decay = _six(scalars)
@@ -84,7 +84,7 @@ def _moments(w, g, v, s, scalars, sums):
         _chunk_moments(w[here], g[here], v[here], s[here], scalars, sums[i])
 
 
-@kernel
+@inlined
 def _six(scalars):
     return scalars[0], scalars[1], scalars[2], scalars[3], scalars[4], scalars[5]
 

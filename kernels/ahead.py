@@ -8,7 +8,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ._ir import prefetch_line
-from ._jit import kernel
+from ._jit import inlined
 from .arch import LINE
 
 DISTANCE = 4096  # bytes: 2 to 8 KiB are the same; more is worse where several tensors are read
@@ -23,14 +23,14 @@ def _prefetch(typing, address):
     return types.void(types.int64), codegen
 
 
-@kernel
+@inlined
 def ask_ahead(x, row):
     """While row `row` of x (rows, columns) is read, ask for as many bytes DISTANCE behind it."""
     width = x.shape[1] * x.itemsize
     ask(x.ctypes.data + row * width + DISTANCE, width)
 
 
-@kernel
+@inlined
 def ask(address, size):
     """Ask for `size` bytes from an address on."""
     for line in range(0, size, LINE):

@@ -13,7 +13,7 @@ What a pass does to a row of pixels is in `affine`.
 import numba
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 from ._shapes import (
     check_array,
     check_input,
@@ -53,7 +53,7 @@ def _carve(workspace, pixels, channels):
     return rows, used[: 2 * chunks].reshape(chunks, 2, columns), used[2 * chunks :]
 
 
-@kernel
+@inlined
 def _fill_row(row, values):
     """row (fold * C) = values (C) over and over."""
     for j in range(0, row.size, values.size):
@@ -64,13 +64,13 @@ def _fill_row(row, values):
 # ---- forward -------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _moments_body(i, rows, x, partial):
     first, columns = i * rows, x.shape[1]
     part_moments(x.reshape(-1), first * columns, columns, min(rows, x.shape[0] - first), partial[i, 0], partial[i, 1])
 
 
-@kernel
+@inlined
 def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
     columns, pitch = x.shape[1], coefficients.strides[0]
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
@@ -84,7 +84,7 @@ def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
         )  # fmt: skip
 
 
-@kernel
+@inlined
 def _affine_rows(gamma, beta, var, eps, scale_row, shift_row):
     """scale = gamma / std and shift = beta, of y = (x - mean) * scale + shift."""
     channels = var.size
@@ -177,7 +177,7 @@ def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=F
 # ---- backward ------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _ask_for_gradient(r, x, y, dy):
     ask_ahead(x, r)
     ask_ahead(dy, r)
@@ -185,7 +185,7 @@ def _ask_for_gradient(r, x, y, dy):
         ask_ahead(y, r)
 
 
-@kernel
+@inlined
 def _sums_body(i, rows, x, y, dy, mask, coefficients, dresidual, partial):
     # sums of g and of g * (x - mean)
     partial[i] = 0
@@ -200,7 +200,7 @@ def _sums_body(i, rows, x, y, dy, mask, coefficients, dresidual, partial):
         )  # fmt: skip
 
 
-@kernel
+@inlined
 def _merge_sums(partial, sum_g, sum_gx):
     """Add up partial (chunks, 2, fold * C) into two float64 arrays (C)."""
     channels = sum_g.size
@@ -211,7 +211,7 @@ def _merge_sums(partial, sum_g, sum_gx):
                 sum_gx[c] += partial[i, 1, j + c]
 
 
-@kernel
+@inlined
 def _input_gradient_body(i, rows, x, y, dy, mask, coefficients, dx, past):
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
         _ask_for_gradient(r, x, y, dy)

@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 
 CHUNK = 1 << 16  # words hashed by one thread in one go
 LANES = 16  # independent chains, so that they vectorize
@@ -25,7 +25,7 @@ def _chunk(words):
     return _combine(lanes)
 
 
-@kernel
+@inlined
 def _combine(values):
     total = np.uint64(values.size)
     for value in values:

@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ._ir import Lanes, address_of, load_address, times
-from ._jit import kernel
+from ._jit import inlined, kernel
 from .store import goes_past, store_row
 
 SAMPLE_BYTES = 256 << 10  # of a sample so large that a batch of them does not stay in the caches
@@ -152,13 +152,13 @@ def _crop_normalize(image, top, left, mirror, means, inverse_std, out):
 # ---- resample ------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _taps(scale):
     """How many input pixels an output pixel can reach, at most."""
     return int(math.ceil(2 * max(scale, 1.0))) + 1
 
 
-@kernel
+@inlined
 def _weights(i, begin, extent, scale, limit, weights):
     """Weights of output pixel i in a box [begin, begin + extent) of a line; returns the first input pixel.
 
@@ -249,7 +249,7 @@ def _weigh_pixels(typingctx, line, starts, across, means, scales, taps, group, p
     return types.void(line, starts, across, means, scales, types.int64, types.int64, pixels), codegen
 
 
-@kernel
+@inlined
 def _weigh_rows(image, y, begin, count, down, line):
     """line = sum over k of down[k] * image[y + k], over `count` values from `begin`."""
     taps = len(down)

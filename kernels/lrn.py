@@ -7,12 +7,12 @@ Source: Krizhevsky et al. 2012, section 3.3; Caffe's lrn_layer (alpha is divided
 import numba
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 from ._shapes import CHUNK, check_array, check_input, check_tensor
 from .element import narrow, widen
 
 
-@kernel
+@inlined
 def _power(scale, beta, y):
     """y = scale**-beta on a row; 0.75, the value of the paper, from two square roots, which are vector code."""
     if beta == np.float32(0.75):
@@ -24,7 +24,7 @@ def _power(scale, beta, y):
             y[c] = scale[c] ** -beta
 
 
-@kernel
+@inlined
 def _window_sums(padded, size, y):
     """y[c] = sum of padded[c : c + size]; padded (C + size - 1) has size // 2 zeros at each end."""
     for c in range(y.size):
@@ -34,7 +34,7 @@ def _window_sums(padded, size, y):
             y[c] += padded[k + c]
 
 
-@kernel
+@inlined
 def _forward_body(x, size, alpha, beta, k, y, scale):
     # x, y, scale (rows, C); helpers get rows of their own: a view of a shared array would count references atomically
     half, channels = size // 2, x.shape[1]
@@ -86,7 +86,7 @@ def lrn_forward(x, size, alpha, beta, k, y, scale):
     _forward(rows, x, size, np.float32(alpha), np.float32(beta), np.float32(k), y, scale)
 
 
-@kernel
+@inlined
 def _backward_body(x, y, scale, dy, size, alpha, beta, dx):
     # all (rows, C)
     half, channels = size // 2, x.shape[1]

@@ -7,11 +7,11 @@ E[x^2] - E[x]^2.
 
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 from .element import widen
 
 
-@kernel
+@inlined
 def part_moments(x, first, pitch, rows, mean, m2):
     """mean[c], m2[c] of x[first + r * pitch + c] over r < rows; x is flat, of any Number."""
     start, step, columns = np.uint64(first), np.uint64(pitch), np.uint64(mean.size)  # unsigned: no index from the end

@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ._ir import Lanes, literals, number_type, times
-from ._jit import kernel
+from ._jit import inlined, kernel
 from ._shapes import check_array
 from .arch import LINE, LINE_FLOATS, MR, NV, V
 from .dot import dot_of
@@ -79,7 +79,7 @@ def stream_part(typing, width, kind, source, target, turns):
     return types.void(width, kind, types.int64, types.int64, types.int64), codegen
 
 
-@kernel
+@inlined
 def _dot_rounds(rounds, row):
     dot_loop(V, CHAINS, row.dtype, rounds, row.ctypes.data)
 
@@ -104,7 +104,7 @@ def fma_peak(rounds: int, pairs: bool = False) -> int:
     return 2 * in_unit * rows.shape[0] * rounds * CHAINS * V
 
 
-@kernel
+@inlined
 def _walk(kind, source, target, turns):
     if kind == READ:
         stream_part(V, READ, source, target, turns)

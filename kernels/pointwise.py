@@ -7,7 +7,7 @@ A NaN passes through every function here, so that a diverged run shows it in its
 import numba
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 from ._shapes import CHUNK, check_array, check_input, check_tensor, check_workspace, chunk_count, chunk_rows, fold
 from .each import MASK, RAISE, SUM, each
 from .element import widen
@@ -85,7 +85,7 @@ def accumulate(a, b):
 # ---- dropout -------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _dropout_body(key, first, x, threshold, scale, results):
     for j in range(x.size):
         kept = hash_u32(key, first + j) >= threshold
@@ -146,7 +146,7 @@ def bias_gradient_workspace(pixels: int, channels: int) -> int:
     return chunks * factor * channels
 
 
-@kernel
+@inlined
 def _column_sums_body(i, rows, dy, partial):
     total = partial[i]
     total[:] = 0

@@ -11,7 +11,7 @@ Letters: (r, s) a place in the window at (p, q), h = p*stride - pad + r, w = q*s
 import numba
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 from ._shapes import check_array, check_input, check_tensor, output_size
 from .element import widen
 from .store import store_row
@@ -25,20 +25,20 @@ def _check(name, x_shape, y, size, stride, pad):
     check_tensor(name, y, (n, output_size(h, size, stride, pad), output_size(w, size, stride, pad), c))
 
 
-@kernel
+@inlined
 def _covering(place, size, stride, pad, outputs):
     """First and one past the last window along one axis that covers `place`."""
     first = max(0, (place + pad - size + stride) // stride)
     return first, min(outputs, (place + pad) // stride + 1)
 
 
-@kernel
+@inlined
 def _store(source, y, q):
     """Row q of y (.., C) = C floats at an address."""
     store_row(source, y.shape[1], y.dtype, y.ctypes.data + q * y.strides[0], False, False)
 
 
-@kernel
+@inlined
 def _scale(factor, sums):
     for c in range(sums.size):
         sums[c] *= factor
@@ -47,7 +47,7 @@ def _scale(factor, sums):
 # ---- maximum -------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _maxpool_row(p, x, size, stride, pad, y, argmax):
     # x (H,W,C) one image; y, argmax (Q,C) its row p
     channels = x.shape[2]
@@ -93,7 +93,7 @@ def maxpool_forward(x, size, stride, pad, y, argmax):
     _maxpool_forward(x, size, stride, pad, y, argmax)
 
 
-@kernel
+@inlined
 def _maxpool_backward_row(h, dy, argmax, size, stride, pad, dx):
     # dy, argmax (P,Q,C) one image; dx (W,C) its row h
     p0, p1 = _covering(h, size, stride, pad, dy.shape[0])
@@ -131,7 +131,7 @@ def maxpool_backward(dy, argmax, size, stride, pad, dx):
 # ---- average -------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _avgpool_row(p, x, size, stride, pad, y):
     # x (H,W,C) one image; y (Q,C) its row p
     h0, w0, sums = p * stride - pad, -pad, np.empty(y.shape[1], np.float32)
@@ -163,7 +163,7 @@ def avgpool_forward(x, size, stride, pad, y):
     _avgpool_forward(x, size, stride, pad, y)
 
 
-@kernel
+@inlined
 def _avgpool_backward_row(h, dy, size, stride, pad, dx):
     # dy (P,Q,C) one image; dx (W,C) its row h
     p0, p1 = _covering(h, size, stride, pad, dy.shape[0])
@@ -199,7 +199,7 @@ def avgpool_backward(dy, size, stride, pad, dx):
 # ---- global average: x read as (N, H*W, C), a thread owns an image ----------------------------------------------
 
 
-@kernel
+@inlined
 def _mean_of_rows(x, y):
     sums = np.zeros(x.shape[1], np.float32)
     for i in range(x.shape[0]):
@@ -226,7 +226,7 @@ def global_avgpool_forward(x, y):
     _global_avgpool_forward(x.reshape(n, -1, c), y)
 
 
-@kernel
+@inlined
 def _spread_row(dy, dx):
     factor, row = np.float32(1 / dx.shape[0]), np.empty(dy.size, np.float32)
     for c in range(dy.size):

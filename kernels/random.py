@@ -8,10 +8,10 @@ Source: Steele et al. 2014 (splitmix64); C. Wellons, "Prospecting for hash funct
 
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 
 
-@kernel
+@inlined
 def _mix64(h):
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -32,7 +32,7 @@ def sample_key(seed, epoch, row, purpose):
     return _mix64(h + np.uint64(purpose) + step)
 
 
-@kernel
+@inlined
 def _mix32(h):
     # the product of two uint32 is uint64 to Numba: the cast back makes it one 32-bit multiply
     h = np.uint32(np.uint32(h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))

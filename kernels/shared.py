@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 
 _YIELDS = 30  # of the core, before sleeping
 TILE = 2048  # floats summed at once: the intermediate sums of a tile stay in the first-level cache
@@ -73,7 +73,7 @@ def _pause(typing):
 # ---- meeting -------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _arrive(word, ranks, turn):
     """Say at a meeting point that this rank is there; the last one wakes those who sleep."""
     if _add(word, np.int32(1)) + np.int32(1) == np.int32(ranks * turn) and _load(word + 4) > 0 and _FUTEX:
@@ -122,19 +122,19 @@ def meet_wait(words, ranks, turn, spins):
 # ---- summing -------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _add_tile(a, b, out):
     for j in range(out.size):
         out[j] = a[j] + b[j]
 
 
-@kernel
+@inlined
 def _copy_tile(a, out):
     for j in range(out.size):
         out[j] = a[j]
 
 
-@kernel
+@inlined
 def _sum_tile(blocks, start, stop, sums):
     """blocks[0, start:stop] = the sum over blocks: pairs, pairs of pairs, as a binary counter carries."""
     out = blocks[0, start:stop]

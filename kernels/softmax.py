@@ -3,12 +3,12 @@
 import numba
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 from ._shapes import check_array, check_input, check_tensor
 from .element import narrow
 
 
-@kernel
+@inlined
 def _image(logits, label, other, share, smoothing, scale, dlogits):
     """Loss of one image, logits (K,); writes its row of dlogits. A share of 1 leaves the bits of `label` alone."""
     classes = logits.size
@@ -84,7 +84,7 @@ def softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits, other
     _softmax_cross_entropy(logits, labels, others, shares, *numbers, loss, dlogits)
 
 
-@kernel
+@inlined
 def _rank(logits, label):
     """Every comparison with a NaN is False: written so that a NaN before or at the label counts against it."""
     rank, own = 0, logits[label]

@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ._ir import Lanes, literals, number_type, times
-from ._jit import kernel
+from ._jit import inlined
 from .arch import LINE, LINE_FLOATS, V
 from .element import peek, poke
 
@@ -35,7 +35,7 @@ def goes_past(out, row: int, *sources, least: int | None = None) -> bool:
     return large and whole_lines and all(out.ctypes.data != source.ctypes.data for source in sources)
 
 
-@kernel
+@inlined
 def store_row(source, count, kind, target, accumulate, past):
     """target[i] = source[i], or with `accumulate` +=: `count` float32 at one address to numbers of dtype `kind`."""
     vectors = count // V

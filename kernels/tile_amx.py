@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ._ir import I8, I64, literals, plus, times
-from ._jit import kernel
+from ._jit import inlined
 from .arch import HAS_TILES
 from .dot import Dot2
 
@@ -166,7 +166,7 @@ def release_tiles(typing):
     return types.void(), codegen
 
 
-@kernel
+@inlined
 def configure_tiles():
     """Say what shape tile registers have; each thread does before `tile_block`."""
     _configure(CONFIG.ctypes.data)

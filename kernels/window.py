@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ._jit import kernel
+from ._jit import inlined, kernel
 from .random import uniform
 
 ATTEMPTS = 10  # of a box of random area and aspect, before the centre is taken
@@ -120,7 +120,7 @@ def random_colors(key, color):
     return change
 
 
-@kernel
+@inlined
 def _permuted(order, turn):
     """Element `turn` of permutation number `order` (0..5) of 0, 1, 2."""
     first = order // 2
@@ -131,7 +131,7 @@ def _permuted(order, turn):
     return low if (turn == 1) == (order % 2 == 0) else high
 
 
-@kernel
+@inlined
 def _normal(key, j):
     """A standard normal number from draws j and j + 1 (Box and Muller 1958)."""
     return math.sqrt(-2.0 * math.log(1.0 - uniform(key, j))) * math.cos(2.0 * math.pi * uniform(key, j + 1))

@@ -338,13 +338,13 @@ def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once
             expected = np.where(inside, 10**6 + ((image * height + y) * width + x) * depth * element.bytes, 7)
             for first, count in [(0, len(image)), (1, len(image) - 1), (len(image) // 2, 1)]:
                 table = np.zeros((len(taps), count), np.int64)
-                row_addresses(10**6, 7, geometry, taps, first, count, table)
+                row_addresses.py_func(10**6, 7, geometry, taps, first, count, table)
                 assert np.array_equal(table, expected[:, first : first + count])
                 if len(taps) and inside[-1, first]:
-                    assert next_input(10**6, geometry, taps, first) == expected[-1, first]
+                    assert next_input.py_func(10**6, geometry, taps, first) == expected[-1, first]
             if number > 0:
                 table = np.zeros(len(image), np.int64)
-                out_addresses(0, geometry, 0, len(image), table)
+                out_addresses.py_func(0, geometry, 0, len(image), table)
                 np.add.at(written.reshape(-1), table // (17 * element.bytes), 1)
         assert (written == 1).all()
 

@@ -1,6 +1,7 @@
 """kernels/private.py and the caches that are claimed by it: nothing is read where another user could have put it."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -134,11 +135,15 @@ def test_cache__is_not_touched_by_commands_that_compile_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cache__of_processes_that_miss_a_kernel_at_once_one_compiles(tmp_path):
+def test_cache__of_processes_that_miss_a_kernel_at_once_one_compiles__wherever_its_copy_of_the_sources_lies(tmp_path):
+    shutil.copytree(ROOT / "knltrain", tmp_path / "copy" / "knltrain", ignore=shutil.ignore_patterns("__pycache__"))
     program = ADD.replace("print(cache_folder())", "print(sum(accumulate_serial.stats.cache_misses.values()))")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
-    how = {"env": env, "stdout": subprocess.PIPE, "text": True}
-    running = [subprocess.Popen([sys.executable, "-c", program], **how) for _ in range(3)]
+    env = os.environ | {"NUMBA_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    how = {"stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    running = [
+        subprocess.Popen([sys.executable, "-c", program], env=env | {"PYTHONPATH": str(place)}, **how)
+        for place in (ROOT, ROOT, tmp_path / "copy")
+    ]
     misses = [int(process.communicate(timeout=300)[0]) for process in running]
     assert sorted(misses) == [0, 0, 1]
 
@@ -152,3 +157,26 @@ def test_cache__does_not_wait_forever(tmp_path, monkeypatch):
     assert again is not None
     os.close(again)
     assert _jit._lock(tmp_path / "nowhere" / "lock") is None  # no place for a lock: everybody compiles
+
+
+def test_inlined__is_compiled_into_its_kernel_alone_and_raises_from_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+
+    @_jit.inlined
+    def half(x):
+        if x < 0:
+            raise ValueError("expected a size")
+        return x / 2
+
+    @_jit.kernel
+    def more(x):
+        return half(x) + 1
+
+    for _ in range(2):  # before and after it is compiled
+        with pytest.raises(TypeError, match=r"half is compiled as a part of kernels: .* or its py_func"):
+            half(3.0)
+        assert more(3.0) == half.py_func(3.0) + 1
+        with pytest.raises(ValueError, match="expected a size"):
+            more(-3.0)
+    (part,) = half.overloads.values()
+    assert part.library.get_pointer_to_function(part.fndesc.llvm_func_name) == 0

@@ -47,6 +47,7 @@ FIGURES = {
     "resnet50_8k_lars": (156, 14_040, 390, {390: 16}),
     "resnet50_16k_lars": (78, 7020, 390, {390: 2**4.5}),
     "resnet50_32k_lars": (39, 3510, 546, {546: 32}),
+    "resnet50_34k_mikami": (36, 2430, 504, {504: 32, 1619: 32 * (1622 / 2737) ** 2, 1620: 32 * (811 / 1369) ** 2}),
     "resnet50_32k_lars_crop": (39, 3510, 195, {195: 2.9 * (1 - 195 / 3510) ** 2}),
     "resnet50_32k_nesterov": (39, 2496, 638, {0: 0, 638: 7.05}),
     "resnet50_32k_lamb": (39, 3510, 780, {0: 0, 390: 0.02, 780: 0.04, 2145: 0.04 * 1366 / 2731}),
@@ -82,6 +83,7 @@ CHOICES = {
 PHASES = {
     "resnet50_14k_surfsara": [(7608, {"augmentation": "crop_flip", "weight_decay": 1e-4, "crop": 224})],
     "resnet50_8k_smith": [(4680, {"global_batch": 16_384, "slot_batch": 32})],
+    "resnet50_34k_mikami": [(1620, {"global_batch": 69_632, "slot_batch": 32})],
     "resnet50_16ep_ffcv": [(3744, {"crop": 192})],
     "resnet50_32ep_ffcv": [(7800, {"crop": 192})],
     "resnet50_88ep_ffcv": [(22_152, {"crop": 192})],

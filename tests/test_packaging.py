@@ -14,11 +14,8 @@ from pathlib import Path
 
 import pytest
 from mpirun import ROOT
-from numba.core.caching import _CacheLocator
 from test_docs_commands import blocks
 from tinyrun import train, write_recipe
-
-from knltrain.kernels import cache_folder
 
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "kernels", "knltrain", "jobs")  # of a build
 
@@ -116,7 +113,8 @@ def test_all__is_every_extra_of_a_user(wheel):
     for text in metadata_of(wheel).get_all("Requires-Dist"):
         package, extra = re.match(r"([\w-]+)", text)[1], re.search(r"extra == [\"'](.+?)[\"']", text)
         by_extra.setdefault(extra and extra[1], set()).add(package)
-    used = set().union(*(some for extra, some in by_extra.items() if extra not in (None, "all", "dev", "docs")))
+    others = (None, "all", "dev", "docs", "parity")
+    used = set().union(*(some for extra, some in by_extra.items() if extra not in others))
     assert by_extra["all"] == used >= {"simplejpeg", "pillow", "mpich", "matplotlib", "pyarrow"}
 
 
@@ -174,25 +172,10 @@ def test_readme__installs_as_printed(wheel, libraries, tmp_path):
         shutil.rmtree(source / ".venv")
 
 
-def share_compiled(installed: Path, folder: Path):
-    """Let `folder` be the kernel cache of the installed copy and hold what is compiled of the same sources here."""
-    for source in {path.parent for path in (ROOT / "kernels").rglob("*.py")}:
-        inside = source.relative_to(ROOT / "kernels") / "any.py"
-        ours, theirs = (
-            _CacheLocator.get_suitable_cache_subpath(place / inside)  # Numba names a folder by where sources lie
-            for place in (ROOT / "knltrain" / "kernels", installed / "knltrain" / "kernels")
-        )
-        (folder / cache_folder().name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        if (cache_folder() / ours).is_dir():
-            shutil.copytree(cache_folder() / ours, folder / cache_folder().name / theirs)
-
-
 def test_wheel__installed_as_in_the_containers_trains(python, tmp_path):
     write_recipe(tmp_path)
     assert train(tmp_path, "here", "--set", "run.max_steps=1").returncode == 0
-    share_compiled(next(python.parents[1].glob("lib/python3.*/site-packages")), tmp_path / "compiled")
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    env["NUMBA_CACHE_DIR"] = str(tmp_path / "compiled")
 
     def run(*command):
         how = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": 400}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined
 from .shape import TILE, ceil, image
 
 # fields of the geometry vector; pitch: bytes of a pixel
@@ -80,7 +80,7 @@ def tile_grid(shape, inputs, outputs, number, pad, side, channels):
 # ---- addresses -----------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def row_addresses(x, zeros, geometry, taps, first, count, table):
     """table[t, m] = address of the input pixel that tap t of output pixel first + m reads."""
     grid_i, grid_j, step = geometry[GRID_I], geometry[GRID_J], geometry[STEP]
@@ -107,7 +107,7 @@ def row_addresses(x, zeros, geometry, taps, first, count, table):
             table[t, m] = places[2, m] + offset if inside else zeros
 
 
-@kernel
+@inlined
 def next_input(x, geometry, taps, first):
     """Address of the input that output pixel `first` is the first to touch, whether or not it lies inside."""
     grid_j = geometry[GRID_J]
@@ -118,7 +118,7 @@ def next_input(x, geometry, taps, first):
     return x + ((image * geometry[IN_H] + h) * geometry[IN_W] + w) * geometry[IN_PITCH]
 
 
-@kernel
+@inlined
 def out_addresses(y, geometry, first, count, table):
     """table[i] = address of output pixel first + i of the grid."""
     grid_i, grid_j, step = geometry[GRID_I], geometry[GRID_J], geometry[OUT_STEP]

@@ -7,7 +7,7 @@ the shape alone: pixels and channels are cut by constants, so no bit of a result
 import numba
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE_FLOATS
 from ..number import FP32
 from ..store import goes_past
@@ -132,7 +132,7 @@ class Gradient(Method):
             _add_partials(partial.reshape(self.splits - 1, dw.size), dw.reshape(-1))
 
 
-@kernel
+@inlined
 def _add_partials_range(lo, hi, partial, dw):
     # partial (splits - 1, weights): added in order
     for split in range(partial.shape[0]):

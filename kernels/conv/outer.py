@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE, LINE_FLOATS, MC, NV, V
 from ..element import peek, size_of
 from ..microkernel import pack_block, tile_outer
@@ -55,7 +55,7 @@ class _Room(NamedTuple):
     nowhere: np.ndarray
 
 
-@kernel
+@inlined
 def place_gradient(task, job, chunk):
     """The part of a task, where shares are of whole chunks of `chunk` pixels."""
     geometry = job.geometry
@@ -71,7 +71,7 @@ def place_gradient(task, job, chunk):
     return _Part(group, lo, hi, first, last, share(job, split), groups * ranges == 1, merged, in_place)
 
 
-@kernel
+@inlined
 def _room(job, part):
     depth, width, n_taps = job.geometry[DEPTH], job.geometry[WIDTH], job.taps.shape[0]
     lines = 0 if part.in_place else -(-depth // SPAN)
@@ -93,13 +93,13 @@ def _room(job, part):
 # ---- packing -------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _line_start(line, depth):
     """The first channel of packed line number `line`: the last one reaches back, so that it is full."""
     return min(line * SPAN, max(depth - LINE_FLOATS, 0))
 
 
-@kernel
+@inlined
 def _pack_columns(job, part, room, sources, count, first):
     """columns[s, p] = line number first + s of the pixel at address sources[p], or of two pixels, as pairs."""
     kind, to, per_unit, depth = job.x.dtype, job.panels.dtype, in_unit(job.panels.dtype), job.geometry[DEPTH]
@@ -117,7 +117,7 @@ def _pack_columns(job, part, room, sources, count, first):
                     pack_part(kind, to, sources[p * per_unit + place] + shift, depth, target, LINE_FLOATS, place)
 
 
-@kernel
+@inlined
 def pack_gradients(job, part, first, count, panel):
     """panel[block, m] = BLOCK channels of dy of pixel first + m; or of two pixels, as pairs."""
     width, item = job.geometry[WIDTH], job.dy.itemsize
@@ -128,7 +128,7 @@ def pack_gradients(job, part, first, count, panel):
         pack_rows(job.dy.dtype, job.panels.dtype, source + block * BLOCK * item, pitch, count, valid, there, 0)
 
 
-@kernel
+@inlined
 def _pack_edge(kind, rows, count, depth, edge):
     """edge[m] = the pixel at address rows[m], zeros behind its depth; rows then point there."""
     for m in range(count):
@@ -140,7 +140,7 @@ def _pack_edge(kind, rows, count, depth, edge):
 # ---- sums ----------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def sums_target(job, part, t, c, block):
     """Address of the sums of tap number t, from channel c on, of a block of output channels; and their pitch."""
     depth, width = job.geometry[DEPTH], job.geometry[WIDTH]
@@ -148,7 +148,7 @@ def sums_target(job, part, t, c, block):
     return part.out + (job.taps[t, 2] * depth + c) * pitch + column * job.dw.itemsize, np.int64(pitch)
 
 
-@kernel
+@inlined
 def _near_target(job, part, room, t, c, block):
     """The same, but beside dw for those of the last blocks that are summed there."""
     beside = block - (part.hi - room.beside.shape[0])
@@ -157,7 +157,7 @@ def _near_target(job, part, room, t, c, block):
     return sums_target(job, part, t, c, block)
 
 
-@kernel
+@inlined
 def _next_chunk(job, part, first, count):
     """What is asked for while a chunk is summed: the next one's x, then its dy where one task takes all of it.
 
@@ -171,7 +171,7 @@ def _next_chunk(job, part, first, count):
     return x, x_end, dy, dy + (count * pitch if part.alone else 0)
 
 
-@kernel
+@inlined
 def _tap_rows(job, part, room, t, count, line):
     """Address of the addresses of rows of x for a tap: where they lie, or copied to columns from a line on."""
     if not part.in_place:
@@ -182,7 +182,7 @@ def _tap_rows(job, part, room, t, count, line):
     return room.rows.ctypes.data + t * CHUNK * 8
 
 
-@kernel
+@inlined
 def _multiply(job, part, room, first, count):
     """Add a chunk's outer products to the sums: a strip of channels at a time, every tap, tile by tile."""
     depth, (at_once, size, _), rows = job.geometry[DEPTH], room.columns.shape, room.rows
@@ -213,7 +213,7 @@ def _multiply(job, part, room, first, count):
                     ahead += stride * units
 
 
-@kernel
+@inlined
 def _store_beside(job, part, room):
     depth, width, item = job.geometry[DEPTH], job.geometry[WIDTH], job.dw.itemsize
     blocks, n_taps = room.beside.shape[:2]
@@ -226,7 +226,7 @@ def _store_beside(job, part, room):
                 copy_row(np.float32, source, part.out + (row + column) * item, valid)
 
 
-@kernel
+@inlined
 def _weight_task(task, job):
     """Some blocks of output channels of one group, over one share of the pixels."""
     part = place_gradient(task, job, CHUNK)

@@ -7,7 +7,7 @@ the panels: BF16's stands for pairs.
 import numba
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 from ..arch import BLOCK, NV, V
 from ..element import peek, poke, size_of
 from ..microkernel import pack_block, transpose_square
@@ -18,13 +18,13 @@ ROW = BLOCK * F32_BYTES  # of a panel
 SIDE_BY_SIDE = 4  # panels that are packed together: whole pages of w are read in longer runs
 
 
-@kernel
+@inlined
 def in_unit(to):
     """How many numbers of dtype `to` there are in the four bytes that are multiplied at once."""
     return F32_BYTES // size_of(to)
 
 
-@kernel
+@inlined
 def copy_row(kind, source, target, count):
     """target[j] = source[j]: float32 from numbers of dtype `kind`."""
     whole = count // V * V
@@ -35,14 +35,14 @@ def copy_row(kind, source, target, count):
         poke(np.float32, target, j, peek(kind, source, j))
 
 
-@kernel
+@inlined
 def pack_part(kind, to, source, valid, target, count, place):
     """Number `place` of each of `count` units at `target` = source[j], zero from `valid` on: one by one."""
     for j in range(count):
         poke(to, target, j * in_unit(to) + place, peek(kind, source, j) if j < valid else 0.0)
 
 
-@kernel
+@inlined
 def pack_rows(kind, to, source, pitch, depth, valid, panels, apart):
     """panels[j // BLOCK][c, j % BLOCK] = source[c, j] for j < valid, panels `apart` from each other.
 
@@ -60,7 +60,7 @@ def pack_rows(kind, to, source, pitch, depth, valid, panels, apart):
                     pack_part(kind, to, here + place * pitch, inside, there, BLOCK, place)
 
 
-@kernel
+@inlined
 def pack_columns(kind, to, source, pitch, depth, valid, panel):
     """panel[c, j] = source[j, c] for j < valid: in squares of V x V, and one by one what they leave.
 
@@ -78,7 +78,7 @@ def pack_columns(kind, to, source, pitch, depth, valid, panel):
             poke(to, panel, (c // per_unit * BLOCK + j) * per_unit + c % per_unit, value)
 
 
-@kernel
+@inlined
 def _pack_task(task, w, k_group, out):
     # w (taps, depth, K) -> out (groups, blocks of k, taps, depth, BLOCK): SIDE_BY_SIDE blocks of a group
     taps, depth, width = w.shape
@@ -92,7 +92,7 @@ def _pack_task(task, w, k_group, out):
         pack_rows(w.dtype, out.dtype, source, width * w.itemsize, depth, valid, panels, apart)
 
 
-@kernel
+@inlined
 def _pack_transposed_task(task, w, k_group, out):
     # w (taps, depth, K) -> out (groups, blocks of c, taps, k_group, BLOCK): one block
     taps, depth, width = w.shape

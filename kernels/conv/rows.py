@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE, LINE_FLOATS, MR, NV, V
 from ..element import narrow, widen
 from ..microkernel import tile_rows
@@ -35,7 +35,7 @@ STAGE_PITCH = 4096  # bytes of a pixel from which on rows are staged
 AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time: fits into L2 beside this one's
 
 
-@kernel
+@inlined
 def gather(job, part, padded):
     """Addresses of the inputs (taps, padded) and of the outputs (count,) of a part; the last input is repeated."""
     n_taps = job.taps.shape[0]
@@ -49,14 +49,14 @@ def gather(job, part, padded):
     return rows, out_rows
 
 
-@kernel
+@inlined
 def begin_with(job, channel, k0, start):
     """start = bias of a block of output channels, from number `channel` on; k0: its first one in the group."""
     for j in range(BLOCK):
         start[j] = job.bias[channel + j] if job.bias.size > 0 and k0 + j < job.geometry[WIDTH] else 0.0
 
 
-@kernel
+@inlined
 def _panel(job, part, block, c0, count, own):
     """Pack a panel of w where it is needed: units c0 to c0 + count of a block. own (SIDE_BY_SIDE, ..): room for it."""
     depth, width, item = job.geometry[DEPTH], job.geometry[WIDTH], job.weights.itemsize
@@ -74,7 +74,7 @@ def _panel(job, part, block, c0, count, own):
     return b
 
 
-@kernel
+@inlined
 def next_block(job, part):
     """First and last + 1 address of what the next block of pixels will read, as far as it is worth asking for."""
     geometry = job.geometry
@@ -86,7 +86,7 @@ def next_block(job, part):
     return ahead, ahead + size
 
 
-@kernel
+@inlined
 def taps_in_a_row(taps, t0, most):
     """End of the taps from t0 on whose weights are neighbours: those of the list that have no gap, `most` at once."""
     t1 = t0 + 1
@@ -102,7 +102,7 @@ class _Near(NamedTuple):
     table: np.ndarray  # (taps, padded)
 
 
-@kernel
+@inlined
 def near_rows(n_taps, count, padded, units):
     """Room for `count` rows of each tap; those behind, up to `padded`, are the last one again."""
     lines = -(-units * F32_BYTES // LINE) | 1  # odd, so that rows lie in different sets of L1
@@ -113,7 +113,7 @@ def near_rows(n_taps, count, padded, units):
     return _Near(room, table)
 
 
-@kernel
+@inlined
 def stage(job, part, rows, t0, t1, shift, units, table):
     """Copy `units` units of the rows of taps t0 to t1, from `shift` bytes on, to the addresses of a table."""
     for t in range(t0, t1):
@@ -124,7 +124,7 @@ def stage(job, part, rows, t0, t1, shift, units, table):
                 copy_row(np.float32, rows[t, m] + shift, table[t - t0, m], units)
 
 
-@kernel
+@inlined
 def _multiply(group, job, part, rows, c, ahead, end):
     """C = bias + sum over taps and depth of one group; ahead, end: as `next_block`; returns how far that went.
 
@@ -172,7 +172,7 @@ def _multiply(group, job, part, rows, c, ahead, end):
     return ahead
 
 
-@kernel
+@inlined
 def _rows_task(task, job):
     """PIXELS pixels of the grid times one of the ranges of output channels, for every group."""
     part = place(task, job, PIXELS)
@@ -276,7 +276,7 @@ def padded(shape, x, workspace):
     return copy
 
 
-@kernel
+@inlined
 def _pad_image(x, pad, around, out):
     # x (H, W*C), out (H + 2 pad, W*C + 2 around): a row of pixels is one row of numbers
     out[:pad] = 0

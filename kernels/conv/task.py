@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 from ..affine import FRESH, ONTO, PAST, pass_row
 from ..ahead import DISTANCE, ask
 from ..arch import BLOCK, LINE, LINE_FLOATS
@@ -90,7 +90,7 @@ def block_count(things, size):
     return max(1, (things + size // 2) // size)
 
 
-@kernel
+@inlined
 def place(task, job, size):
     """The part of a task, where blocks have `size` things of the grid."""
     things, width = job.images * job.geometry[GRID_I] * job.geometry[GRID_J], job.geometry[WIDTH]
@@ -101,7 +101,7 @@ def place(task, job, size):
     return Part(block, block * size, count, lo, hi, min(hi * BLOCK, width) - lo * BLOCK)
 
 
-@kernel
+@inlined
 def share(job, split):
     """Address of dw, or of the partial sums of a share behind the first."""
     if split == 0:
@@ -109,7 +109,7 @@ def share(job, split):
     return job.partial.ctypes.data + (split - 1) * job.dw.size * job.dw.itemsize
 
 
-@kernel
+@inlined
 def aligned(count):
     """`count` float32 beginning at a cache line, not set."""
     raw = np.empty(count + LINE_FLOATS, np.float32)
@@ -117,7 +117,7 @@ def aligned(count):
     return raw[skip : skip + count]
 
 
-@kernel
+@inlined
 def _pass_on(job, part, first, c, pitch, count, out_rows):
     """C, the gradient of a batch norm's output, to what its ReLU passes on: stored, summed for `batchnorm_backward`."""
     x, y, table, sums, item = job.norm_x, job.norm_y, job.norm_table, job.moments[part.block], job.y.itemsize
@@ -142,7 +142,7 @@ def _pass_on(job, part, first, c, pitch, count, out_rows):
         )  # fmt: skip
 
 
-@kernel
+@inlined
 def finish(job, part, group, c, pitch, count, out_rows):
     """`count` rows of C, `pitch` floats apart, to the pixels at addresses out_rows."""
     first = group * job.geometry[WIDTH] + part.lo * BLOCK

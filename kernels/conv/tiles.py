@@ -6,7 +6,7 @@ A tile's rows are one pitch apart, which rows at addresses are not: so they are 
 import numba
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 from ..arch import BLOCK, V
 from ..tile_amx import SIDE, STEP, configure_tiles, release_tiles, tile_block
 from .grid import DEPTH, GROUPS, WIDTH
@@ -18,7 +18,7 @@ PIXELS_AT_ONCE = 2 * SIDE
 UNITS = STEP // 2  # of a step of depth
 
 
-@kernel
+@inlined
 def _begin(group, job, part, c):
     """C (pixels, channels of the part) = bias."""
     start, width = np.zeros(BLOCK, np.float32), job.geometry[WIDTH]
@@ -29,7 +29,7 @@ def _begin(group, job, part, c):
                 c[m, (block - part.lo) * BLOCK + j] = start[j]
 
 
-@kernel
+@inlined
 def _multiply(group, job, part, rows, c):
     """C += sum over taps and depth of one group: some taps whole, or a part of one tap's depth, at a time."""
     width, taps, depth = job.geometry[WIDTH], job.taps, job.geometry[DEPTH] // 2  # in units
@@ -54,7 +54,7 @@ def _multiply(group, job, part, rows, c):
         t0 = t1
 
 
-@kernel
+@inlined
 def _tiles_task(task, job):
     """PIXELS pixels of the grid times one of the ranges of output channels, for every group."""
     part = place(task, job, PIXELS)

@@ -7,7 +7,7 @@ side: a chunk of x is copied near as pairs of pixels and turned over, square by 
 import numba
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE, LINE_FLOATS, V
 from ..element import poke, size_of
 from ..microkernel import pack_block, transpose_square
@@ -23,7 +23,7 @@ STRIP = 256  # channels of x at once: 213 KB, beside the panels of dy in L2
 CHANNELS = 2 * SIDE  # of a block of tiles
 
 
-@kernel
+@inlined
 def _clear(job, part):
     """The sums of a task = 0."""
     for t in range(job.taps.shape[0]):
@@ -33,7 +33,7 @@ def _clear(job, part):
                 poke(np.float32, there, j, np.float32(0))
 
 
-@kernel
+@inlined
 def _turn(kind, rows, count, shift, channels, square, turned):
     """turned (channels, PITCH bytes) = the pixels at addresses rows[:count], from `shift` bytes on, side by side."""
     for p in range(0, count, STEP):
@@ -46,7 +46,7 @@ def _turn(kind, rows, count, shift, channels, square, turned):
             transpose_square(V, np.float32, np.float32, square.ctypes.data, LINE, there, PITCH)
 
 
-@kernel
+@inlined
 def _multiply(job, part, rows, count, panel, square, turned):
     """Add a chunk's products to the sums: a strip of channels at a time, every tap, tile by tile."""
     depth, item = job.geometry[DEPTH], job.x.itemsize
@@ -62,7 +62,7 @@ def _multiply(job, part, rows, count, panel, square, turned):
                     tile_block(V, a, PITCH, 0, 1, count // STEP, b, 0, there, pitch)
 
 
-@kernel
+@inlined
 def _tiles_weight_task(task, job):
     """Some blocks of output channels of one group, over one share of the pixels."""
     part = place_gradient(task, job, CHUNK)

@@ -14,7 +14,7 @@ with filters that are turned around, their channels exchanged.
 import numba
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE_FLOATS, MR, NV, V
 from ..microkernel import tile_rows
 from .grid import DEPTH, GRID_I, GRID_J, GROUPS, OUT_H, OUT_PITCH, OUT_W, STEP, WIDTH, row_addresses, tile_grid
@@ -29,20 +29,20 @@ FILTER_ROWS = 32  # of the depth of filters that a task transforms
 MOST_FILTER_BYTES = 24 << 20  # of transformed filters: larger ones would be read from memory by every block
 
 
-@kernel
+@inlined
 def planes(floats):
     """POINTS planes of at least `floats` floats, aligned; a line more keeps them in other sets of a cache."""
     plane = floats + LINE_FLOATS
     return aligned(POINTS * plane).reshape(POINTS, plane)
 
 
-@kernel
+@inlined
 def plane_offsets(array):
     """Bytes from the first to each plane."""
     return np.arange(POINTS) * array.shape[1] * F32_BYTES
 
 
-@kernel
+@inlined
 def _place_outputs(job, part, pitch, out_rows, c_rows):
     """Where the outputs of a part go: out_rows[i] = address of the i-th pixel inside the image, tile by tile.
 
@@ -67,7 +67,7 @@ def _place_outputs(job, part, pitch, out_rows, c_rows):
     return inside
 
 
-@kernel
+@inlined
 def _transform_inputs(group, job, sources, v):
     """v (36 planes, tiles x depth) = B^T x B of the tiles whose pixels stand at sources (36, tiles)."""
     depth, m, count, to = job.geometry[DEPTH], job.geometry[STEP], sources.shape[1], plane_offsets(v)
@@ -79,7 +79,7 @@ def _transform_inputs(group, job, sources, v):
         )  # fmt: skip
 
 
-@kernel
+@inlined
 def _multiply(panel, depth, count, v, p):
     """p = v times a panel of filters (36, depth, BLOCK) at each point; p is padded with tiles that nobody reads."""
     padded = p.shape[1] // BLOCK // MR * MR
@@ -95,7 +95,7 @@ def _multiply(panel, depth, count, v, p):
             )  # fmt: skip
 
 
-@kernel
+@inlined
 def _transform_outputs(m, p, c_rows, target, vectors):
     """Rows of C from `target` on = A^T p A."""
     count, sources, start = c_rows.shape[1], plane_offsets(p), p.ctypes.data
@@ -106,14 +106,14 @@ def _transform_outputs(m, p, c_rows, target, vectors):
         )  # fmt: skip
 
 
-@kernel
+@inlined
 def _add_bias(job, channel, c, pitch, count):
     for row in range(count):
         for j in range(pitch):
             c[row * pitch + j] += job.bias[channel + j]
 
 
-@kernel
+@inlined
 def _tiles_task(task, job):
     """TILES tiles of the grid times one of the ranges of output channels, for every group."""
     part, geometry = place(task, job, TILES), job.geometry
@@ -145,7 +145,7 @@ def _tiles_nest(tasks, job):
 # ---- filters -------------------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def _filter_task(task, w, groups, transposed, out):
     """A block of channels of w (taps, C/groups, K), some rows of its depth, as transformed filters (36, depth, BLOCK).
 

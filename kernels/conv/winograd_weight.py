@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE_FLOATS, MC, NV, V
 from ..microkernel import tile_outer
 from .grid import DEPTH, GRID_I, GRID_J, GROUPS, STEP, WIDTH, row_addresses, tile_grid
@@ -38,14 +38,14 @@ class _Part(NamedTuple):
     out: int  # where its sums go
 
 
-@kernel
+@inlined
 def _channels(part, parts, channels, unit):
     """First and last + 1 of a part of the channels, in whole units."""
     units = -(-channels // unit)
     return units * part // parts * unit, min(units * (part + 1) // parts * unit, channels)
 
 
-@kernel
+@inlined
 def _place(task, job):
     geometry = job.geometry
     depth, width, groups = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS]
@@ -60,7 +60,7 @@ def _place(task, job):
     return _Part(group, c_lo, c_hi - c_lo, k_lo, k_hi, first, last, share(job, split))
 
 
-@kernel
+@inlined
 def _transform_inputs(job, part, count, sources, v):
     """v (36 planes, tiles x channels) = B^T x B of `count` tiles, whose pixels stand at sources (36, tiles)."""
     to, m, pitch = plane_offsets(v), job.geometry[STEP], sources.strides[0]
@@ -72,7 +72,7 @@ def _transform_inputs(job, part, count, sources, v):
         )  # fmt: skip
 
 
-@kernel
+@inlined
 def _transform_gradients(job, part, count, sources, g):
     """g (36 planes, blocks x tiles x BLOCK) = A dy A^T of `count` tiles; sources (m * m, tiles)."""
     to, m, pitch, most = plane_offsets(g), job.geometry[STEP], sources.strides[0], sources.shape[1]
@@ -86,7 +86,7 @@ def _transform_gradients(job, part, count, sources, g):
             )  # fmt: skip
 
 
-@kernel
+@inlined
 def _multiply(channels, count, most, v, g, sums, fresh):
     """sums (36 planes, blocks x channels x BLOCK) = or += v^T g at each point, over `count` of `most` tiles."""
     v_rows, nowhere = np.arange(count) * channels * F32_BYTES, np.empty(BLOCK, np.float32)
@@ -104,7 +104,7 @@ def _multiply(channels, count, most, v, g, sums, fresh):
                 )  # fmt: skip
 
 
-@kernel
+@inlined
 def _finish(job, part, sums):
     """The part's channels of dw, or of its share of the partial sums, = G^T sums G."""
     geometry, item = job.geometry, job.dw.itemsize
@@ -119,7 +119,7 @@ def _finish(job, part, sums):
             transform(WEIGHT, V, m, sums.dtype, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, vectors)
 
 
-@kernel
+@inlined
 def _tiles_weight_task(task, job):
     """Up to CHANNELS input and CHANNELS output channels of one group, over one share of the tiles."""
     part, m = _place(task, job), job.geometry[STEP]
