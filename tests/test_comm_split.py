@@ -9,7 +9,9 @@ from ranks import ALONE, on_ranks
 from rehearsal_ranks import RECIPE, train
 from test_comm_factors import same
 
-from knltrain.comm import Reducer, Serial
+from knltrain.comm import Reducer, Serial, Shares
+from knltrain.comm.split import group_sizes
+from knltrain.comm.tree import joins
 from knltrain.data.synthetic import Synthetic
 from knltrain.kernels import NORM_CHUNK, digest, number_named
 from knltrain.layers import Linear, ReLU, Sequential
@@ -208,3 +210,25 @@ def test_split__does_the_same_under_mpi(alone):
     run = run_mpi(4, str(ROOT / "tests" / "split_ranks.py"))
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == [f"{digest(alone()[name]):016x}" for name in sorted(alone())]
+
+
+@pytest.mark.parametrize(
+    ("slots", "ranks", "sizes"),
+    [
+        (512, 512, [2, 4, 8]),
+        (1000, 1000, [2, 4, 8]),
+        (2048, 2048, [2, 4, 8]),
+        (48, 12, [2, 4]),
+        (512, 448, [2, 4, 8]),
+        (96, 3, []),
+    ],
+)
+def test_groups__of_many_ranks_sum_along_the_tree(slots, ranks, sizes):
+    shares = Shares.equal(slots, ranks)
+    assert group_sizes(shares, 8, 8) == sizes
+    for size in sizes:
+        between = shares.merged([range(first, first + size) for first in range(0, ranks, size)])
+        parts = [part for own in between.parts for part in own]
+        additions, sums = joins(parts, slots)
+        assert len(additions) == len(parts) - 1 and sums == [0]
+        assert max(map(len, between.parts)) <= 5
