@@ -15,7 +15,7 @@ import numpy as np
 from knltrain.kernels import sample_key
 
 from .arena import Parameters
-from .comm import Reducer, Shares, Update, kept_sums, make_block
+from .comm import LOCAL, Reducer, Shares, Update, check_whole, kept_sums, make_block
 from .data import Loader
 from .layers import Observer
 from .models import Among, Model
@@ -26,6 +26,7 @@ from .recipe.config import Recipe
 from .recipe.experiment import (
     begin_with,
     check_sizes,
+    copies_of,
     make_links,
     make_loader,
     make_loss_scale,
@@ -34,7 +35,6 @@ from .recipe.experiment import (
     make_reducer,
     make_update,
     rank_speeds,
-    workers_of,
 )
 from .recipe.phases import Leg, leg_of, legs
 from .run.observe import Step, StepObserver
@@ -82,9 +82,11 @@ class Trainer:
         """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's."""
         found = legs(recipe, len(data))
         speeds = rank_speeds(recipe, comm)
-        workers = workers_of(recipe)
+        workers, apart = recipe.comm.workers, [leg for leg in found if leg.recipe.optim.local_steps > 1]
         for leg in found:
-            Shares.of(leg.derived.slots, speeds, workers)
+            shares = Shares.of(leg.derived.slots, speeds, workers)
+            if leg in apart:
+                check_whole(shares)
         check_sizes([leg.recipe for leg in found], len(data.class_names))
 
         def build(leg: Leg, speeds: list[float], parameters: Parameters | None = None) -> dict:
@@ -95,19 +97,23 @@ class Trainer:
             block = partial(make_block, make_links(recipe, comm, shares)) if old is None else lambda _: old
             if old is not None:
                 old.arrange(shares)
-            copies = kept_sums(slots, shares.slots, shares.most) + (shares.workers and shares.workers + 1)
+            copies = kept_sums(slots, shares.slots, shares.most) + copies_of(recipe, bool(apart))
             among = Among(placement.ranks_on_node, copies, block)
             model = make_model(leg.recipe, len(data.class_names), among, layers=layers)
             if parameters is not None:
                 model.parameters.take(parameters)
+            elif apart:
+                for name in LOCAL:
+                    model.parameters.keep(name, workers)
             optimizer = make_optimizer(leg.recipe, model)
             average = Average(model.parameters, recipe.optim.average) if recipe.optim.average else None
             with placement.on("communication"):
-                reducer = make_reducer(recipe, model, watch)
+                reducer = make_reducer(leg.recipe, model, watch)
             with placement.on("readers"):
                 loader = make_loader(leg.recipe, leg.derived, data, slots)
             parts = {"model": model, "optimizer": optimizer, "reducer": reducer, "batches": loader, "rate": leg.rate}
-            parts |= {"update": make_update(model, optimizer, reducer), "slots": len(slots), "average": average}
+            update = make_update(leg.recipe, model, optimizer, reducer)
+            parts |= {"update": update, "slots": len(slots), "average": average}
             return parts | {"total_slots": leg.derived.slots, "steps_per_epoch": leg.derived.steps_per_epoch}
 
         parts, rates = build(found[0], speeds), [found[0].rate(early) for early in (0, 1)]
@@ -172,7 +178,10 @@ class Trainer:
         model, reducer, lr, finite, backward = self.model, self.reducer, self.rate(self.done), True, 0.0
         scale, remaining = self._scale()
         reducer.exact = bool(self.leg and self.leg.warming(self.done))
-        for _ in range(self.slots):
+        if self.leg:
+            self.update.begin(self.done == self.leg.start, self.leg.meets(self.done))
+        for slot in range(self.slots):
+            self.update.enter(slot)
             self._feed(next(self.batches))
             model.forward()
             begin = time.perf_counter()

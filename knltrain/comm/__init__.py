@@ -8,6 +8,7 @@ from .curve import Curve, fit, measure, predicted
 from .gradients import Reducer
 from .guards import compare_replicas, compare_signatures
 from .links import ALGORITHMS, TRAINING, Links
+from .local import LOCAL, LocalUpdate, check_whole
 from .shares import Shares
 from .tree import kept_sums
 from .update import ShardedUpdate, Update
@@ -15,7 +16,7 @@ from .watch import Watch
 from .wire import WIRES
 
 __all__ = [
-    "ALGORITHMS", "Arrival", "TRAINING", "WIRES", "Curve", "FC", "FullyConnected", "Links", "MessageBlock",
-    "Reducer", "Serial", "Shares", "ShardedUpdate", "Update", "Watch", "compare_replicas", "compare_signatures",
-    "compile_ahead", "fit", "kept_sums", "make_block", "measure", "predicted", "world",
+    "ALGORITHMS", "Arrival", "check_whole", "compare_replicas", "compare_signatures", "compile_ahead", "Curve", "FC",
+    "fit", "FullyConnected", "kept_sums", "Links", "LOCAL", "LocalUpdate", "make_block", "measure", "MessageBlock",
+    "predicted", "Reducer", "Serial", "ShardedUpdate", "Shares", "TRAINING", "Update", "Watch", "WIRES", "world",
 ]  # fmt: skip

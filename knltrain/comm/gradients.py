@@ -83,6 +83,7 @@ class Reducer:
         for p in reversed(parameters.parameters):
             self._by_bucket[last_bucket[p.name]].append(p)
         self.factor = np.float32(1)
+        self.local = False  # whether gradients stay where they are, the sum of each worker in the block's rows
         self.exact = False  # whether the step that begins travels as float32, whatever the wire
         self.jobs: list[Job] = []
         self.at_once: list[Job] = []  # what was waited for where it was asked for
@@ -233,7 +234,7 @@ class Reducer:
                 own = self.block.coded_here(number, bucket.start, bucket.stop)
                 here = slice(own.start - self.head, own.stop - self.head)
                 whole[here] = row[here]
-            comm.sum(whole)
+            comm.sum(whole.view(np.int32))  # the bits of the one who has them
             row[:] = whole
 
     def facts(self) -> dict:
@@ -280,6 +281,8 @@ class Reducer:
             add(gradient, self.kept[number][here])
         if turn.keep is not None:
             np.copyto(self.kept[turn.keep][here], gradient)
+            return
+        if self.local and bucket.waits_for:
             return
         if self.exact or not bucket.waits_for:  # the head: a loss summed over 32,768 images needs more than 16 bits
             work = partial(self.block.allreduce, exact=True)

@@ -23,6 +23,12 @@ class Update:
     def __init__(self, parameters: Parameters, optimizer, reducer):
         self.parameters, self.optimizer, self.reducer = parameters, optimizer, reducer
 
+    def begin(self, first: bool, meets: bool):
+        """A step begins. first: in a phase; meets: workers that train apart meet after it."""
+
+    def enter(self, slot: int):
+        """Slot number `slot` of this rank begins."""
+
     def step(self, lr: float, scale: float = 0.0) -> bool:
         """One step of the optimizer after the last slot; whether it was done. Collective.
 

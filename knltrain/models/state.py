@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arena import Parameters
 
-ONLY_TRAINING = ("momentum", "second", "average", "residual")  # kinds of tensors; but for the first, if they are kept
+ONLY_TRAINING = ("momentum", "second", "average", "residual", "local", "local_momentum")  # but for the first, if kept
 
 
 def state(parameters: Parameters, momentum: bool = True) -> dict[str, np.ndarray]:

@@ -48,6 +48,7 @@ class Optim:
     beta2: float = key(0.999, "of lamb and rmsprop_warmup: share of the past second moment kept", below=1)
     blend_epochs: float = key(10.0, "of rmsprop_warmup: epochs until half of it is SGD", most=10**6)
     average: float = key(0.0, "share of the weights' running average kept, which is evaluated; 0: none", below=1)
+    local_steps: int = key(1, "steps of each of comm.workers alone, before the mean of all", above=0, most=10**4)
     label_smoothing: float = key(0.0, "probability moved from the label to all classes alike", below=1)
 
     def problems(self) -> Iterator[tuple[str, object, str]]:
@@ -56,6 +57,9 @@ class Optim:
         if self.momentum_correction and (rule.clip or not rule.lr_in_buffer):
             expected = "false with this variant, whose buffer does not scale with the rate"
             yield "optim.momentum_correction", True, expected
+        if self.local_steps > 1 and (self.variant in OTHERS or self.average):
+            found, expected = (self.variant, self.average), f"a kind of SGD, and 0, with local_steps {self.local_steps}"
+            yield "optim.variant, optim.average", found, expected
         if self.variant == "rmsprop_warmup" and not self.trust_coefficient:
             yield "optim.trust_coefficient", 0.0, "more than 0 with rmsprop_warmup: its rate relative to SGD's"
         if self.variant in OTHERS and (self.epsilon <= 0 or self.nesterov):

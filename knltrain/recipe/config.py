@@ -81,7 +81,7 @@ class Compute:
 class Comm:
     algorithm: str = key("auto", "of the sum over ranks", one_of=ALGORITHMS, free=True)
     wire: str = key("auto", "how gradients travel between nodes; auto: as the precision", one_of=("auto", *WIRES))
-    workers: int = key(0, "groups of slots whose sums int8 codes, at most one a node: a power of two", most=64)
+    workers: int = key(0, "groups of slots whose sums int8 codes, or that train apart: a power of two", most=64)
     fc: str = key("auto", "fully connected layers: sums of dw, dw from x and dy of all, or split", one_of=FC, free=True)
     fc_shards: int = key(1, "of their inputs, in which y is summed: what ranks may split", one_of=FC_SHARDS)
     fc_group: int = key(0, "ranks that split them, at most; 0: as many as there are shards", most=64, free=True)
@@ -142,7 +142,9 @@ SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe) if f.name != "pha
 PHASED = {  # section: keys that a phase may change
     "data": ("augmentation", "crop", "short_side", "val_short_side", "pad", "cutout", "mixup", "min_area"),
     "batch": ("global_batch", "slot_batch"),
-    "optim": ("momentum", "nesterov", "weight_decay", "decay_bias_and_norm", "epsilon", "label_smoothing"),
+    "optim": (
+        "local_steps", "momentum", "nesterov", "weight_decay", "decay_bias_and_norm", "epsilon", "label_smoothing",
+    ),
     "schedule": tuple(f.name for f in dataclasses.fields(Schedule)),
 }
 
@@ -344,25 +346,27 @@ def _problems(recipe: Recipe):
     if recipe.comm.fc == "split" and recipe.comm.fc_shards == 1:
         yield "comm.fc_shards", 1, 'shards that ranks can split, as 8, with comm.fc = "split"'
     yield from optim.problems()
-    yield from _coding_problems(recipe)
+    yield from _worker_problems(recipe)
     try:
         traced_steps(recipe.run.trace)
     except ValueError as error:
         yield "run.trace", recipe.run.trace, str(error)
 
 
-def _coding_problems(recipe: Recipe):
+def _worker_problems(recipe: Recipe):
     comm, slots = recipe.comm, recipe.batch.global_batch // recipe.batch.slot_batch
-    if comm.wire != "int8":
-        if comm.workers:
-            yield "comm.workers", comm.workers, 'comm.wire = "int8" with it'
-        return
-    if comm.workers < 1 or comm.workers & (comm.workers - 1) or slots % comm.workers:
-        yield "comm.workers", comm.workers, f"with int8 a power of two that divides the {slots} slots of a batch"
-    if comm.shard_update:
-        yield "comm.shard_update", True, "false with int8: the weights that it sends travel as float32"
-    if comm.fc not in ("auto", "sum"):
+    coded, apart = comm.wire == "int8", recipe.optim.local_steps > 1
+    asks = "int8" if coded else f"optim.local_steps {recipe.optim.local_steps}"
+    if comm.workers & (comm.workers - 1) or slots % max(1, comm.workers):
+        yield "comm.workers", comm.workers, f"a power of two that divides the {slots} slots of a batch"
+    if not comm.workers and (coded or apart):
+        yield "comm.workers", 0, f"with {asks} a power of two that divides the {slots} slots of a batch"
+    if comm.shard_update and (coded or apart):
+        yield "comm.shard_update", True, f"false with {asks}"
+    if comm.fc not in ("auto", "sum") and coded:
         yield "comm.fc", comm.fc, "auto or sum with int8, which codes every gradient"
+    if apart and (recipe.compute.precision == "fp16" or recipe.compute.loss_scale != "auto"):
+        yield "compute.loss_scale", recipe.compute.loss_scale, f"auto, and fp32 or bf16, with {asks}"
 
 
 # ---- writing -------------------------------------------------------------------------------------------------

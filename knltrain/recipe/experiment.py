@@ -11,7 +11,18 @@ import numpy as np
 from knltrain.kernels import ARCH, DOT
 
 from .. import __version__
-from ..comm import FullyConnected, Links, Reducer, ShardedUpdate, Shares, Update, Watch, compare_signatures
+from ..comm import (
+    LOCAL,
+    FullyConnected,
+    Links,
+    LocalUpdate,
+    Reducer,
+    ShardedUpdate,
+    Shares,
+    Update,
+    Watch,
+    compare_signatures,
+)
 from ..data import Augment, DataSet, Loader, Order, read_mean_image
 from ..data.ranks import from_first
 from ..data.shards import Packed
@@ -115,9 +126,10 @@ def make_links(recipe: Recipe, comm, shares: Shares) -> Links:
     return Links(comm, c.algorithm, **how, pretended_nodes=c.pretended_nodes, bandwidth=c.pretended_bandwidth)
 
 
-def workers_of(recipe: Recipe) -> int:
-    """Groups of slots whose sums are coded; 0: none are."""
-    return recipe.comm.workers if recipe.comm.wire == "int8" else 0
+def copies_of(recipe: Recipe, apart: bool) -> int:
+    """Of the weights, that a rank keeps for the workers: what the wire loses; where they train apart, what they are."""
+    workers = recipe.comm.workers
+    return (workers + 1) * (recipe.comm.wire == "int8") + len(LOCAL) * workers * apart
 
 
 def wire_of(recipe: Recipe) -> str:
@@ -224,11 +236,14 @@ def fully_connected(recipe: Recipe, model: Model) -> FullyConnected:
         for op in reversed(dense_ops(program))
     ]
     flops = sum(op.arithmetic for op in program.backward)
-    return FullyConnected(c.fc, layers, flops, c.wire not in ("auto", "fp32"), c.fc_shards, c.fc_group)
+    mode = "sum" if recipe.optim.local_steps > 1 else c.fc
+    return FullyConnected(mode, layers, flops, c.wire not in ("auto", "fp32"), c.fc_shards, c.fc_group)
 
 
-def make_update(model: Model, optimizer: Lars, reducer: Reducer) -> Update:
-    """The step of the optimizer on what the reducer gives: on every rank all of it, or a part on each."""
+def make_update(recipe: Recipe, model: Model, optimizer: Lars, reducer: Reducer) -> Update:
+    """The step of the optimizer on what the reducer gives: on every rank all of it, a part on each, workers apart."""
+    if recipe.optim.local_steps > 1:
+        return LocalUpdate(model.parameters, optimizer, reducer)
     return (ShardedUpdate if reducer.shard or reducer.splits else Update)(model.parameters, optimizer, reducer)
 
 

@@ -38,6 +38,10 @@ class Leg(NamedTuple):
         """Whether the rate still rises in a step of the run."""
         return self.own(step) - self.since < self.derived.rate.warmup_steps
 
+    def meets(self, step: int) -> bool:
+        """Whether workers that train apart meet after a step of the run."""
+        return (step + 1 - self.start) % self.recipe.optim.local_steps == 0
+
     def rate(self, step: int) -> float:
         """The learning rate of a step of the run."""
         return self.derived.rate(self.own(step) - self.since)

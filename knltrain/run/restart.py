@@ -21,7 +21,7 @@ PRECISION = "compute.precision"  # of one, too
 BEFORE = {  # what a run was that says nothing of it
     PRECISION: "fp32", "compute.loss_scale": "auto", "optim.beta2": 0.999, "optim.average": 0.0,
     "optim.end_momentum": 0.0, "optim.blend_epochs": 10.0, "data.fit": "crop",
-    "comm.fc_shards": 1, "comm.workers": 0,
+    "comm.fc_shards": 1, "comm.workers": 0, "optim.local_steps": 1,
 }  # fmt: skip
 PATIENCE_S = 20.0  # a step waits so long for the checkpoint before, then goes on without its own
 LAST_LIMIT_S = 20.0  # a run that leaves tries so long to write its last checkpoint
