@@ -34,16 +34,18 @@ BASE = "skx8160"  # for what is not measured
 
 
 class Best(Observer):
-    """The least CPU seconds of each op."""
+    """The least CPU seconds of each op; inside: those of all ops since it was set to 0."""
 
     def __init__(self):
-        self.ops, self.start = {}, 0.0
+        self.ops, self.start, self.inside = {}, 0.0, 0.0
 
     def begin(self, op):
         self.start = time.thread_time()
 
     def end(self, op, seconds):
-        self.ops[op] = min(time.thread_time() - self.start, self.ops.get(op, seconds))
+        taken = time.thread_time() - self.start
+        self.inside += taken
+        self.ops[op] = min(taken, self.ops.get(op, seconds))
 
 
 def least(run, looks: int, clock=time.thread_time) -> float:
@@ -67,8 +69,7 @@ def measure(path: Path, allreduce: Path | None = None) -> str:
     set_threads(1)
     looks = [best_ops(name, images) for name, images in NETWORKS]
     seen = [(op_cost(op, rough, 1), seconds) for ops, _ in looks for op, seconds in ops.items()]
-    ops, step = looks[-1]  # of many small ops: there the time between them counts
-    numbers["node.call_us"] = call_us(seen, between=max(0.0, step - sum(ops.values())) / len(ops))
+    numbers["node.call_us"] = call_us(seen, between=looks[-1][1])  # of many small ops: there it counts
     numbers |= shares(seen, numbers["node.call_us"])
     write_whole(path, _toml(numbers | link))
     load_machine(path)
@@ -114,13 +115,20 @@ def copy_rate(ceiling: Ceiling, nbytes: int, clock=time.thread_time) -> float:
 
 
 def best_ops(name: str, images: int) -> tuple[dict, float]:
-    """Least CPU seconds of every op of a step, and of the whole."""
-    workload, best = Workload(name, images), Best()
+    """Least CPU seconds of every op of a step, and of what is between two.
+
+    The latter is what a step took besides its own ops: against the least of each op, which a busy machine grants now
+    and then, every disturbance of a step would count as time between.
+    """
+    workload, best, outside = Workload(name, images), Best(), []
     workload.step()
     workload.observe(best)
-    whole = least(workload.step, LOOKS)
+    for _ in range(LOOKS):
+        best.inside, begin = 0.0, time.thread_time()
+        workload.step()
+        outside.append(time.thread_time() - begin - best.inside)
     workload.observe(None)
-    return best.ops, whole
+    return best.ops, max(0.0, min(outside)) / len(best.ops)
 
 
 def call_us(seen, between: float) -> float:
