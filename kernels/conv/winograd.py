@@ -26,7 +26,6 @@ from .transform import FILTER, INPUT, OUTPUT, POINTS, transform
 
 TILES = 28  # tiles of a block: two of the micro-kernel; their 36 planes of inputs stay in L2
 FILTER_ROWS = 32  # of the depth of filters that a task transforms
-MOST_FILTER_BYTES = 24 << 20  # of transformed filters: larger ones would be read from memory by every block
 
 
 @inlined
@@ -218,7 +217,7 @@ class Winograd(Blocks):
 
     @classmethod
     def suits(cls, shape):
-        return tiles_save(shape) and POINTS * shape.w[2] * shape.w[3] * F32_BYTES <= MOST_FILTER_BYTES
+        return tiles_save(shape)
 
     def points(self):
         return POINTS
