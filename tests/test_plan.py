@@ -17,6 +17,7 @@ from knltrain.plan.exchange import Job, Scheme, _exposed, exchange, sum_seconds
 from knltrain.plan.machine import KNOWN, RULES, Machine, MachineError, load_machine, machines
 from knltrain.plan.published import WITHIN, Published
 from knltrain.plan.run import Training, cores_of, predict
+from knltrain.recipe.config import Comm
 
 ROUND = dict.fromkeys(KNOWN, 1.0) | {  # a machine to calculate by hand with
     "node.cores": 10.0, "node.core_gflops": 10.0, "node.core_bf16_gflops": 20.0, "node.memory_gb_s": 50.0,
@@ -334,3 +335,17 @@ def test_measure__a_wrong_link_is_one_line(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match="expected what `bench allreduce"):
         measure.read_link(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        ({}, ("sum", "factors")),
+        ({"fc_shards": 8}, ("sum", "factors", "split")),
+        ({"fc_shards": 8, "fc": "split"}, ("split",)),
+        ({"fc": "factors"}, ("factors",)),
+        ({"fc_shards": 8, "wire": "int8"}, ("sum",)),
+    ],
+)
+def test_plan__fully_connected_layers_travel_as_the_recipe_lets_them(settings, ways):
+    assert command.ways_of(Comm(**settings)) == ways

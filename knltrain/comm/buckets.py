@@ -14,6 +14,11 @@ class Bucket:
     waits_for: frozenset
     number: int = 0
 
+    @property
+    def tensor(self) -> str:
+        """Of which alone it is a part, or all; "" where there are several, or none."""
+        return next(iter(self.waits_for)) if len(self.waits_for) == 1 else ""
+
     def __str__(self):
         names = sorted(self.waits_for)
         inside = f"{names[0]} … {names[-1]}" if len(names) > 1 else "".join(names) or "loss and statistics"

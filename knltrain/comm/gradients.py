@@ -135,7 +135,7 @@ class Reducer:
 
     def split_of(self, bucket: Bucket) -> Split | None:
         """What splits the layer whose weights the bucket is, if anything does."""
-        return self.splits.get(next(iter(bucket.waits_for), "")) if self.splits else None
+        return self.splits.get(bucket.tensor)
 
     def is_whole(self, bucket: Bucket) -> bool:
         """Whether every rank gets all of the bucket's sum."""
@@ -143,7 +143,7 @@ class Reducer:
 
     def factors_of(self, bucket: Bucket) -> Factors | None:
         """As what the bucket travels, if not as sums."""
-        return self.factors.get(next(iter(bucket.waits_for), "")) if self.factors else None
+        return self.factors.get(bucket.tensor)
 
     def _begin_slot(self):
         self.missing = [set(bucket.waits_for) for bucket in self.buckets]

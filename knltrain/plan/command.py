@@ -8,13 +8,13 @@ from pathlib import Path
 from knltrain.kernels import number_named
 
 from .cost import step_cost, training_program
+from .exchange import FC_MODES
 from .machine import load_machine
 from .published import Published
-from .run import JPEG_BYTES, Training, best, choices
+from .run import GROUP, JPEG_BYTES, Training, best, choices
 from .show import choice_table, plan_table, published_table, step_record, step_table
 
 VAL_IMAGES = 50_000
-FC = {"auto": ("sum", "factors"), "sum": ("sum",), "factors": ("factors",)}
 STORED = 256  # pixels of a side of raw ImageNet
 SLOTS = (0.25, 0.5, 1, 2)  # factors on the recipe's slot batch that are tried
 
@@ -43,8 +43,16 @@ def training_of(recipe, name: str, derived, build) -> Training:
         precision=precision,
         wire=precision if recipe.comm.wire == "auto" else recipe.comm.wire,
         workers=recipe.comm.workers,
-        fc=FC["sum" if recipe.comm.wire == "int8" else recipe.comm.fc],
+        fc=ways_of(recipe.comm),
+        group=recipe.comm.fc_group or (recipe.comm.fc_shards if recipe.comm.fc_shards > 1 else GROUP),
     )
+
+
+def ways_of(comm) -> tuple[str, ...]:
+    """In which fully connected layers may travel."""
+    if comm.wire == "int8":
+        return ("sum",)
+    return FC_MODES[: 2 + (comm.fc_shards > 1)] if comm.fc == "auto" else (comm.fc,)
 
 
 def node_counts(text: str) -> list[int]:

@@ -145,8 +145,8 @@ def _other_way(weights, cost, machine, scheme, images, ready) -> tuple[Job, floa
         return Job(ready, 0.0, math.log2(nodes) * net.alpha + sent / rate), more, sent
     group = min(scheme.group, nodes)
     others = max(1, nodes // group)
-    item = slot.dtype.itemsize
-    activations = (group - 1) / nodes * images * (2 * c / group * item + k * (item + 4))  # y of a part is float32
+    columns, outputs = 2 * c / group * slot.dtype.itemsize, k * (slot.dtype.itemsize + 4)  # y of a part is float32
+    activations = (group - 1) / nodes * images * (columns + outputs * scheme.ranks)  # outputs go to each rank
     core, seconds = sum_seconds(4 * c * k / group, machine, scheme._replace(nodes=others))
     sent = activations + 2 * (others - 1) / others * c * k / group * wire
     messages = 4 * images / slot.shape[0] / (nodes * scheme.ranks)

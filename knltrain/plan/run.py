@@ -18,6 +18,7 @@ from .exchange import FC_MODES, Scheme, exchange, fully_connected
 from .machine import Machine
 
 RANKS = (1, 2, 4, 8, 16)  # a node, that are tried
+GROUP = 8  # ranks that split a layer, of which a recipe does not say
 LEAST_CORES = 4  # of a rank that is tried
 JPEG_BYTES = 110_000  # of a picture of ImageNet as it comes
 
@@ -43,6 +44,7 @@ class Training:
     wire: str = "fp32"
     workers: int = 0  # as comm.workers
     fc: tuple = FC_MODES[:2]  # that the program may choose
+    group: int = GROUP  # ranks that split a layer
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,10 @@ def choices(
     sizes = [int(training.slot_batch * factor) for factor in slots]
     sizes = [size for size in sizes if size and training.global_batch % size == 0]
     ways = itertools.product(sizes, counts, wires[: 1 if nodes == 1 else None], modes)
-    found = [predict(replace(training, slot_batch=size), machine, Scheme(nodes, *way)) for size, *way in ways]
+    found = [
+        predict(replace(training, slot_batch=size), machine, Scheme(nodes, *way, max(1, training.group // way[0])))
+        for size, *way in ways
+    ]
     return sorted(filter(None, found), key=lambda one: one.minutes)
 
 

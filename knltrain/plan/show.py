@@ -66,10 +66,10 @@ def _choice(one: Prediction, notes: list[str]) -> str:
 
 
 def _changes(training: Training, one: Prediction) -> list[str]:
-    """What a way changes of the experiment, or of the program, which chooses between sums and factors itself."""
+    """What a way changes of the experiment, or of the program, which chooses itself as comm.fc lets it."""
     notes = ["batch norm over other slots"] if one.slot_batch != training.slot_batch else []
     notes += [f"gradients travel in {one.wire}"] if one.wire != training.wire else []
-    return notes + (["dense layers split"] if one.fc == "split" else [])
+    return notes + (["dense layers split (comm.fc_shards)"] if one.fc == "split" not in training.fc else [])
 
 
 def published_table(rows: Sequence[Row]) -> str:
