@@ -72,10 +72,10 @@ def imports(path):
 def part_of(name):
     """The part of the project that a dotted name belongs to, with a dot, as `.layers` of `knltrain.layers.conv`; else
     the package, as `numpy` of `numpy.lib`. The project itself, of which one may ask the version, is `.`."""
-    first, *pieces = name.removeprefix("knltrain.kernels").split(".") if name != "kernels" else [name]
-    if first not in ("", "kernels", "knltrain"):
-        return first
-    return ".kernels" if first != "knltrain" else "." + next(iter(piece for piece in pieces[:1] if _exists(piece)), "")
+    first, *pieces = name.replace("knltrain.kernels", "kernels").split(".")
+    if first == "knltrain":
+        return "." + (pieces[0] if pieces and _exists(pieces[0]) else "")
+    return ".kernels" if first == "kernels" else first
 
 
 def _exists(part):
