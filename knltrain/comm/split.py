@@ -119,5 +119,5 @@ class Split:
     def complete(self):
         """Weights, momentum and what else is kept of the parameter are whole on every rank."""
         p = self.layer.parameter
-        for array in (p.w, p.v, *p.states.values()):
+        for array in (array for array in (p.w, p.v, *p.states.values()) if array.shape == p.shape):
             gather_parts(self.group, self.block.links.exact, array.reshape(-1), self.bounds)

@@ -61,7 +61,7 @@ class Expected:
 
 EXPECTED = {
     "kill": Expected(None, ("running",)),
-    "raise": Expected(None, ("running",), "injected on rank"),
+    "raise": Expected(None, ("running", "died"), "injected on rank"),
     "signal": Expected(143, ("stopped",), "stopped as asked"),
     "stop": Expected(0, ("stopped",), "stopped as asked", "slow:ms=300@step={step}"),
     "slow": Expected(0, ("done",)),
