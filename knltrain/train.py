@@ -75,7 +75,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
             restart.check(step, weights=evaluating or saving)
             top1 = _evaluate(recipe, trainer, step, val, comm, life, journal) if evaluating else None
             saving |= trainer.stopped
-            if checking and comm.size > 1:
+            if checking:
                 compare_replicas(comm, replicated(trainer.model.parameters), step.number)
             if saving:
                 restart.save(step.number, top1)
@@ -97,8 +97,7 @@ def _evaluate(recipe, trainer, step, val, comm, life, journal) -> float | None:
         trainer.stopped = True
         return None
     journal.evaluation(step.number, step.epoch, result.top1, result.top5, result.images)
-    if comm.rank == 0:
-        journal.keep(PREDICTIONS, {"step": step.number, **result.facts(val, crop)})
+    journal.keep(PREDICTIONS, lambda: {"step": step.number, **result.facts(val, crop)})
     return result.top1
 
 

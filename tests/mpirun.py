@@ -11,7 +11,7 @@ import numba
 import pytest
 
 from knltrain import cli
-from knltrain.tools.demo import find_mpiexec
+from knltrain.node.launcher import find_mpiexec
 
 ROOT = Path(__file__).resolve().parents[1]
 

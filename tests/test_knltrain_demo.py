@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from knltrain.node import launcher
 from knltrain.tell import plots
 from knltrain.tools import demo, pictures
 
@@ -55,7 +56,7 @@ def test_mpiexec__absent_names_the_cure(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"pip install knltrain\[mpi\]"):
-        demo.find_mpiexec()
+        launcher.find_mpiexec()
 
 
 def test_child__that_fails_is_an_error():

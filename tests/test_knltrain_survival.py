@@ -122,7 +122,7 @@ def test_stop__is_obeyed_between_the_batches_of_an_evaluation():
 
 def test_run__whose_folder_is_deleted_says_so_and_fails_soon(folder, monkeypatch):
     for name, seconds in {"restart.LAST_LIMIT_S": 2.0, "background.PAUSE_S": 0.5, "lock.BEAT_S": 0.1}.items():
-        monkeypatch.setattr(f"knltrain.{name}", seconds)
+        monkeypatch.setattr(f"knltrain.run.{name}", seconds)
     monkeypatch.setitem(KINDS, "stop", lambda fault, model, run: run.rename(f"{run}-away"))
     result = train(folder, "gone", "--inject", "stop@step=4", "--inject", "slow:ms=200")
     assert result.returncode == 2, result.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..claims.whole import write_whole
 from ..node.hardware import machine_facts
-from ..tools.demo import find_mpiexec
+from ..node.launcher import find_mpiexec
 
 HERE = Path(__file__).resolve().parents[2]  # the checkout
 NAMES = ("layer", "pass", "kernel"), ("algorithm", "wire", "bytes")  # what tells rows apart: of kernels, of exchanges

@@ -19,7 +19,7 @@ from ..data import Augment, DataSet, Loader, Order
 from ..data.decode import to_stored
 from ..data.shards import Row, checksum, finish_shard, write_shard
 from ..data.sources import list_source
-from ..tools.demo import find_mpiexec
+from ..node.launcher import find_mpiexec
 from .ceiling import clock, machine_line
 from .workload import Workload
 

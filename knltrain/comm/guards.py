@@ -33,6 +33,8 @@ def compare_signatures(comm, facts: dict):
 
 def compare_replicas(comm, state: dict[str, np.ndarray], step: int):
     """Raise ValueError, on all ranks, where the bits of `state` differ, with rank and tensor. Collective."""
+    if comm.size == 1:
+        return
     digests = {name: f"{digest(array):016x}" for name, array in state.items()}
     whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:16]
     if len(set(comm.gather(whole))) == 1:

@@ -115,11 +115,11 @@ class Journal(StepObserver):
         if self.ended is not None:
             self._tell_epoch({})
 
-    def keep(self, name: str, facts: dict):
-        """Write facts to a file of the run folder, in place of what was there."""
+    def keep(self, name: str, facts: Callable[[], dict]):
+        """Write what `facts` returns to a file of the run folder, in place of what was there."""
         if not self.quiet:
             try:
-                write_whole(self.run_dir / name, json.dumps(_jsonable(facts), allow_nan=False) + "\n", durable=False)
+                write_whole(self.run_dir / name, json.dumps(_jsonable(facts()), allow_nan=False) + "\n", durable=False)
             except OSError as error:
                 self.note(f"warning: {self.run_dir / name}: cannot be written ({error.strerror}); training goes on")
 

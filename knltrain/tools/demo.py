@@ -14,6 +14,7 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
+from ..node.launcher import find_mpiexec
 from .pictures import CLASS_NAMES, SIZE, render
 
 TRAIN_PER_CLASS, VAL_PER_CLASS = 400, 50
@@ -62,18 +63,6 @@ def demo(out: Path, *, ranks: int = 2, fresh: bool = False):
         (out / "learning_curve.png", "loss and accuracy over epochs"),
     ):
         print(f"  {str(path):34}  {meaning}")
-
-
-def find_mpiexec() -> Path:
-    """mpiexec beside this Python, where the extra `mpi` puts it, else the first one on the PATH."""
-    beside = Path(sys.executable).parent / "mpiexec"
-    found = beside if beside.exists() else shutil.which("mpiexec")
-    if found is None:
-        raise ValueError(
-            f"found no mpiexec in {beside.parent} nor on the PATH, expected one to start several ranks: "
-            "pip install knltrain[mpi], or use --ranks 1"
-        )
-    return Path(found)
 
 
 def run_child(command: list[str]):

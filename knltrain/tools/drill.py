@@ -171,7 +171,7 @@ def drill(out: Path, *, ranks: int, count: int, seed: int, launcher: str | None,
     if unknown:
         raise ValueError(f"found --kind {unknown.pop()}, expected one of {', '.join(known)} on {ranks} ranks")
     if launcher is None:
-        from .demo import find_mpiexec
+        from ..node.launcher import find_mpiexec
 
         launcher = f"{find_mpiexec()} -n {{ranks}}"
     choose, begin = random.Random(seed), time.monotonic()
