@@ -39,6 +39,13 @@ def test_tree__the_additions_of_all_ranks_are_the_one_tree(slots, ranks):
     assert sums == [0] and brought[0] == _text(0, slots)
 
 
+def test_shares__end_where_workers_do():
+    assert Shares.of(24, [1, 1, 1], 8).edges == (0, 6, 15, 24)
+    slow = Shares.of(24, [1, 1, 1, 0.2, 1, 1, 1, 1], 2)
+    assert slow.edges[4] == 12 and slow.edges != Shares.of(24, [1] * 8, 2).edges
+    assert [len(rows) for rows in Shares.of(24, [1, 1], 8).sums] == [4, 4]
+
+
 @pytest.mark.parametrize(("slots", "ranks"), COUNTS)
 def test_shares__cover_the_slots_at_little_cost(slots, ranks):
     shares = Shares.equal(slots, ranks)

@@ -30,7 +30,7 @@ class Shares:
     def of(cls, slots: int, speeds: Sequence[float], workers: int = 0) -> "Shares":
         """Shares for ranks that do slots at these speeds, in any unit. Raises ValueError for fewer slots than ranks.
 
-        No more ranks than workers run whole ones.
+        No more ranks than workers run whole ones; of a multiple of them as many share each.
 
         >>> Shares.of(8, [1, 1, 1]).edges, Shares.of(8, [1, 1, 0.5, 0.5]).edges
         ((0, 2, 5, 8), (0, 2, 5, 7, 8))
@@ -43,6 +43,10 @@ class Shares:
         if len(speeds) <= workers < slots:
             edges = cls.of(workers, speeds).edges
             return cls(tuple(edge * slots // workers for edge in edges), workers)
+        if workers > 1 and len(speeds) % workers == 0:
+            each, size = len(speeds) // workers, slots // workers
+            own = [cls.of(size, speeds[first : first + each]) for first in range(0, len(speeds), each)]
+            return cls((*(size * i + edge for i, one in enumerate(own) for edge in one.edges[:-1]), slots), workers)
         most, whole = _most(slots, speeds), math.fsum(speeds)
         edges, later, ideal = [0], sum(most), 0.0
         for rank, (limit, speed) in enumerate(zip(most[:-1], speeds, strict=False)):
