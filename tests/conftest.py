@@ -13,7 +13,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 # processes compile, while its worker waits
 LONG = (
     "test_kernels_isa", "test_jobs_slurm", "test_kernels_conv", "test_knltrain_train", "test_kernels_assembly",
-    "test_docs_commands", "test_knltrain_drill", "test_knltrain_survival", "test_comm_exchange",
+    "test_docs_commands", "test_tools_drill", "test_run_survival", "test_comm_exchange",
 )  # fmt: skip
 
 

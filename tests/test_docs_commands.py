@@ -43,7 +43,7 @@ ELSEWHERE = {  # of README and tutorial: the words a command begins with, and th
     "srun -n 2 knltrain doctor": "test_packaging::test_readme__installs_as_printed",  # the same
     "srun -N 4 knltrain doctor": "test_jobs_slurm::test_readme__its_doctor_looks_at_four_nodes",
     "sbatch jobs/alexnet_512knl.sh": "test_jobs_slurm::test_job__runs_to_the_end_on_four_nodes",
-    "knltrain drill": "test_knltrain_drill::test_drill__four_kinds_on_two_ranks",
+    "knltrain drill": "test_tools_drill::test_drill__four_kinds_on_two_ranks",
     "srun --nodes=16": "test_jobs_slurm::test_tutorial__its_line_of_srun_trains",
 }
 SHORTER = {"train": ["--set", "run.max_steps=4", "--set", "comm.bucket_bytes=1048576", "--progress", "lines"]}
@@ -166,7 +166,7 @@ def test_commands__of_readme_and_tutorial_are_run_or_it_is_said_where():
 def test_make_test__runs_tests():
     command = made("test")
     assert command[:4] == ["python", "-m", "pytest", "-q"]
-    few = [sys.executable, *command[1:], "-n", "0", "tests/test_knltrain_demo.py", "-k", "absent"]
+    few = [sys.executable, *command[1:], "-n", "0", "tests/test_tools_demo.py", "-k", "absent"]
     result = subprocess.run(few, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0 and "1 passed" in result.stdout, result.stdout + result.stderr
 

@@ -4,7 +4,7 @@ import re
 
 import chromium
 import pytest
-from test_knltrain_report import HOSTILE, write_run
+from test_report_page import HOSTILE, write_run
 from tinyrun import write_recipe
 
 from knltrain.data import DataSet

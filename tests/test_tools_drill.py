@@ -7,7 +7,7 @@ from knltrain.tools.drill import drill
 
 
 def test_drill__four_kinds_on_two_ranks(tmp_path, capsys, monkeypatch):
-    """Truncation kills too; a run that is asked to stop is in test_knltrain_survival."""
+    """Truncation kills too; a run that is asked to stop is in test_run_survival."""
     monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
     kinds = ["corrupt-shard", "truncate-checkpoint", "flip", "freeze"]
     code = drill(tmp_path / "out", ranks=2, count=4, seed=3, launcher=f"{mpiexec()} -n {{ranks}}", kinds=kinds)
