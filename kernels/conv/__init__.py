@@ -1,9 +1,9 @@
 """Convolution, forward and backward; a fully connected layer is the 1 x 1 case on 1 x 1 images.
 
 Layouts: x (N, H, W, C), y (N, P, Q, K), w (R, S, C/groups, K), all C-contiguous. The functions here check their arrays
-and hand them to the method that the plan has for the direction: `rows` (addresses of rows), `winograd`; for dw `outer`,
-`winograd_weight`. All are loop nests around the micro-kernel. Cost: 2*N*P*Q*K*R*S*C/groups flops a direction by
-definition; `plan.arithmetic` has what is really made.
+and hand them to the method that the plan has for the direction: `rows` (addresses of rows), `winograd`, `tiles` (AMX);
+for dw `outer`, `winograd_weight`, `tiles_weight`. All are loop nests around the micro-kernel. Cost:
+2*N*P*Q*K*R*S*C/groups flops a direction by definition; `plan.arithmetic` has what is really made.
 """
 
 import numpy as np

@@ -1,5 +1,5 @@
 """Benchmarks as commands: `knltrain bench kernels`, `step`, `checkpoint`, `data`, `feed`,
-`allreduce`, `overlap`, `compare`; see docs/benchmarks.md.
+`allreduce`, `overlap`, `records`, `settings`, `compare`; see docs/benchmarks.md.
 
 twins.py      is the result right? every call against NumPy, before anything is timed
 ceiling.py    what the machine can do at this moment, measured in turn with the kernel
@@ -9,6 +9,8 @@ data.py       the loader beside the decoder alone      feed.py       packing, fe
 checkpoint.py what writing one beside training costs
 allreduce.py  our sums over ranks beside MPI's own; docs/communication.md
 overlap.py    how much of the exchange hides behind the backward pass
+records.py    what logging and tracing cost a step
+settings.py   steps of one recipe with other settings, in turn
 compare.py    all of these, old code and new in turn
 torch_process.py, torch_models.py           the same step in PyTorch, in a process of its own
 """

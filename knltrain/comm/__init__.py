@@ -1,4 +1,14 @@
-"""Communication: who is there, which slices travel together, and in which order they are summed."""
+"""Communication: who is there, which slices travel together, and in which order they are summed.
+
+communicator, links, shares   ranks, nodes, and which slots each has
+buckets, tree, gradients      which slices travel when; the one order of sums; the reducer that the trainer knows
+block, algorithms, worker     rows in shared memory or by messages, each way to sum them, the thread that does
+piecewise, curve              parts of a block gathered; measured time of a sum by its bytes
+wire, coded                   numbers as they are, as two bytes, as one byte with residuals
+factors, split, choice        fully connected layers as factors, or split over ranks; which of that pays
+update, local                 a rank's part of the update; workers that train apart for some steps
+guards, watch, rendezvous, arrival  what must be equal; who is late, gone, or did not start
+"""
 
 from .arrival import Arrival
 from .block import MessageBlock, compile_ahead, make_block

@@ -49,7 +49,7 @@ class Lars:
 
     previous_lr is the only state beside v: a checkpoint stores it. trust_ratios holds r by name from the last step.
 
-    options: in their ranges, as `config.checked` sees to.
+    options: in their ranges, as `recipe.config.checked` sees to.
     """
 
     name = "update"
