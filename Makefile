@@ -49,6 +49,7 @@ docs: $(STAMP)  ## the documentation as a site: docs/_build/docs/index.html
 STUDY := shards/cifar10-16/train shards/cifar10-16/val
 study: $(STAMP)  ## train what docs/results/study.jsonl lacks, tables and figures of large batches from it
 	@KNLTRAIN_THREADS=1 $(BIN)/python docs/study.py $(STUDY)
+	@KNLTRAIN_THREADS=1 $(BIN)/python docs/study_fp16.py $(STUDY)
 
 sz:  ## count lines per file and in sum
 	@find kernels knltrain tests -name '*.py' | sort | xargs wc -l

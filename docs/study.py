@@ -124,29 +124,39 @@ def probed(data, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return images, data.labels[rows].astype(np.int64)
 
 
-def network(data, seed: int):
+def network(data, seed: int, precision: str = "fp32"):
     """A network small enough for one core: 78,000 weights. Gammas of 0 would hold LARS up for all of a short run."""
-    return kt.network("resnet_cifar8", data.class_names, SIZE, seed=seed, width=16, zero_gamma=False)
+    how = {"seed": seed, "precision": precision, "width": 16, "zero_gamma": False}
+    return kt.network("resnet_cifar8", data.class_names, SIZE, **how)
+
+
+def train(data, net, optim, rate: float, batch: int, seed: int, observer: StepObserver, **more):
+    """Train `net`; returns the loss of each step, and whether it came to its end without an explosion."""
+    schedule, losses = kt.poly(rate, EPOCHS, warmup_epochs=WARMUP, origin="warmup"), []
+    how = {"global_batch": batch, "slot_batch": SLOT, "optimizer": optim, "schedule": schedule, "seed": seed}
+    how |= {"augmentation": "crop_flip", "pad": 2, "shuffle": "full", "observers": (observer,)}
+    trainer = kt.Trainer(net, data, **how, **more)
+    for step in trainer:
+        losses.append(step.loss)
+        if not (step.finite and step.loss < 100):
+            trainer.close()
+            return losses, False
+    return losses, True
+
+
+def of_last_epoch(losses: list[float]) -> float:
+    """The mean loss of the last epoch of a whole run."""
+    return round(float(np.mean(losses[-math.ceil(len(losses) / EPOCHS) :])), 4)
 
 
 def measure(data, val, name: str, batch: int, factor: float, seed: int) -> dict:
     """Train once; a line of the log."""
     arm, probe, begin = ARMS[name], Probe(*probed(data, 0)), time.process_time()
     net, rate = network(data, seed), arm.rates(batch)[factor]
-    schedule = kt.poly(rate, EPOCHS, warmup_epochs=WARMUP, origin="warmup")
-    how = {"global_batch": batch, "slot_batch": SLOT, "optimizer": arm.optim, "schedule": schedule, "seed": seed}
-    losses, ended = [], True
-    trainer = kt.Trainer(net, data, **how, augmentation="crop_flip", pad=2, shuffle="full", observers=(probe,))
-    for step in trainer:
-        losses.append(step.loss)
-        if not (step.finite and step.loss < 100):
-            ended = False
-            trainer.close()
-            break
+    losses, ended = train(data, net, arm.optim, rate, batch, seed, probe)
     row = {"arm": name, "batch": batch, "factor": factor, "rate": float(f"{rate:.6g}"), "seed": seed}
     row |= {"steps": len(losses), "top1": kt.evaluate(net, val).top1 if ended else None}
-    last = np.mean(losses[-math.ceil(len(losses) / EPOCHS) :])  # of the last epoch
-    row |= {"loss": round(float(last), 4) if ended else None, "noise_scale": probe.noise}
+    row |= {"loss": of_last_epoch(losses) if ended else None, "noise_scale": probe.noise}
     if ended:
         row |= {"sharpness": probe.sharpness, "trust_ratios": probe.ratios}
     return row | {"cpu_s": round(time.process_time() - begin, 1)}
@@ -274,27 +284,38 @@ def ratios(rows: dict) -> Figure:
     return figure
 
 
+def save(name: str, figure: Figure) -> None:
+    """Write a figure to docs/results, a file that differs only where its content does."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
+
+
 def draw(rows: dict) -> None:
-    """The figures, as files that differ only where their content does."""
+    """The figures."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         draw_accuracy(rows, left)
         draw_noise(rows, right)
         figures = {"study_accuracy": figure, "study_trust": ratios(rows), "study_zero_gamma": ratios(read(ZERO_GAMMA))}
-        for name, made in figures.items():
-            for axes in made.axes:
-                axes.spines[["top", "right"]].set_visible(False)
-            made.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
+    for name, made in figures.items():
+        save(name, made)
+
+
+def put(mark: str, made: str) -> None:
+    """Put a table between its marks in the page."""
+    between = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
+    PAGE.write_text(between.sub(rf"\1\n{made}\n\n\2", PAGE.read_text()))
 
 
 def write_page(rows: dict) -> None:
-    """Put the tables between their marks in the page."""
-    text, whole = PAGE.read_text(), len(ARMS) * len(BATCHES) * (len(FACTORS) + len(SEEDS) - 1)
+    """The tables."""
+    whole = len(ARMS) * len(BATCHES) * (len(FACTORS) + len(SEEDS) - 1)
     note = f"\n\n{len(rows)} of {whole} runs are done: `make study` goes on with the rest." * (len(rows) < whole)
-    for mark, made in (("accuracy", table(rows, accuracy) + note), ("probes", table(rows, ends))):
-        text = re.sub(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", rf"\1\n{made}\n\n\2", text, flags=re.DOTALL)
-    PAGE.write_text(text)
+    put("accuracy", table(rows, accuracy) + note)
+    put("probes", table(rows, ends))
 
 
 if __name__ == "__main__":
