@@ -43,14 +43,17 @@ from knltrain.run.checkpoint import load_latest, save
 folder, rng, seen = Path(sys.argv[1]), random.Random(4), 0
 META = {"previous_lr": 0.1, "experiment": {}}
 arrays = {f"value/{i}": np.full(20_000, i, np.float32) for i in range(20)}
-save(folder, 1, arrays | {"value/step": np.int64(1)}, META, keep=2)
+for step in (0, 1):  # the second as all that follow: moments are shares of what one takes here
+    begin = time.perf_counter()
+    save(folder, step, arrays | {"value/step": np.int64(step)}, META, keep=2)
+usual = time.perf_counter() - begin
 for moment in range(100):
     newest = load_latest(folder, print)[1]["step"]
     child = os.fork()
     if child == 0:
         for step in range(newest + 1, 10**6):
             save(folder, step, arrays | {"value/step": np.int64(step)}, META, keep=2)
-    time.sleep(rng.random() * 0.05)
+    time.sleep(rng.random() * 5 * usual)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     warned = []
@@ -64,4 +67,4 @@ print(seen)
 def test_kill__during_checkpoint_writing_at_a_hundred_random_moments_leaves_a_good_one(tmp_path):
     result = run_mpi(1, "-c", KILLED, str(tmp_path / "checkpoints"))
     assert result.returncode == 0, result.stderr
-    assert 5 < int(result.stdout) <= 100  # kills fell into the middle of some write, not all before the first
+    assert 20 < int(result.stdout) <= 100  # most kills fell into the middle of some write, not before the first
