@@ -56,7 +56,7 @@ from .shared import meet_arrive, meet_wait, node_allreduce, sum_blocks, sum_scra
 from .softmax import rank_of_label, softmax_cross_entropy
 from .store import aligned_zeros
 from .update import CHUNK as NORM_CHUNK
-from .update import combine_norms, momentum_update, squared_norm_chunks, squared_norms
+from .update import combine_norms, momentum_update, squared_norm_chunks
 from .window import center_window, random_box, random_colors, random_window
 from .wire import (
     FP16_SCALE,

@@ -15,22 +15,15 @@ CHUNK = 1 << 16  # elements: 256 KB of float32, enough to hide a fork, few enoug
 LANES = 128  # independent float64 sums in a chunk, written out so that they vectorize in one order on every machine
 
 
-def squared_norms(w, g):
-    """(sum w², sum g²) as two floats.
-
-    w, g : float32, C-contiguous, same shape (any, also empty)
-
-    Products and sums are float64: a float32 sum of 38 million squares (AlexNet's fc6) would lose four digits.
-    Cost: 4 flops and 8 bytes read per element. Threads: each owns a chunk.
-    Raises: TypeError for another dtype, ValueError for shapes that differ or memory that is not contiguous.
-    """
-    return combine_norms(squared_norm_chunks(w, g))
-
-
 def squared_norm_chunks(w, g):
     """(chunks, 2) float64: sum w² and sum g² of each chunk of CHUNK elements, the last one shorter.
 
-    A part of a tensor that begins at a multiple of CHUNK has the chunks of the whole: parts may be summed anywhere.
+    w, g : float32, C-contiguous, same shape (any, also empty)
+
+    Products and sums are float64: a float32 sum of 38 million squares (AlexNet's fc6) would lose four digits. A part of
+    a tensor that begins at a multiple of CHUNK has the chunks of the whole: parts may be summed anywhere.
+    Cost: 4 flops and 8 bytes read per element. Threads: each owns a chunk.
+    Raises: TypeError for another dtype, ValueError for shapes that differ or memory that is not contiguous.
     """
     _check(w=w, g=g)
     sums = np.empty((max(1, -(-w.size // CHUNK)), 2))
@@ -58,7 +51,7 @@ def momentum_update(w, g, v, momentum, weight_decay, gradient_scale, step_scale,
 
     w, g, v : float32, C-contiguous, same shape; g is only read
     Cost: 6 flops (Nesterov 8), 12 bytes read and 8 written per element. Threads: each owns a chunk.
-    Raises: as squared_norms.
+    Raises: as squared_norm_chunks.
     """
     _check(w=w, g=g, v=v)
     scalars = np.array([momentum, weight_decay, gradient_scale, step_scale], np.float32)

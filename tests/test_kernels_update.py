@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from knltrain.kernels import momentum_update, squared_norms
+from knltrain.kernels import combine_norms, momentum_update, squared_norm_chunks
 
 CHUNK = 1 << 16
 SIZES = [1, 3, 127, 129, 7 * 103, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 517]
@@ -14,6 +14,10 @@ TOLERANCE = {"norm": 1e-12, "update": 1e-6}  # float64 sums; float32 elements of
 def tensors(size, seed=0):
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(size).astype(np.float32) for _ in range(3)]
+
+
+def squared_norms(w, g):
+    return combine_norms(squared_norm_chunks(w, g))
 
 
 def numpy_momentum_update(w, g, v, momentum, weight_decay, gradient_scale, step_scale, nesterov):
