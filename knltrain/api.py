@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .assembly import make_trainer
 from .comm import world
 from .data import Arrays, Augment, DataSet
 from .data.decode import fit_stored
@@ -27,7 +28,6 @@ from .recipe.experiment import build_network, center_crop, network_facts
 from .recipe.phases import facts_at
 from .run import checkpoint
 from .run.observe import Step, StepObserver
-from .trainer import Trainer as CoreTrainer
 
 SQUARES = Packed("raw", 0)  # pictures of any size, taken as they are
 PREDICT_BATCH = 32  # images of one pass of a network that is not being trained
@@ -229,7 +229,7 @@ class Trainer:
         comm = world()
         layers, before = (net.layers, net.input_shape), net.model
         how = {"layers": layers, "observers": observers}
-        self._trainer = CoreTrainer.of(checked(recipe), data, comm, take_share(comm), **how)
+        self._trainer = make_trainer(checked(recipe), data, comm, take_share(comm), **how)
         self._trainer.seek(0)
         if before is not None:
             load_state(self._trainer.model.parameters, state(before.parameters, False), "the network", strict=False)

@@ -2,6 +2,7 @@
 
 from contextlib import closing, nullcontext
 
+from .assembly import make_trainer
 from .claims.keys import traced_steps
 from .comm import compare_replicas
 from .evaluate import evaluate
@@ -21,7 +22,6 @@ from .tell.gauge import Gauge
 from .tell.journal import PREDICTIONS
 from .tell.screen import Screen
 from .trace import Tracer
-from .trainer import Trainer
 
 
 def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[StepObserver], screen: Screen) -> int:
@@ -45,7 +45,7 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         closing(journal),
         closing(boards),
         closing(watch_ranks(recipe, data, comm, lambda: advice(run_dir))) as watch,
-        closing(Trainer.of(recipe, data, comm, placement, watch, observers=observers)) as trainer,
+        closing(make_trainer(recipe, data, comm, placement, watch, observers=observers)) as trainer,
         closing(Restart(run_dir, trainer, comm, identity(recipe, data), recipe.run, journal.note)) as restart,
     ):
         trainer.note, trainer.record = journal.note, journal.record

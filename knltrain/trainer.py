@@ -6,37 +6,22 @@ Whoever wants to know, or to interfere, is an observer.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 
 import numpy as np
 
 from knltrain.kernels import sample_key
 
 from .arena import Parameters
-from .comm import LOCAL, Reducer, Shares, Update, check_whole, kept_sums, make_block
-from .data import Loader
+from .comm import Reducer, Update
+from .data import Batches
 from .layers import Observer
-from .models import Among, Model
+from .models import Model
 from .optim.average import Average
 from .optim.lars import Lars
 from .optim.scaling import LossScale
-from .recipe.config import Recipe
-from .recipe.experiment import (
-    begin_with,
-    check_sizes,
-    copies_of,
-    make_links,
-    make_loader,
-    make_loss_scale,
-    make_model,
-    make_optimizer,
-    make_reducer,
-    make_update,
-    rank_speeds,
-)
-from .recipe.phases import Leg, leg_of, legs
+from .recipe.phases import Leg, leg_of
 from .run.observe import Step, StepObserver
 
 DROPOUT = 2  # purpose of the random numbers that are not augmentation's
@@ -50,7 +35,7 @@ class Trainer:
     optimizer: Lars
     reducer: Reducer
     update: Update
-    batches: Iterable  # an iterator of slots
+    batches: Batches
     _: KW_ONLY
     rate: Callable[[int], float]  # the learning rate of a step
     slots: int = 1  # that this rank runs in a step
@@ -59,8 +44,13 @@ class Trainer:
     total: int = 0  # steps, where iteration ends
     steps_per_epoch: int = 1
     seed: int = 0
+    epochs: float = 0  # of the run, also where it is cut short; 0: what total has
     scaling: LossScale | None = None  # of the loss
     average: Average | None = None  # of the weights
+    legs: Sequence[Leg] = ()  # stretches of the run that have parts of their own
+    speeds: Sequence[float] = ()  # of the ranks, in any unit
+    remake: Callable[[Leg, Sequence[float], Parameters], dict] | None = None  # those parts, around what is learned
+    begun_with: Sequence[str] = ()  # lines about weights that were not drawn at random
     observers: Sequence[StepObserver] = ()
     wishes: Callable[[], tuple] = lambda: (False, False)  # asked of this rank in every slot, (stop, save); told to all
     note: Callable[[str], None] = lambda line: None  # where an observer may print a line,
@@ -69,67 +59,10 @@ class Trainer:
     def __post_init__(self):
         self.global_batch = self.total_slots * self.model.slot_batch
         self.done, self.stopped = 0, False  # done: steps done
-        self.begun_with: list[str] = []  # lines about weights that were not drawn at random
-        self.epochs = max(self.total / self.steps_per_epoch, 1e-9)  # of the run, also where it is cut short
+        self.epochs = self.epochs or max(self.total / self.steps_per_epoch, 1e-9)
         self.offset = 0  # steps that the epochs before would have had in batches of this size, less those they had
-        self.speeds: list[float] = []  # of the ranks, in any unit
-        self.legs: list[Leg] = []
-        self.leg: Leg | None = None
+        self.leg = self.legs[0] if self.legs else None
         self._last = time.perf_counter()
-
-    @classmethod
-    def of(cls, recipe: Recipe, data, comm, placement, watch=None, layers=None, observers=()) -> "Trainer":
-        """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's."""
-        found = legs(recipe, len(data))
-        speeds = rank_speeds(recipe, comm)
-        workers, apart = recipe.comm.workers, [leg for leg in found if leg.recipe.optim.local_steps > 1]
-        for leg in found:
-            shares = Shares.of(leg.derived.slots, speeds, workers)
-            if leg in apart:
-                check_whole(shares)
-        check_sizes([leg.recipe for leg in found], len(data.class_names))
-
-        def build(leg: Leg, speeds: list[float], parameters: Parameters | None = None) -> dict:
-            """What changes from leg to leg, or with the speeds of the ranks; parameters: of before."""
-            shares = Shares.of(leg.derived.slots, speeds, workers)
-            slots = shares.ranges[comm.rank]
-            old = parameters and parameters.block
-            block = partial(make_block, make_links(recipe, comm, shares)) if old is None else lambda _: old
-            if old is not None:
-                old.arrange(shares)
-            copies = kept_sums(slots, shares.slots, shares.most) + copies_of(recipe, bool(apart))
-            among = Among(placement.ranks_on_node, copies, block)
-            model = make_model(leg.recipe, len(data.class_names), among, layers=layers)
-            if parameters is not None:
-                model.parameters.take(parameters)
-            elif apart:
-                for name in LOCAL:
-                    model.parameters.keep(name, workers)
-            optimizer = make_optimizer(leg.recipe, model)
-            average = Average(model.parameters, recipe.optim.average) if recipe.optim.average else None
-            with placement.on("communication"):
-                reducer = make_reducer(leg.recipe, model, watch)
-            with placement.on("readers"):
-                loader = make_loader(leg.recipe, leg.derived, data, slots)
-            parts = {"model": model, "optimizer": optimizer, "reducer": reducer, "batches": loader, "rate": leg.rate}
-            update = make_update(leg.recipe, model, optimizer, reducer)
-            parts |= {"update": update, "slots": len(slots), "average": average}
-            return parts | {"total_slots": leg.derived.slots, "steps_per_epoch": leg.derived.steps_per_epoch}
-
-        parts, rates = build(found[0], speeds), [found[0].rate(early) for early in (0, 1)]
-        parts |= {"workers": workers, "scaling": make_loss_scale(recipe)}
-        made = cls(**parts, total=found[-1].stop, seed=recipe.run.seed, observers=observers)
-        made.epochs = recipe.run.epochs
-        made.legs, made.leg, made._build, parameters = found, found[0], build, made.model.parameters
-        made.speeds = speeds
-        if recipe.model.weights:
-            fresh = begin_with(recipe.model.weights, parameters, comm)
-            if made.average:
-                made.average.begin()
-            made.begun_with = [f"beginning with the weights of {recipe.model.weights}"]
-            made.begun_with += [f"fresh, for other classes: {', '.join(fresh)}"] if fresh else []
-        made.optimizer.check_start(*rates)
-        return made
 
     def _enter(self, leg: Leg):
         """Go on with the parts of another leg."""
@@ -152,13 +85,13 @@ class Trainer:
     def _rebuild(self, leg: Leg):
         """Make the parts anew, in which the state is that of now."""
         before, observer = self.model.parameters, self.model.observer
-        previous_lr, told = self.optimizer.previous_lr, getattr(self.batches, "told", None)
+        previous_lr, told = self.optimizer.previous_lr, self.batches.told
         self.update.complete()
         self.reducer.collect()
         self.close()
         self.reducer.block.links.comm.barrier()  # nobody reads sums any more: the gradient block is used again
         self.model = self.update = self.optimizer = None  # their memory first
-        for name, part in self._build(leg, self.speeds, before).items():
+        for name, part in self.remake(leg, self.speeds, before).items():
             setattr(self, name, part)
         self.leg, self.offset, self.global_batch = leg, leg.first - leg.start, self.total_slots * self.model.slot_batch
         self.optimizer.previous_lr = previous_lr
@@ -221,9 +154,7 @@ class Trainer:
         self.stopped = stop > 0
         now = time.perf_counter()
         rate, self._last = self.global_batch / (now - self._last), now
-        waits = self.reducer.seconds()
-        if isinstance(self.batches, Loader):
-            waits = {"data_wait_s": self.batches.stall_seconds} | waits
+        waits = {"data_wait_s": self.batches.stall_seconds} | self.reducer.seconds()
         loss, accuracy, epoch = loss / self.global_batch, correct / self.global_batch, self.own / self.steps_per_epoch
         asked = (stop > 0, save > 0)
         return Step(self.done, epoch, lr, loss, accuracy, rate, backward, finite, *asked, waits, scale, skipped)
@@ -231,8 +162,7 @@ class Trainer:
     def observe(self, observer: Observer | None, reading: Callable | None = None):
         """Let `observer` be told of every op of the steps that follow, `reading` of every batch; None: nobody."""
         self.model.observer = self.optimizer.observer = observer
-        if isinstance(self.batches, Loader):
-            self.batches.told = reading
+        self.batches.told = reading
 
     def seek(self, done: int):
         """Go on after `done` steps."""
@@ -249,5 +179,4 @@ class Trainer:
     def close(self):
         """Stop reading and exchanging; harmless when repeated."""
         self.reducer.close()
-        if isinstance(self.batches, Loader):
-            self.batches.close()
+        self.batches.close()

@@ -12,6 +12,7 @@ import numpy as np
 
 from knltrain.kernels import ARCH, cache_folder
 
+from .assembly import make_trainer
 from .comm import compile_ahead, world
 from .data.shards import checksum
 from .data.synthetic import Synthetic
@@ -19,7 +20,6 @@ from .evaluate import evaluate
 from .node.machine import arithmetic_peak, take_share
 from .recipe.config import Recipe, at_phase
 from .recipe.experiment import center_crop
-from .trainer import Trainer
 
 IMAGES = 8  # of a slot, at most: few, yet more than one share of the pixels in backward-weight
 MARGIN = 8  # pixels by which the pictures are larger than the crop
@@ -54,7 +54,7 @@ def _run(recipe: Recipe, comm, placement):
     recipe = dataclasses.replace(recipe, batch=batch, data=section)
     classes = recipe.model.args.get("classes", 10)
     data = Synthetic(2 * slot_batch, recipe.data.crop + MARGIN, classes)
-    with closing(Trainer.of(recipe, data, comm, placement)) as trainer:
+    with closing(make_trainer(recipe, data, comm, placement)) as trainer:
         trainer.seek(0)
         trainer.rate = lambda step: 0.0
         trainer.step()

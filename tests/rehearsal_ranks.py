@@ -10,11 +10,11 @@ from contextlib import closing
 
 from ranks import ALONE, learned
 
+from knltrain.assembly import make_trainer
 from knltrain.comm import FC, TRAINING, Serial, Watch, compare_replicas, world
 from knltrain.data.synthetic import Synthetic
 from knltrain.layers import Linear, ReLU, Sequential
 from knltrain.recipe.config import parse_recipe
-from knltrain.trainer import Trainer
 
 RECIPE = """
 [model]
@@ -53,7 +53,7 @@ def train(comm, slots: int, settings, watch=None):
     sizes = [f"batch.global_batch={SLOT * slots}", f"batch.slot_batch={SLOT}", "comm.fc_shards=4"]
     layers = Sequential("net", Linear("fc0", 130), ReLU("relu"), Linear("fc1", CLASSES)), (8, 8, 3)
     data = Synthetic(SLOT * slots * STEPS, 8, CLASSES)
-    with closing(Trainer.of(parse_recipe(RECIPE, [*sizes, *settings]), data, comm, ALONE, watch, layers)) as trainer:
+    with closing(make_trainer(parse_recipe(RECIPE, [*sizes, *settings]), data, comm, ALONE, watch, layers)) as trainer:
         found = learned(trainer, STEPS)
         del found["loss"]  # arrays alone are compared
         return found

@@ -38,12 +38,13 @@ MAY_IMPORT = {
     "trace": ".claims .layers .run .tell numpy",
     "doctor": ".kernels .claims .node .data .tell numpy",
     "trainer": ALL,  # from here on the story itself and the commands around it, which know all that stands above
+    "assembly": ALL,
     "evaluate": ALL,
     "train": ALL,
     "startup": ".kernels .run .recipe numpy",
     "warmup": ALL,
     "api": ALL,
-    "bench": ".kernels .claims .node .arena .layers .models .optim .comm .data .run .tell .trace .trainer "
+    "bench": ".kernels .claims .node .arena .layers .models .optim .comm .data .run .tell .trace .trainer .assembly "
              "numba numpy torch PIL simplejpeg",
     "plan": ".kernels .claims .node .arena .layers .models .comm .tell .bench numba numpy",
     "tools": ALL,

@@ -9,6 +9,7 @@ from mpirun import ROOT, run_mpi
 from ranks import ALONE, learned, on_ranks
 from rehearsal_ranks import RECIPE
 
+from knltrain.assembly import make_trainer
 from knltrain.comm import FullyConnected, Serial
 from knltrain.comm.choice import choose
 from knltrain.comm.curve import Curve
@@ -17,7 +18,6 @@ from knltrain.kernels import conv2d_plan, number_named
 from knltrain.layers import DenseGradient, Linear, ReLU, Sequential, dense_ops
 from knltrain.models import Model
 from knltrain.recipe.config import parse_recipe
-from knltrain.trainer import Trainer
 
 SLOTS, STEPS, SIDE, WIDTHS, CLASSES = 7, 3, 12, (70, 33), 5
 SIZES = ["data.crop=12", "batch.global_batch=21", "batch.slot_batch=3"]
@@ -32,7 +32,7 @@ def layers(widths=WIDTHS, classes=CLASSES):
 def train(comm, *settings, speeds=(), steps=STEPS):
     """What is learned, with the losses, and the trainer's facts; speeds: by which slots are shared after a step."""
     recipe, data = parse_recipe(RECIPE, [*SIZES, *settings]), Synthetic(3 * SLOTS * steps, SIDE, CLASSES)
-    with closing(Trainer.of(recipe, data, comm, ALONE, layers=layers())) as trainer:
+    with closing(make_trainer(recipe, data, comm, ALONE, layers=layers())) as trainer:
         return learned(trainer, steps, speeds), trainer.reducer.facts()["factors"]
 
 
@@ -105,7 +105,7 @@ def test_factors__are_the_bytes_of_the_formula():
     def sent(comm, fc):
         before = comm.sent_bytes
         recipe = parse_recipe(RECIPE, [*SIZES, "comm.algorithm=direct", "batch.global_batch=12", f"comm.fc={fc}"])
-        with closing(Trainer.of(recipe, Synthetic(48, SIDE, CLASSES), comm, ALONE, layers=layers())) as trainer:
+        with closing(make_trainer(recipe, Synthetic(48, SIDE, CLASSES), comm, ALONE, layers=layers())) as trainer:
             trainer.seek(0)
             trainer.step()
             before = comm.sent_bytes

@@ -8,10 +8,10 @@ import pytest
 from ranks import ALONE, learned, on_ranks
 from tinyrun import newest_state, same, train, write_recipe
 
+from knltrain.assembly import make_trainer
 from knltrain.comm import Serial
 from knltrain.data.synthetic import Synthetic
 from knltrain.recipe.config import RecipeError, parse_recipe
-from knltrain.trainer import Trainer
 
 RECIPE = """
 [model]
@@ -44,7 +44,7 @@ STEPS = 7  # two of all together, four apart, of which the last behind their mee
 
 def _trainer(comm, *settings):
     data = Synthetic(32, 12, 3)  # two steps an epoch
-    return Trainer.of(parse_recipe(RECIPE, settings), data, comm, ALONE)
+    return make_trainer(parse_recipe(RECIPE, settings), data, comm, ALONE)
 
 
 def _train(comm, *settings, steps=STEPS, speeds=()):
@@ -100,7 +100,7 @@ def test_local__the_first_step_apart_is_the_update_by_own_gradients():
 
 
 def _together(*settings):
-    return Trainer.of(parse_recipe(RECIPE.partition("[[phase]]")[0], settings), Synthetic(32, 12, 3), Serial(), ALONE)
+    return make_trainer(parse_recipe(RECIPE.partition("[[phase]]")[0], settings), Synthetic(32, 12, 3), Serial(), ALONE)
 
 
 def test_local__with_one_worker_is_training_as_ever():

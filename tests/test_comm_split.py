@@ -9,6 +9,7 @@ from ranks import ALONE, on_ranks
 from rehearsal_ranks import RECIPE, train
 from test_comm_factors import same
 
+from knltrain.assembly import make_trainer
 from knltrain.comm import Reducer, Serial, Shares
 from knltrain.comm.split import group_sizes
 from knltrain.comm.tree import joins
@@ -18,7 +19,6 @@ from knltrain.layers import Linear, ReLU, Sequential
 from knltrain.models import Among, Model
 from knltrain.models.state import load, state
 from knltrain.recipe.config import RecipeError, parse_recipe
-from knltrain.trainer import Trainer
 
 SLOTS = 24
 
@@ -86,7 +86,7 @@ def trainer():
         sizes = ["data.crop=16", "batch.global_batch=48", "batch.slot_batch=2", "comm.fc_shards=8"]
         layers = Sequential("net", Linear("fc0", 999), ReLU("relu"), Linear("fc1", 5)), (16, 16, 3)
         recipe = parse_recipe(RECIPE, [*sizes, *settings])
-        made.append(Trainer.of(recipe, Synthetic(240, 16, 5), comm, ALONE, layers=layers))
+        made.append(make_trainer(recipe, Synthetic(240, 16, 5), comm, ALONE, layers=layers))
         return made[-1]
 
     yield of

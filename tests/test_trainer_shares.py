@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from ranks import ALONE, learned, on_ranks
 
+from knltrain.assembly import make_trainer
 from knltrain.comm import Serial
 from knltrain.data.synthetic import Synthetic
 from knltrain.recipe.config import parse_recipe
-from knltrain.trainer import Trainer
 
 NETWORKS = {
     "resnet": '[model]\nname = "resnet_cifar8"\nwidth = 4\n',
@@ -35,7 +35,7 @@ def _train(comm, *settings, network="resnet", speeds=()):
     """What is learned in some steps, and the losses; speeds: what the ranks share the slots by after the first."""
     crop = {"resnet": 8, "alexnet": 24}[network]
     recipe, data = parse_recipe(NETWORKS[network] + RECIPE.format(crop), settings), Synthetic(14 * STEPS, crop + 4, 3)
-    with closing(Trainer.of(recipe, data, comm, ALONE)) as trainer:
+    with closing(make_trainer(recipe, data, comm, ALONE)) as trainer:
         return learned(trainer, STEPS, speeds)
 
 

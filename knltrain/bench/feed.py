@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import Augment, DataSet, Loader, Order
+from ..data import Augment, Batches, DataSet, Loader, Order
 from ..data.decode import to_stored
 from ..data.shards import Row, checksum, finish_shard, write_shard
 from ..data.sources import list_source
@@ -81,7 +81,7 @@ def step(folder: Path, model: str) -> float:
     ratios, rates = [], []
     with Loader(data, order, augment, slots=range(1)) as loader:
         synthetic = work.step
-        fed = work.like(batch._replace(labels=batch.labels % classes) for batch in loader).step
+        fed = work.like(Batches(batch._replace(labels=batch.labels % classes) for batch in loader)).step
         for warm in (fed, synthetic, fed):
             warm()
         stall = loader.stall_seconds

@@ -10,10 +10,10 @@ import statistics
 import time
 from contextlib import ExitStack, closing
 
+from ..assembly import make_trainer
 from ..data.synthetic import Synthetic
 from ..run.balance import FIRST, SKIPPED, Balance
 from ..run.observe import StepObserver
-from ..trainer import Trainer
 
 CLASSES = 1000
 
@@ -57,7 +57,7 @@ def run(comm, placement, recipes, *, slow=(), by=0.3, steps=20, as_json=False):
             data = Synthetic(count, recipe.data.crop, recipe.model.args.get("classes", CLASSES))
             slots = _Slots(by if comm.rank in slow else 0.0)
             observers = [slots, Balance(comm, recipe.run.shares == "measured")]
-            trainer = stack.enter_context(closing(Trainer.of(recipe, data, comm, placement, observers=observers)))
+            trainer = stack.enter_context(closing(make_trainer(recipe, data, comm, placement, observers=observers)))
             trainer.seek(0)
             for _ in range(SKIPPED + FIRST + SKIPPED if recipe.run.shares == "measured" else SKIPPED):
                 trainer.step()

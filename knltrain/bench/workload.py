@@ -1,13 +1,12 @@
 """A model, a synthetic batch, and the trainer of both: one slot, alone where nothing else is said."""
 
 import itertools
-from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
 
 from ..comm import Links, Reducer, Serial, Update, make_block
-from ..data.loader import Batch
+from ..data.loader import Batch, Batches
 from ..data.synthetic import Synthetic
 from ..models import Among, Model, build
 from ..optim.lars import Lars
@@ -46,9 +45,10 @@ class Workload(Trainer):
         alone = make_block(Links(Serial()), parameters.gradient.size, of=parameters.block)
         reducer = Reducer(parameters, alone)
         update, rate = Update(parameters, optimizer, reducer), lambda step: LEARNING_RATE
-        super().__init__(model, optimizer, reducer, update, itertools.repeat(self.batch), rate=rate)
+        batches = Batches(itertools.repeat(self.batch))
+        super().__init__(model, optimizer, reducer, update, batches, rate=rate)
 
-    def like(self, batches: Iterable[Batch] | None = None, reducer: Reducer | None = None, ranks: int = 1) -> Trainer:
+    def like(self, batches: Batches | None = None, reducer: Reducer | None = None, ranks: int = 1) -> Trainer:
         """A trainer of the same weights on other batches, or one whose gradients a reducer sums over `ranks`."""
         reducer = reducer or self.reducer
         update = Update(self.model.parameters, self.optimizer, reducer)

@@ -4,13 +4,13 @@ from .arrays import Arrays
 from .augment import Augment, read_mean_image
 from .dataset import DataSet
 from .folder import PictureFolder
-from .loader import EvalLoader, Loader
+from .loader import Batches, EvalLoader, Loader
 from .pack import pack
 from .sampler import Order, eval_rows
 from .shards import ShardError
 from .synthetic import Synthetic
 
 __all__ = [
-    "Arrays", "Augment", "DataSet", "EvalLoader", "Loader", "Order", "PictureFolder", "ShardError", "Synthetic",
-    "eval_rows", "pack", "read_mean_image",
+    "Arrays", "Augment", "Batches", "DataSet", "EvalLoader", "Loader", "Order", "PictureFolder", "ShardError",
+    "Synthetic", "eval_rows", "pack", "read_mean_image",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -34,17 +34,38 @@ class Batch(NamedTuple):
     mixed: tuple[np.ndarray, np.ndarray] | None = None  # labels of the others, own shares: see Augment.mix
 
 
-class _Reader:
+class Batches:
+    """What a trainer reads, slot by slot. These come from any iterable; `Loader` makes them of shards."""
+
+    stall_seconds = 0.0  # time in which a batch was wanted and not ready
+    told: Callable[[str, float, float, dict], None] | None = None  # of every batch: see `_Reader._tell`
+
+    def __init__(self, slots: Iterable[Batch] = ()):
+        self._slots = iter(slots)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._slots)
+
+    def seek(self, step: int) -> None:
+        """Continue with the first slot of a global step (counted over all epochs), where there is an order."""
+
+    def close(self) -> None:
+        """Make no more of them."""
+
+
+class _Reader(Batches):
     """The ring: `_plan(i)` names the i-th batch as (epoch, rows), or None behind the end."""
 
     def __init__(self, dataset, augment: Augment, batch: int, threads: int, prefetch: int):
         if threads < 1 or prefetch < 1:
             raise ValueError(f"threads {threads}, prefetch {prefetch}: expected at least 1 of each")
+        super().__init__()
         self.dataset, self.augment = dataset, augment
-        self.stall_seconds = 0.0  # time in which a batch was wanted and not ready
         self.work_seconds = dict.fromkeys(WORK, 0.0)  # of all threads together, for the batches handed out
         self.bytes = 0  # stored bytes of the rows handed out
-        self.told: Callable[[str, float, float, dict], None] | None = None  # of every batch: see `_tell`
         self._local = threading.local()
         self.prefetch = prefetch = max(prefetch, threads)
         # one buffer more than are being filled: the one the caller holds
@@ -54,9 +75,6 @@ class _Reader:
         self._pending = deque()
         self._next = 0  # index of the next batch to begin
         self._closed = False
-
-    def __iter__(self):
-        return self
 
     def __next__(self) -> Batch:
         """The next batch. An error of a reader thread is raised here, and ends the reader.
