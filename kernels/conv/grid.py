@@ -14,11 +14,11 @@ from .shape import TILE, ceil, image
 
 # fields of the geometry vector; pitch: bytes of a pixel
 GRID_I, GRID_J, STEP, IN_H, IN_W, IN_PITCH, OUT_H, OUT_W, OUT_PITCH = range(9)
-OUT_STEP, OUT_I, OUT_J, DEPTH, WIDTH, GROUPS = range(9, 15)
+OUT_STEP, OUT_I, OUT_J, DEPTH, WIDTH, GROUPS, TAPS = range(9, 16)
 
 
 class Grid(NamedTuple):
-    """geometry (15,) and taps (taps, 3), int64."""
+    """geometry (16,) and taps (taps, 3), int64."""
 
     geometry: np.ndarray
     taps: np.ndarray
@@ -30,8 +30,16 @@ class Grid(NamedTuple):
 
 
 def _grid(sides, step, inputs, outputs, place, channels, taps):
-    geometry = np.array([*sides, step, *inputs, *outputs, *place, *channels], np.int64)
+    geometry = np.array([*sides, step, *inputs, *outputs, *place, *channels, len(taps)], np.int64)
     return Grid(geometry, np.array(taps, np.int64).reshape(-1, 3))
+
+
+def stacked(grids):
+    """geometries (grids, 16) and taps (grids, most taps, 3); those behind a grid's TAPS are zeros."""
+    taps = np.zeros((len(grids), max(len(grid.taps) for grid in grids), 3), np.int64)
+    for place, grid in zip(taps, grids, strict=True):
+        place[: len(grid.taps)] = grid.taps
+    return Grid(np.stack([grid.geometry for grid in grids]), taps)
 
 
 def forward_grid(shape):

@@ -4,6 +4,8 @@ A method is made for a Shape, and may be asked before whether it suits one; `pla
 the shape alone: pixels and channels are cut by constants, so no bit of a result depends on the number of threads.
 """
 
+from functools import cached_property
+
 import numba
 import numpy as np
 
@@ -11,7 +13,7 @@ from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE_FLOATS
 from ..number import FP32
 from ..store import goes_past
-from .grid import WIDTH
+from .grid import WIDTH, stacked
 from .panels import pack
 from .shape import TASKS, ceil
 from .task import Behind, GradientJob, Job, block_count
@@ -76,21 +78,48 @@ class Blocks(Method):
         """Blocks of a grid, over all images."""
         return int(block_count(self.shape.x[0] * grid.pixels, self.size))
 
+    @cached_property
+    def order(self) -> np.ndarray:
+        """(blocks, 3): grid, block of that grid, number among all. Grids take turns by their share: a thread, which is
+        dealt a run of blocks, gets some of each, and those of the same images."""
+        counts = [self.blocks(grid) for grid in self.grids]
+        rows = [(g, block) for g, count in enumerate(counts) for block in range(count)]
+        turn = np.argsort([(block + 0.5) / counts[g] for g, block in rows], kind="stable")
+        return np.array([(*row, number) for number, row in enumerate(rows)], np.int64)[turn]
+
+    @cached_property
+    def stack(self):
+        """Geometries and taps of all grids."""
+        return stacked(self.grids)
+
+    def inside(self, grid) -> np.ndarray:
+        """Output pixels of each thing of a grid, of one image."""
+        return np.ones(grid.pixels, np.int64)
+
+    def block_sizes(self) -> np.ndarray:
+        """Output pixels of each block of all grids, int64."""
+        sizes = []
+        for grid in self.grids:
+            inside = np.tile(self.inside(grid), self.shape.x[0])
+            sizes.append(np.add.reduceat(inside, self.size * np.arange(self.blocks(grid))))
+        return np.concatenate(sizes)
+
+    def cut(self, threads: int) -> int:
+        """Ranges of output channels: where blocks alone are too few tasks. But each range reads all of the input."""
+        width = int(self.grids[0].geometry[WIDTH])
+        most = max(ceil(self.tasks(threads), len(self.order)), ceil(width, MOST_WIDTH))
+        return min(ceil(width, BLOCK), most)
+
     def run(self, x, weights, y, bias, workspace, moments=NO_MOMENTS, accumulate=False, relu=False, behind=None):
         """y = or, with `accumulate`, += the sums over all taps, plus bias where it is not empty. Of dy for x: dx."""
-        behind, told = behind or Behind(np.empty(0, y.dtype), np.empty(0, y.dtype), np.empty((0, 0), np.float32)), 0
-        for grid in self.grids:
-            width = int(grid.geometry[WIDTH])
-            blocks, along = ceil(width, BLOCK), self.blocks(grid)
-            # where the grid alone gives too few tasks channels are cut too; but each range reads all of the input
-            ranges = min(blocks, max(ceil(self.tasks(numba.get_num_threads()), along), ceil(width, MOST_WIDTH)))
-            job = Job(
-                x.reshape(-1), self.zeros, weights.reshape(-1).view(np.float32), bias, y.reshape(-1),
-                moments[told : told + along], *behind, *grid, self.all_taps, self.form, x.shape[0], ranges, accumulate,
-                relu, goes_past(y, width), self.staged, np.empty(0, self.panels.dtype),
-            )  # fmt: skip
-            self.nest(along * ranges, job)
-            told += along
+        behind = behind or Behind(np.empty(0, y.dtype), np.empty(0, y.dtype), np.empty((0, 0), np.float32))
+        ranges, past = self.cut(numba.get_num_threads()), goes_past(y, int(self.grids[0].geometry[WIDTH]))
+        job = Job(
+            x.reshape(-1), self.zeros, weights.reshape(-1).view(np.float32), bias, y.reshape(-1), moments, *behind,
+            *self.stack, self.order, self.all_taps, self.form, x.shape[0], ranges, accumulate, relu, past,
+            self.staged, np.empty(0, self.panels.dtype),
+        )  # fmt: skip
+        self.nest(len(self.order) * ranges, job)
 
 
 class Gradient(Method):

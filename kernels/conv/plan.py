@@ -80,8 +80,7 @@ class Conv2dPlan:
     @property
     def sums_shape(self) -> tuple:
         """Shape of the sums that backward-input tells a batch norm, over each of its blocks of dx."""
-        method = self.backward_input
-        return (sum(method.blocks(grid) for grid in method.grids), 2, self.x_shape[3])
+        return (len(self.backward_input.order), 2, self.x_shape[3])
 
     @property
     def moments_shape(self) -> tuple:

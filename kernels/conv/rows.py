@@ -27,7 +27,7 @@ from .grid import DEPTH, GROUPS, IN_PITCH, STEP, WIDTH, next_input, out_addresse
 from .method import COLUMNS, NO_MOMENTS, PACKED, ROWS, Blocks
 from .panels import ROW, SIDE_BY_SIDE, copy_row, in_unit, pack, pack_columns, pack_rows
 from .shape import MERGE_BELOW, TASKS, ceil
-from .task import F32_BYTES, aligned, block_count, finish, place
+from .task import F32_BYTES, aligned, finish, place
 
 PIXELS = 126  # pixels of a block: a multiple of 6 and 14, its input stays in L2
 PANEL_BYTES = 49152  # weights of one inner nest: stay in L1, or next to it where that is smaller
@@ -38,11 +38,11 @@ AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time:
 @inlined
 def gather(job, part, padded):
     """Addresses of the inputs (taps, padded) and of the outputs (count,) of a part; the last input is repeated."""
-    n_taps = job.taps.shape[0]
+    n_taps = part.taps.shape[0]
     rows, out_rows = np.empty((n_taps, padded), np.int64), np.empty(part.count, np.int64)
     x, zeros = job.x.ctypes.data, job.zeros.ctypes.data
-    row_addresses(x, zeros, job.geometry, job.taps, part.first, part.count, rows)
-    out_addresses(job.y.ctypes.data, job.geometry, part.first, part.count, out_rows)
+    row_addresses(x, zeros, part.geometry, part.taps, part.first, part.count, rows)
+    out_addresses(job.y.ctypes.data, part.geometry, part.first, part.count, out_rows)
     for m in range(part.count, padded):
         for t in range(n_taps):
             rows[t, m] = rows[t, part.count - 1]
@@ -50,16 +50,16 @@ def gather(job, part, padded):
 
 
 @inlined
-def begin_with(job, channel, k0, start):
+def begin_with(job, part, channel, k0, start):
     """start = bias of a block of output channels, from number `channel` on; k0: its first one in the group."""
     for j in range(BLOCK):
-        start[j] = job.bias[channel + j] if job.bias.size > 0 and k0 + j < job.geometry[WIDTH] else 0.0
+        start[j] = job.bias[channel + j] if job.bias.size > 0 and k0 + j < part.geometry[WIDTH] else 0.0
 
 
 @inlined
 def _panel(job, part, block, c0, count, own):
     """Pack a panel of w where it is needed: units c0 to c0 + count of a block. own (SIDE_BY_SIDE, ..): room for it."""
-    depth, width, item = job.geometry[DEPTH], job.geometry[WIDTH], job.weights.itemsize
+    depth, width, item = part.geometry[DEPTH], part.geometry[WIDTH], job.weights.itemsize
     k0, side, apart = block * BLOCK, (block - part.lo) % SIDE_BY_SIDE, own.shape[1] * F32_BYTES
     b, rest = own.ctypes.data + side * apart, min(width - k0, (part.hi - block) * BLOCK)
     kind, to = np.float32, job.panels.dtype
@@ -77,12 +77,12 @@ def _panel(job, part, block, c0, count, own):
 @inlined
 def next_block(job, part):
     """First and last + 1 address of what the next block of pixels will read, as far as it is worth asking for."""
-    geometry = job.geometry
+    geometry = part.geometry
     size = part.count * geometry[STEP] * geometry[STEP] * geometry[IN_PITCH]
     last = part.hi == -(-geometry[WIDTH] // BLOCK)
-    if job.taps.shape[0] == 0 or not last or size > AHEAD_BYTES:
+    if part.taps.shape[0] == 0 or not last or size > AHEAD_BYTES:
         return 0, 0
-    ahead = next_input(job.x.ctypes.data, geometry, job.taps, part.first + part.count)
+    ahead = next_input(job.x.ctypes.data, geometry, part.taps, part.first + part.count)
     return ahead, ahead + size
 
 
@@ -130,8 +130,8 @@ def _multiply(group, job, part, rows, c, ahead, end):
 
     One inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth, in units.
     """
-    width, taps, per_unit = job.geometry[WIDTH], job.taps, in_unit(job.panels.dtype)
-    depth = -(-job.geometry[DEPTH] // per_unit)
+    width, taps, per_unit = part.geometry[WIDTH], part.taps, in_unit(job.panels.dtype)
+    depth = -(-part.geometry[DEPTH] // per_unit)
     padded, row_bytes = rows.shape[1], (part.hi - part.lo) * ROW
     blocks, limit = -(-width // BLOCK), PANEL_BYTES // ROW
     depth_at_once, taps_at_once = depth if depth <= limit else -(-depth // -(-depth // limit)), max(1, limit // depth)
@@ -152,7 +152,7 @@ def _multiply(group, job, part, rows, c, ahead, end):
                 begin = 0
                 if t0 == 0 and c0 == 0:
                     begin = start.ctypes.data
-                    begin_with(job, group * width + block * BLOCK, block * BLOCK, start)
+                    begin_with(job, part, group * width + block * BLOCK, block * BLOCK, start)
                 if job.form == PACKED:
                     panel = ((group * blocks + block) * job.all_taps + taps[t0, 2]) * depth + c0
                     b = job.weights.ctypes.data + panel * ROW
@@ -181,7 +181,7 @@ def _rows_task(task, job):
     rows, out_rows = gather(job, part, padded)
     c = aligned(padded * pitch)
     ahead, end = next_block(job, part)
-    for group in range(job.geometry[GROUPS]):
+    for group in range(part.geometry[GROUPS]):
         ahead = _multiply(group, job, part, rows, c, ahead, end)
         finish(job, part, group, c, pitch, part.count, out_rows)
 
@@ -207,11 +207,6 @@ class Rows(Blocks):
 
     def tasks(self, threads):
         return max(TASKS, super().tasks(threads))
-
-    def block_sizes(self) -> np.ndarray:
-        """Output pixels of each block, int64."""
-        n, p, q, _ = self.shape.y
-        return np.diff(PIXELS * np.arange(block_count(n * p * q, PIXELS)), append=n * p * q)
 
 
 class Unpacked(Rows):

@@ -17,7 +17,7 @@ from ..each import RAISE, each
 from ..moments import part_moments
 from ..number import FP32
 from ..store import store_row
-from .grid import GRID_I, GRID_J, WIDTH
+from .grid import GRID_I, GRID_J, TAPS, WIDTH
 
 F32_BYTES = FP32.bytes  # of an element of C, of panels and of everything else that a task keeps for itself
 
@@ -42,8 +42,9 @@ class Job(NamedTuple):
     norm_x: np.ndarray  # Behind
     norm_y: np.ndarray
     norm_table: np.ndarray
-    geometry: np.ndarray
+    geometries: np.ndarray  # of the grids
     taps: np.ndarray
+    order: np.ndarray  # (blocks, 3): grid, block of that grid, number among the blocks of all grids
     all_taps: int  # that the packed weights have
     form: int  # of the weights
     images: int
@@ -74,9 +75,11 @@ class GradientJob(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one task owns: `count` things of the grid from `first` on, by blocks lo to hi of output channels."""
+    """What one task owns: `count` things of a grid from `first` on, by blocks lo to hi of output channels."""
 
-    block: int
+    geometry: np.ndarray
+    taps: np.ndarray
+    block: int  # among those of all grids
     first: int
     count: int
     lo: int
@@ -92,13 +95,16 @@ def block_count(things, size):
 
 @inlined
 def place(task, job, size):
-    """The part of a task, where blocks have `size` things of the grid."""
-    things, width = job.images * job.geometry[GRID_I] * job.geometry[GRID_J], job.geometry[WIDTH]
-    block, part = divmod(task, job.ranges)
+    """The part of a task, where blocks have `size` things of a grid."""
+    index, part = divmod(task, job.ranges)
+    grid, block, number = job.order[index]
+    geometry = job.geometries[grid]
+    things, width = job.images * geometry[GRID_I] * geometry[GRID_J], geometry[WIDTH]
     count = size if block < block_count(things, size) - 1 else things - block * size
     blocks = -(-width // BLOCK)
     lo, hi = blocks * part // job.ranges, blocks * (part + 1) // job.ranges
-    return Part(block, block * size, count, lo, hi, min(hi * BLOCK, width) - lo * BLOCK)
+    taps = job.taps[grid, : geometry[TAPS]]
+    return Part(geometry, taps, number, block * size, count, lo, hi, min(hi * BLOCK, width) - lo * BLOCK)
 
 
 @inlined
@@ -145,7 +151,7 @@ def _pass_on(job, part, first, c, pitch, count, out_rows):
 @inlined
 def finish(job, part, group, c, pitch, count, out_rows):
     """`count` rows of C, `pitch` floats apart, to the pixels at addresses out_rows."""
-    first = group * job.geometry[WIDTH] + part.lo * BLOCK
+    first = group * part.geometry[WIDTH] + part.lo * BLOCK
     if job.norm_x.size > 0:
         return _pass_on(job, part, first, c, pitch, count, out_rows)
     if job.relu:

@@ -21,9 +21,9 @@ UNITS = STEP // 2  # of a step of depth
 @inlined
 def _begin(group, job, part, c):
     """C (pixels, channels of the part) = bias."""
-    start, width = np.zeros(BLOCK, np.float32), job.geometry[WIDTH]
+    start, width = np.zeros(BLOCK, np.float32), part.geometry[WIDTH]
     for block in range(part.lo, part.hi):
-        begin_with(job, group * width + block * BLOCK, block * BLOCK, start)
+        begin_with(job, part, group * width + block * BLOCK, block * BLOCK, start)
         for m in range(c.shape[0]):
             for j in range(BLOCK):
                 c[m, (block - part.lo) * BLOCK + j] = start[j]
@@ -32,7 +32,7 @@ def _begin(group, job, part, c):
 @inlined
 def _multiply(group, job, part, rows, c):
     """C += sum over taps and depth of one group: some taps whole, or a part of one tap's depth, at a time."""
-    width, taps, depth = job.geometry[WIDTH], job.taps, job.geometry[DEPTH] // 2  # in units
+    width, taps, depth = part.geometry[WIDTH], part.taps, part.geometry[DEPTH] // 2  # in units
     padded, blocks, limit = rows.shape[1], -(-width // BLOCK), PANEL_BYTES // ROW // UNITS * UNITS
     depth_at_once, taps_at_once = min(depth, limit), min(taps.shape[0], max(1, limit // depth))
     near = near_rows(taps_at_once, padded, padded, depth_at_once)
@@ -62,9 +62,9 @@ def _tiles_task(task, job):
     rows, out_rows = gather(job, part, padded)
     c = aligned(padded * pitch)
     configure_tiles()
-    for group in range(job.geometry[GROUPS]):
+    for group in range(part.geometry[GROUPS]):
         _begin(group, job, part, c.reshape(padded, pitch))
-        if job.taps.shape[0] > 0:
+        if part.taps.shape[0] > 0:
             _multiply(group, job, part, rows, c.reshape(padded, pitch))
         finish(job, part, group, c, pitch, part.count, out_rows)
     release_tiles()

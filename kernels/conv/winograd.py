@@ -21,7 +21,7 @@ from .grid import DEPTH, GRID_I, GRID_J, GROUPS, OUT_H, OUT_PITCH, OUT_W, STEP, 
 from .method import Blocks
 from .panels import ROW, pack_columns, pack_rows
 from .shape import TILE, ceil
-from .task import F32_BYTES, aligned, block_count, finish, place
+from .task import F32_BYTES, aligned, finish, place
 from .transform import FILTER, INPUT, OUTPUT, POINTS, transform
 
 TILES = 28  # tiles of a block: two of the micro-kernel; their 36 planes of inputs stay in L2
@@ -48,7 +48,7 @@ def _place_outputs(job, part, pitch, out_rows, c_rows):
     c_rows[j, t]: bytes from the start of C to its row (of `pitch` bytes) for output j of tile t; to one behind the last
     for those outside. Returns how many there are inside.
     """
-    geometry, y = job.geometry, job.y.ctypes.data
+    geometry, y = part.geometry, job.y.ctypes.data
     grid_i, grid_j, m = geometry[GRID_I], geometry[GRID_J], geometry[STEP]
     height, width = geometry[OUT_H], geometry[OUT_W]
     inside = 0
@@ -67,9 +67,9 @@ def _place_outputs(job, part, pitch, out_rows, c_rows):
 
 
 @inlined
-def _transform_inputs(group, job, sources, v):
+def _transform_inputs(group, job, part, sources, v):
     """v (36 planes, tiles x depth) = B^T x B of the tiles whose pixels stand at sources (36, tiles)."""
-    depth, m, count, to = job.geometry[DEPTH], job.geometry[STEP], sources.shape[1], plane_offsets(v)
+    depth, m, count, to = part.geometry[DEPTH], part.geometry[STEP], part.count, plane_offsets(v)
     shift, start = group * depth * job.x.itemsize, v.ctypes.data
     for t in range(count):
         transform(
@@ -115,16 +115,17 @@ def _add_bias(job, channel, c, pitch, count):
 @inlined
 def _tiles_task(task, job):
     """TILES tiles of the grid times one of the ranges of output channels, for every group."""
-    part, geometry = place(task, job, TILES), job.geometry
+    part = place(task, job, TILES)
+    geometry = part.geometry
     depth, width, m, count = geometry[DEPTH], geometry[WIDTH], geometry[STEP], part.count
     blocks, pitch = -(-width // BLOCK), part.valid
     sources = np.empty((POINTS, count), np.int64)
-    row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, geometry, job.taps, part.first, count, sources)
+    row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, geometry, part.taps, part.first, count, sources)
     out_rows, c_rows = np.empty(m * m * count, np.int64), np.empty((m * m, count), np.int64)
     inside = _place_outputs(job, part, pitch * F32_BYTES, out_rows, c_rows)
     v, p, c = planes(count * depth), planes(-(-count // MR) * MR * BLOCK), aligned((m * m * count + 1) * pitch)
     for group in range(geometry[GROUPS]):
-        _transform_inputs(group, job, sources, v)
+        _transform_inputs(group, job, part, sources, v)
         for block in range(part.lo, part.hi):
             panel = job.weights.ctypes.data + (group * blocks + block) * POINTS * depth * ROW
             _multiply(panel, depth, count, v, p)
@@ -222,6 +223,11 @@ class Winograd(Blocks):
     def points(self):
         return POINTS
 
+    def inside(self, grid):
+        rows, columns, m, height, width = (int(grid.geometry[i]) for i in (GRID_I, GRID_J, STEP, OUT_H, OUT_W))
+        sides = [np.minimum(m, side - m * np.arange(count)) for count, side in ((rows, height), (columns, width))]
+        return np.outer(*sides).ravel()
+
     @property
     def multiply_adds(self):
         return tile_products(self.shape, self.grids[0])
@@ -231,11 +237,3 @@ class Winograd(Blocks):
         rows, columns = (shape.k_group, depth) if self.transposed else (depth, shape.k_group)
         tasks = shape.groups * ceil(columns, BLOCK) * ceil(rows, FILTER_ROWS)
         _transform_filters(tasks, w.reshape(r * s, depth, k), shape.groups, self.transposed, packed)
-
-    def block_sizes(self) -> np.ndarray:
-        """Output pixels of each block of tiles, int64."""
-        n, p, q, _ = self.shape.y
-        m = TILE + 1 - self.shape.w[0]
-        sides = [np.minimum(m, side - np.arange(0, side, m)) for side in (p, q)]
-        inside = np.tile(np.outer(*sides).ravel(), n)  # pixels of each tile
-        return np.add.reduceat(inside, TILES * np.arange(block_count(inside.size, TILES)))

@@ -66,10 +66,7 @@ def task_count(op: Op, cores: int) -> int:
     method = getattr(plan, op.kind)
     if op.kind == "backward_weight":
         return method.tasks(cores)[1]
-    width = _width(op)
-    aim = method.tasks(cores)
-    along = max(1, (plan.shape.x[0] * method.grids[0].pixels + method.size // 2) // method.size)
-    return along * min(-(-width // BLOCK), max(-(-aim // along), -(-width // MOST_WIDTH)))
+    return len(method.order) * method.cut(cores)
 
 
 def _width(op: Op) -> int:
