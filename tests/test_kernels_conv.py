@@ -24,7 +24,6 @@ from knltrain.kernels.conv.grid import (
     backward_grids,
     forward_grid,
     next_input,
-    out_addresses,
     row_addresses,
 )
 from knltrain.kernels.conv.winograd import Winograd
@@ -71,6 +70,7 @@ WINOGRAD = [
     (3, 11, 13, 32, 160, 5, 5, 1, 2, 2),  # 5 x 5 in groups: AlexNet conv2, small
     (4, 13, 12, 16, 32, 5, 5, 1, 0, 1),
     (16, 7, 7, 416, 448, 3, 3, 1, 1, 1),  # filters larger than a cache
+    (5, 3, 9, 32, 16, 3, 3, 1, 1, 1),  # lower than a whole tile
 ]
 SHAPES += WINOGRAD
 
@@ -152,9 +152,14 @@ def _packed(plan, w):
 def _order(plan):
     """The pixels of y in the order in which forward computes them."""
     n, p, q, _ = plan.y_shape
-    m = 7 - plan.w_shape[0] if isinstance(plan.forward, Winograd) else 1
-    image, i, j = np.unravel_index(np.arange(n * p * q), (n, p, q))
-    return np.lexsort((j, i, j // m, i // m, image))
+    order = []
+    for _, (geometry, taps) in plan.forward.grids:
+        rows, columns, step = geometry[:3]
+        for image, i, j in itertools.product(range(n), range(rows), range(columns)):
+            pixels = taps[:, :2] + step * np.array([i, j])
+            order += [image * p * q + h * q + w for h, w in pixels if h < p and w < q]
+    assert sorted(order) == list(range(n * p * q))
+    return order
 
 
 def _wide(*arrays):
@@ -243,7 +248,23 @@ def test_conv2d__rectifies_as_it_stores_and_lets_a_nan_through(shape):
     assert np.isnan(y[0, 0, 0]).all() and not np.isnan(y[1:]).any() and np.nanmin(y) == 0
 
 
-@pytest.mark.parametrize("shape", WINOGRAD[:-1], ids=str)
+@pytest.mark.parametrize(
+    ("height", "width", "r", "products"),
+    [
+        (12, 12, 3, 9 * 36),
+        (13, 13, 3, 9 * 36 + 6 * 18 + 9),
+        (14, 14, 3, 9 * 36 + 6 * 24 + 16),
+        (7, 7, 3, 36 + 2 * 30 + 25),
+        (3, 9, 3, 2 * 30 + 25),  # lower than a whole tile; the corner is as wide as it is high
+        (9, 9, 5, 25 * 36),
+    ],
+)
+def test_winograd__tiles_at_the_edges_have_as_few_products_as_their_outputs_need(height, width, r, products):
+    plan = conv2d_plan((2, height, width, 32), (r, r, 32, 32), 1, r // 2)
+    assert all(plan.arithmetic(d) == 2 * products * 32 * 32 for d in ("forward", "backward_input", "backward_weight"))
+
+
+@pytest.mark.parametrize("shape", [*WINOGRAD[:-2], WINOGRAD[-1]], ids=str)
 def test_winograd__costs_less_than_two_bits_of_what_direct_sums_have(shape):
     """The root mean square of the error, of the products that a trained layer sees: no negative x, forward."""
     n, h, w, c, k, r, s, stride, pad, groups = shape
@@ -329,7 +350,8 @@ def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once
         plan = conv2d_plan((2, h, w, 17), (r, s, 17, 24), stride, pad, number=element)
         _, p, q, _ = plan.y_shape
         written = np.zeros((2, h, w), int)
-        for number, (geometry, taps) in enumerate([forward_grid(plan.shape), *backward_grids(plan.shape)]):
+        pairs = [forward_grid(plan.shape), *backward_grids(plan.shape)]
+        for number, ((geometry, taps), writes) in enumerate(pairs):
             rows, columns, step = geometry[:3]
             image, i, j = np.unravel_index(np.arange(2 * rows * columns), (2, rows, columns))
             y, x = i * step + taps[:, :1], j * step + taps[:, 1:2]  # (taps, pixels)
@@ -343,8 +365,8 @@ def test_row_addresses__are_those_of_the_pixels_and_every_output_is_written_once
                 if len(taps) and inside[-1, first]:
                     assert next_input.py_func(10**6, geometry, taps, first) == expected[-1, first]
             if number > 0:
-                table = np.zeros(len(image), np.int64)
-                out_addresses.py_func(0, geometry, 0, len(image), table)
+                table = np.zeros((1, len(image)), np.int64)
+                row_addresses.py_func(0, -1, *writes, 0, len(image), table)
                 np.add.at(written.reshape(-1), table // (17 * element.bytes), 1)
         assert (written == 1).all()
 

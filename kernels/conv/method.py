@@ -13,7 +13,7 @@ from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE_FLOATS
 from ..number import FP32
 from ..store import goes_past
-from .grid import WIDTH, stacked
+from .grid import stacked
 from .panels import pack
 from .shape import TASKS, ceil
 from .task import Behind, GradientJob, Job, block_count
@@ -40,6 +40,11 @@ class Method:
         """Whether it can compute this shape, faster than the methods behind it in the list."""
         return True
 
+    @cached_property
+    def stack(self) -> list:
+        """`grids`, pairs of what is read and what is written (or dy), as arrays."""
+        return stacked(self.grids)
+
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds that it makes, transforms not counted."""
@@ -59,6 +64,7 @@ class Blocks(Method):
         super().__init__(shape)
         self.transposed = transposed
         depth, width = (shape.k_group, shape.w[2]) if transposed else (shape.w[2], shape.k_group)
+        self.width = width  # output channels of a group
         self.all_taps = self.points()  # that the packed weights have
         self.packed_size = shape.groups * ceil(width, BLOCK) * self.all_taps * depth * BLOCK  # numbers of `panels`
 
@@ -82,38 +88,29 @@ class Blocks(Method):
     def order(self) -> np.ndarray:
         """(blocks, 3): grid, block of that grid, number among all. Grids take turns by their share: a thread, which is
         dealt a run of blocks, gets some of each, and those of the same images."""
-        counts = [self.blocks(grid) for grid in self.grids]
+        counts = [self.blocks(grid) for grid, _ in self.grids]
         rows = [(g, block) for g, count in enumerate(counts) for block in range(count)]
         turn = np.argsort([(block + 0.5) / counts[g] for g, block in rows], kind="stable")
         return np.array([(*row, number) for number, row in enumerate(rows)], np.int64)[turn]
 
-    @cached_property
-    def stack(self):
-        """Geometries and taps of all grids."""
-        return stacked(self.grids)
-
-    def inside(self, grid) -> np.ndarray:
-        """Output pixels of each thing of a grid, of one image."""
-        return np.ones(grid.pixels, np.int64)
-
     def block_sizes(self) -> np.ndarray:
         """Output pixels of each block of all grids, int64."""
         sizes = []
-        for grid in self.grids:
-            inside = np.tile(self.inside(grid), self.shape.x[0])
+        for grid, written in self.grids:
+            inside = np.tile(written.inside(), self.shape.x[0])
             sizes.append(np.add.reduceat(inside, self.size * np.arange(self.blocks(grid))))
         return np.concatenate(sizes)
 
     def cut(self, threads: int) -> int:
         """Ranges of output channels: where blocks alone are too few tasks. But each range reads all of the input."""
-        width = int(self.grids[0].geometry[WIDTH])
+        width = self.width
         most = max(ceil(self.tasks(threads), len(self.order)), ceil(width, MOST_WIDTH))
         return min(ceil(width, BLOCK), most)
 
     def run(self, x, weights, y, bias, workspace, moments=NO_MOMENTS, accumulate=False, relu=False, behind=None):
         """y = or, with `accumulate`, += the sums over all taps, plus bias where it is not empty. Of dy for x: dx."""
         behind = behind or Behind(np.empty(0, y.dtype), np.empty(0, y.dtype), np.empty((0, 0), np.float32))
-        ranges, past = self.cut(numba.get_num_threads()), goes_past(y, int(self.grids[0].geometry[WIDTH]))
+        ranges, past = self.cut(numba.get_num_threads()), goes_past(y, self.width)
         job = Job(
             x.reshape(-1), self.zeros, weights.reshape(-1).view(np.float32), bias, y.reshape(-1), moments, *behind,
             *self.stack, self.order, self.all_taps, self.form, x.shape[0], ranges, accumulate, relu, past,
@@ -127,7 +124,7 @@ class Gradient(Method):
 
     Share 0 sums in dw, the others in the workspace; they are added in order. Subclasses give `most`, blocks of output
     channels of a task; `apart()`, the tasks of a share that take all output channels between them, as many times;
-    `chunks()`, into which pixels are cut; `grid` and `dy_grid`; and `nest`, the compiled loop over tasks.
+    `chunks()`, into which pixels are cut; `grids` of x and dy; and `nest`, the compiled loop over tasks.
     """
 
     def __init__(self, shape):
@@ -153,7 +150,7 @@ class Gradient(Method):
         wide, tasks = self.tasks(numba.get_num_threads())
         partial = workspace[self.workspace_size - self.partial_size : self.workspace_size]
         job = GradientJob(
-            x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.grid, *self.dy_grid, x.shape[0],
+            x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.stack, x.shape[0],
             self.splits, wide, np.empty(0, self.panels.dtype),
         )  # fmt: skip
         self.nest(tasks, job)

@@ -16,7 +16,7 @@ from ..element import peek, size_of
 from ..microkernel import pack_block, tile_outer
 from ..number import BF16, FP32
 from . import grid
-from .grid import DEPTH, GRID_I, GRID_J, GROUPS, IN_PITCH, STEP, WIDTH, next_input, row_addresses
+from .grid import DEPTH, GRID_I, GRID_J, GROUPS, PITCH, STEP, WIDTH, next_input, row_addresses
 from .method import Gradient
 from .panels import ROW, copy_row, in_unit, pack_part, pack_rows
 from .rows import MergedRows, padded, padded_size
@@ -32,6 +32,8 @@ LINE_VECTORS = LINE_FLOATS // V
 class _Part(NamedTuple):
     """What a task owns: blocks lo to hi of a group's output channels, pixels first to last; its sums go to `out`."""
 
+    geometry: np.ndarray
+    taps: np.ndarray
     group: int
     lo: int
     hi: int
@@ -58,22 +60,22 @@ class _Room(NamedTuple):
 @inlined
 def place_gradient(task, job, chunk):
     """The part of a task, where shares are of whole chunks of `chunk` pixels."""
-    geometry = job.geometry
+    geometry, taps = job.geometries[0], job.taps[0]
     pixels, width, groups = job.images * geometry[GRID_I] * geometry[GRID_J], geometry[WIDTH], geometry[GROUPS]
     blocks, chunks = -(-width // BLOCK), -(-pixels // chunk)
     ranges = -(-blocks // job.wide)
     split, rest = divmod(task, groups * ranges)
     group, part = divmod(rest, ranges)
     first, last = chunks * split // job.splits * chunk, min(chunks * (split + 1) // job.splits * chunk, pixels)
-    merged = groups == 1 and geometry[DEPTH] * job.x.itemsize != geometry[IN_PITCH]
+    merged = groups == 1 and geometry[DEPTH] * job.x.itemsize != geometry[PITCH]
     in_place = merged and job.panels.itemsize == F32_BYTES  # pairs are of two pixels, which do not lie side by side
     lo, hi = part * job.wide, min((part + 1) * job.wide, blocks)
-    return _Part(group, lo, hi, first, last, share(job, split), groups * ranges == 1, merged, in_place)
+    return _Part(geometry, taps, group, lo, hi, first, last, share(job, split), groups * ranges == 1, merged, in_place)
 
 
 @inlined
 def _room(job, part):
-    depth, width, n_taps = job.geometry[DEPTH], job.geometry[WIDTH], job.taps.shape[0]
+    depth, width, n_taps = part.geometry[DEPTH], part.geometry[WIDTH], part.taps.shape[0]
     lines = 0 if part.in_place else -(-depth // SPAN)
     # pixels: an odd number, so that the lines of one lie in different sets of L1
     columns = np.empty((-(-lines // max(1, -(-lines // STRIP))), CHUNK | 1, LINE_FLOATS), np.float32)
@@ -102,7 +104,7 @@ def _line_start(line, depth):
 @inlined
 def _pack_columns(job, part, room, sources, count, first):
     """columns[s, p] = line number first + s of the pixel at address sources[p], or of two pixels, as pairs."""
-    kind, to, per_unit, depth = job.x.dtype, job.panels.dtype, in_unit(job.panels.dtype), job.geometry[DEPTH]
+    kind, to, per_unit, depth = job.x.dtype, job.panels.dtype, in_unit(job.panels.dtype), part.geometry[DEPTH]
     columns = room.columns
     lines = min(columns.shape[0], -(-depth // SPAN) - first)
     for p in range(-(-count // per_unit)):
@@ -120,8 +122,8 @@ def _pack_columns(job, part, room, sources, count, first):
 @inlined
 def pack_gradients(job, part, first, count, panel):
     """panel[block, m] = BLOCK channels of dy of pixel first + m; or of two pixels, as pairs."""
-    width, item = job.geometry[WIDTH], job.dy.itemsize
-    pitch = job.geometry[GROUPS] * width * item
+    width, item = part.geometry[WIDTH], job.dy.itemsize
+    pitch = part.geometry[GROUPS] * width * item
     source = job.dy.ctypes.data + first * pitch + part.group * width * item
     for block in range(part.lo, part.hi):
         valid, there = min(BLOCK, width - block * BLOCK), panel.ctypes.data + (block - part.lo) * panel.shape[1] * ROW
@@ -143,9 +145,9 @@ def _pack_edge(kind, rows, count, depth, edge):
 @inlined
 def sums_target(job, part, t, c, block):
     """Address of the sums of tap number t, from channel c on, of a block of output channels; and their pitch."""
-    depth, width = job.geometry[DEPTH], job.geometry[WIDTH]
-    pitch, column = job.geometry[GROUPS] * width * job.dw.itemsize, part.group * width + block * BLOCK
-    return part.out + (job.taps[t, 2] * depth + c) * pitch + column * job.dw.itemsize, np.int64(pitch)
+    depth, width = part.geometry[DEPTH], part.geometry[WIDTH]
+    pitch, column = part.geometry[GROUPS] * width * job.dw.itemsize, part.group * width + block * BLOCK
+    return part.out + (part.taps[t, 2] * depth + c) * pitch + column * job.dw.itemsize, np.int64(pitch)
 
 
 @inlined
@@ -163,11 +165,11 @@ def _next_chunk(job, part, first, count):
 
     First and last + 1 address of both.
     """
-    geometry = job.geometry
-    x = next_input(job.x.ctypes.data, geometry, job.taps, first + count)
+    geometry = part.geometry
+    x = next_input(job.x.ctypes.data, geometry, part.taps, first + count)
     pitch = geometry[GROUPS] * geometry[WIDTH] * job.dy.itemsize
     dy = job.dy.ctypes.data + (first + count) * pitch
-    x_end = x + count * geometry[STEP] * geometry[STEP] * geometry[IN_PITCH]
+    x_end = x + count * geometry[STEP] * geometry[STEP] * geometry[PITCH]
     return x, x_end, dy, dy + (count * pitch if part.alone else 0)
 
 
@@ -178,22 +180,22 @@ def _tap_rows(job, part, room, t, count, line):
         _pack_columns(job, part, room, room.rows[t], count, line)
         return room.places.ctypes.data
     if room.edge.size > 0:
-        _pack_edge(job.x.dtype, room.rows[t], count, job.geometry[DEPTH], room.edge)
+        _pack_edge(job.x.dtype, room.rows[t], count, part.geometry[DEPTH], room.edge)
     return room.rows.ctypes.data + t * CHUNK * 8
 
 
 @inlined
 def _multiply(job, part, room, first, count):
     """Add a chunk's outer products to the sums: a strip of channels at a time, every tap, tile by tile."""
-    depth, (at_once, size, _), rows = job.geometry[DEPTH], room.columns.shape, room.rows
-    row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, job.geometry, job.taps, first, count, rows)
+    depth, (at_once, size, _), rows = part.geometry[DEPTH], room.columns.shape, room.rows
+    row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, part.geometry, part.taps, first, count, rows)
     if count < CHUNK:
         rows[:, count] = job.zeros.ctypes.data  # the second of a pair
     units, strip = -(-count // in_unit(job.panels.dtype)), depth if part.in_place else at_once * SPAN
     fresh, panel, nowhere = np.int64(first == part.first), room.panel.ctypes.data, room.nowhere.ctypes.data
     ahead, ahead_end, dy_ahead, dy_end = _next_chunk(job, part, first, count)
     for begin in range(0, depth, strip):
-        for t in range(job.taps.shape[0]):
+        for t in range(part.taps.shape[0]):
             a_rows = _tap_rows(job, part, room, t, count, begin // SPAN)
             for c0 in range(begin, min(begin + strip, depth), MC):
                 skip = max(0, c0 + MC - depth) if depth >= MC else 0  # the last tile reaches back over its neighbour
@@ -215,14 +217,14 @@ def _multiply(job, part, room, first, count):
 
 @inlined
 def _store_beside(job, part, room):
-    depth, width, item = job.geometry[DEPTH], job.geometry[WIDTH], job.dw.itemsize
+    depth, width, item = part.geometry[DEPTH], part.geometry[WIDTH], job.dw.itemsize
     blocks, n_taps = room.beside.shape[:2]
     for block in range(part.hi - blocks, part.hi):
         valid, column = min(BLOCK, width - block * BLOCK), part.group * width + block * BLOCK
         for t in range(n_taps):
             for c in range(depth):
                 source, _ = _near_target(job, part, room, t, c, block)
-                row = (job.taps[t, 2] * depth + c) * job.geometry[GROUPS] * width
+                row = (part.taps[t, 2] * depth + c) * part.geometry[GROUPS] * width
                 copy_row(np.float32, source, part.out + (row + column) * item, valid)
 
 
@@ -251,7 +253,7 @@ class Outer(Gradient):
 
     def __init__(self, shape):
         super().__init__(shape)
-        self.grid = self.dy_grid = grid.forward_grid(shape)
+        self.grids = [grid.forward_grid(shape)]
         self.panels = BF16 if shape.pairs else FP32
 
     def apart(self):
@@ -267,7 +269,7 @@ class MergedOuter(Outer):
 
     def __init__(self, shape):
         super().__init__(shape)
-        self.grid = grid.merged_grid(shape)
+        self.grids = [grid.merged_grid(shape)]
         self.workspace_size += padded_size(shape)
 
     @classmethod

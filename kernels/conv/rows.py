@@ -23,7 +23,7 @@ from ..element import narrow, widen
 from ..microkernel import tile_rows
 from ..number import BF16, FP32
 from . import grid
-from .grid import DEPTH, GROUPS, IN_PITCH, STEP, WIDTH, next_input, out_addresses, row_addresses
+from .grid import DEPTH, GROUPS, PITCH, STEP, WIDTH, next_input, row_addresses
 from .method import COLUMNS, NO_MOMENTS, PACKED, ROWS, Blocks
 from .panels import ROW, SIDE_BY_SIDE, copy_row, in_unit, pack, pack_columns, pack_rows
 from .shape import MERGE_BELOW, TASKS, ceil
@@ -39,14 +39,14 @@ AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time:
 def gather(job, part, padded):
     """Addresses of the inputs (taps, padded) and of the outputs (count,) of a part; the last input is repeated."""
     n_taps = part.taps.shape[0]
-    rows, out_rows = np.empty((n_taps, padded), np.int64), np.empty(part.count, np.int64)
+    rows, out_rows = np.empty((n_taps, padded), np.int64), np.empty((1, part.count), np.int64)
     x, zeros = job.x.ctypes.data, job.zeros.ctypes.data
     row_addresses(x, zeros, part.geometry, part.taps, part.first, part.count, rows)
-    out_addresses(job.y.ctypes.data, part.geometry, part.first, part.count, out_rows)
+    row_addresses(job.y.ctypes.data, 0, part.y_geometry, part.y_taps, part.first, part.count, out_rows)
     for m in range(part.count, padded):
         for t in range(n_taps):
             rows[t, m] = rows[t, part.count - 1]
-    return rows, out_rows
+    return rows, out_rows[0]
 
 
 @inlined
@@ -78,7 +78,7 @@ def _panel(job, part, block, c0, count, own):
 def next_block(job, part):
     """First and last + 1 address of what the next block of pixels will read, as far as it is worth asking for."""
     geometry = part.geometry
-    size = part.count * geometry[STEP] * geometry[STEP] * geometry[IN_PITCH]
+    size = part.count * geometry[STEP] * geometry[STEP] * geometry[PITCH]
     last = part.hi == -(-geometry[WIDTH] // BLOCK)
     if part.taps.shape[0] == 0 or not last or size > AHEAD_BYTES:
         return 0, 0

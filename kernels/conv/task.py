@@ -42,8 +42,10 @@ class Job(NamedTuple):
     norm_x: np.ndarray  # Behind
     norm_y: np.ndarray
     norm_table: np.ndarray
-    geometries: np.ndarray  # of the grids
+    geometries: np.ndarray  # of the grids, of what is read and of what is written
     taps: np.ndarray
+    y_geometries: np.ndarray
+    y_taps: np.ndarray
     order: np.ndarray  # (blocks, 3): grid, block of that grid, number among the blocks of all grids
     all_taps: int  # that the packed weights have
     form: int  # of the weights
@@ -57,16 +59,16 @@ class Job(NamedTuple):
 
 
 class GradientJob(NamedTuple):
-    """The same for backward-weight. Arrays are flat; grids of x and, by Winograd's method, of dy."""
+    """The same for backward-weight. Arrays are flat; grids of x and of dy."""
 
     x: np.ndarray
     dy: np.ndarray
     zeros: np.ndarray
     dw: np.ndarray
     partial: np.ndarray  # sums of the shares behind the first
-    geometry: np.ndarray
+    geometries: np.ndarray
     taps: np.ndarray
-    dy_geometry: np.ndarray
+    dy_geometries: np.ndarray
     dy_taps: np.ndarray
     images: int
     splits: int  # shares into which the pixels are cut
@@ -79,6 +81,8 @@ class Part(NamedTuple):
 
     geometry: np.ndarray
     taps: np.ndarray
+    y_geometry: np.ndarray
+    y_taps: np.ndarray
     block: int  # among those of all grids
     first: int
     count: int
@@ -103,8 +107,10 @@ def place(task, job, size):
     count = size if block < block_count(things, size) - 1 else things - block * size
     blocks = -(-width // BLOCK)
     lo, hi = blocks * part // job.ranges, blocks * (part + 1) // job.ranges
-    taps = job.taps[grid, : geometry[TAPS]]
-    return Part(geometry, taps, number, block * size, count, lo, hi, min(hi * BLOCK, width) - lo * BLOCK)
+    taps, y_geometry = job.taps[grid, : geometry[TAPS]], job.y_geometries[grid]
+    y_taps = job.y_taps[grid, : y_geometry[TAPS]]
+    valid = min(hi * BLOCK, width) - lo * BLOCK
+    return Part(geometry, taps, y_geometry, y_taps, number, block * size, count, lo, hi, valid)
 
 
 @inlined

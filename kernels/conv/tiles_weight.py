@@ -26,8 +26,8 @@ CHANNELS = 2 * SIDE  # of a block of tiles
 @inlined
 def _clear(job, part):
     """The sums of a task = 0."""
-    for t in range(job.taps.shape[0]):
-        for c in range(job.geometry[DEPTH]):
+    for t in range(part.taps.shape[0]):
+        for c in range(part.geometry[DEPTH]):
             there, _ = sums_target(job, part, t, c, part.lo)
             for j in range((part.hi - part.lo) * BLOCK):
                 poke(np.float32, there, j, np.float32(0))
@@ -49,10 +49,10 @@ def _turn(kind, rows, count, shift, channels, square, turned):
 @inlined
 def _multiply(job, part, rows, count, panel, square, turned):
     """Add a chunk's products to the sums: a strip of channels at a time, every tap, tile by tile."""
-    depth, item = job.geometry[DEPTH], job.x.itemsize
+    depth, item = part.geometry[DEPTH], job.x.itemsize
     for begin in range(0, depth, STRIP):
         channels = min(STRIP, depth - begin)
-        for t in range(job.taps.shape[0]):
+        for t in range(part.taps.shape[0]):
             _turn(job.x.dtype, rows[t], count, (part.group * depth + begin) * item, channels, square, turned)
             for c in range(0, channels, CHANNELS):
                 for block in range(part.lo, part.hi):
@@ -66,15 +66,15 @@ def _multiply(job, part, rows, count, panel, square, turned):
 def _tiles_weight_task(task, job):
     """Some blocks of output channels of one group, over one share of the pixels."""
     part = place_gradient(task, job, CHUNK)
-    rows = np.empty((job.taps.shape[0], CHUNK), np.int64)
+    rows = np.empty((part.taps.shape[0], CHUNK), np.int64)
     panel = aligned((part.hi - part.lo) * CHUNK // 2 * BLOCK).reshape(part.hi - part.lo, CHUNK // 2, BLOCK)
-    square, turned = aligned(SIDE * LINE_FLOATS), aligned(min(STRIP, job.geometry[DEPTH]) * PITCH // F32_BYTES)
+    square, turned = aligned(SIDE * LINE_FLOATS), aligned(min(STRIP, part.geometry[DEPTH]) * PITCH // F32_BYTES)
     _clear(job, part)
     configure_tiles()
     for first in range(part.first, part.last, CHUNK):
         count = min(CHUNK, part.last - first)
         whole = -(-count // STEP) * STEP  # behind the last pixel there are zeros
-        row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, job.geometry, job.taps, first, count, rows)
+        row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, part.geometry, part.taps, first, count, rows)
         rows[:, count:whole] = job.zeros.ctypes.data
         panel[:, count // 2 : whole // 2] = 0
         pack_gradients(job, part, first, count, panel)

@@ -15,17 +15,19 @@ import numba
 import numpy as np
 
 from .._jit import inlined, kernel
-from ..arch import BLOCK, LINE_FLOATS, MR, NV, V
+from ..arch import BLOCK, LINE_FLOATS, MR, NV, REST, V
 from ..microkernel import tile_rows
-from .grid import DEPTH, GRID_I, GRID_J, GROUPS, OUT_H, OUT_PITCH, OUT_W, STEP, WIDTH, row_addresses, tile_grid
+from .cover import tile_grids
+from .grid import DEPTH, FORM, GROUPS, WIDTH, row_addresses
 from .method import Blocks
 from .panels import ROW, pack_columns, pack_rows
-from .shape import TILE, ceil
+from .shape import ceil
 from .task import F32_BYTES, aligned, finish, place
-from .transform import FILTER, INPUT, OUTPUT, POINTS, transform
+from .transform import FILTER, FORMS, INPUT, OUTPUT, POINTS, transform
 
 TILES = 28  # tiles of a block: two of the micro-kernel; their 36 planes of inputs stay in L2
 FILTER_ROWS = 32  # of the depth of filters that a task transforms
+WHOLE_3, WHOLE_5 = FORMS.index((3, 4, 4)), FORMS.index((5, 2, 2))
 
 
 @inlined
@@ -36,71 +38,71 @@ def planes(floats):
 
 
 @inlined
-def plane_offsets(array):
-    """Bytes from the first to each plane."""
-    return np.arange(POINTS) * array.shape[1] * F32_BYTES
-
-
-@inlined
 def _place_outputs(job, part, pitch, out_rows, c_rows):
     """Where the outputs of a part go: out_rows[i] = address of the i-th pixel inside the image, tile by tile.
 
     c_rows[j, t]: bytes from the start of C to its row (of `pitch` bytes) for output j of tile t; to one behind the last
     for those outside. Returns how many there are inside.
     """
-    geometry, y = part.geometry, job.y.ctypes.data
-    grid_i, grid_j, m = geometry[GRID_I], geometry[GRID_J], geometry[STEP]
-    height, width = geometry[OUT_H], geometry[OUT_W]
+    outputs, count = c_rows.shape
+    places = np.empty((outputs, count), np.int64)
+    row_addresses(job.y.ctypes.data, 0, part.y_geometry, part.y_taps, part.first, count, places)
     inside = 0
-    for t in range(part.count):
-        image, rest = divmod(part.first + t, grid_i * grid_j)
-        i, j = divmod(rest, grid_j)
-        for a in range(m):
-            for b in range(m):
-                h, w = i * m + a, j * m + b
-                c_rows[a * m + b, t] = m * m * part.count * pitch
-                if h < height and w < width:
-                    out_rows[inside] = y + ((image * height + h) * width + w) * geometry[OUT_PITCH]
-                    c_rows[a * m + b, t] = inside * pitch
-                    inside += 1
+    for t in range(count):
+        for j in range(outputs):
+            c_rows[j, t] = outputs * count * pitch
+            if places[j, t] != 0:
+                out_rows[inside], c_rows[j, t] = places[j, t], inside * pitch
+                inside += 1
     return inside
 
 
 @inlined
+def at_points(array, taps):
+    """Bytes from the first plane of `array` to those of a grid's points."""
+    return taps[:, 2] * array.shape[1] * F32_BYTES
+
+
+@inlined
 def _transform_inputs(group, job, part, sources, v):
-    """v (36 planes, tiles x depth) = B^T x B of the tiles whose pixels stand at sources (36, tiles)."""
-    depth, m, count, to = part.geometry[DEPTH], part.geometry[STEP], part.count, plane_offsets(v)
+    """v (36 planes, tiles x depth) = B^T x B of the tiles whose pixels stand at sources (points, tiles)."""
+    depth, form, count, to = part.geometry[DEPTH], part.geometry[FORM], part.count, at_points(v, part.taps)
     shift, start = group * depth * job.x.itemsize, v.ctypes.data
     for t in range(count):
         transform(
-            INPUT, V, m, job.x.dtype, sources.ctypes.data + 8 * t, 8 * count, shift,
+            INPUT, V, form, job.x.dtype, sources.ctypes.data + 8 * t, 8 * count, shift,
             to.ctypes.data, 8, start + t * depth * F32_BYTES, depth // V,
         )  # fmt: skip
 
 
 @inlined
-def _multiply(panel, depth, count, v, p):
-    """p = v times a panel of filters (36, depth, BLOCK) at each point; p is padded with tiles that nobody reads."""
-    padded = p.shape[1] // BLOCK // MR * MR
+def _multiply(panel, taps, depth, count, v, p):
+    """p = v times a panel of filters (36, depth, BLOCK) at its points; p is padded with tiles that nobody reads."""
+    padded, rest = p.shape[1] // BLOCK // MR * MR, count % MR
     v_rows, p_rows = np.minimum(np.arange(padded), count - 1) * depth * F32_BYTES, np.arange(padded) * ROW
-    start = np.zeros(BLOCK, np.float32)
-    for point in range(POINTS):
+    start, whole = np.zeros(BLOCK, np.float32), count - rest if rest <= REST else padded
+    for point in taps[:, 2]:
         v_plane = v.ctypes.data + point * v.shape[1] * F32_BYTES
         p_plane = p.ctypes.data + point * p.shape[1] * F32_BYTES
-        for row in range(0, padded, MR):
+        for row in range(0, whole, MR):
             tile_rows(
                 MR, NV, V, np.float32, v_rows.ctypes.data + 8 * row, 0, 1, depth, v_plane,
                 panel + point * depth * ROW, 0, p_rows.ctypes.data + 8 * row, p_plane, start.ctypes.data, 0, 0,
             )  # fmt: skip
+        if whole < count:
+            tile_rows(
+                REST, NV, V, np.float32, v_rows.ctypes.data + 8 * whole, 0, 1, depth, v_plane,
+                panel + point * depth * ROW, 0, p_rows.ctypes.data + 8 * whole, p_plane, start.ctypes.data, 0, 0,
+            )  # fmt: skip
 
 
 @inlined
-def _transform_outputs(m, p, c_rows, target, vectors):
+def _transform_outputs(part, p, c_rows, target, vectors):
     """Rows of C from `target` on = A^T p A."""
-    count, sources, start = c_rows.shape[1], plane_offsets(p), p.ctypes.data
+    count, sources, start, form = c_rows.shape[1], at_points(p, part.taps), p.ctypes.data, part.geometry[FORM]
     for t in range(count):
         transform(
-            OUTPUT, V, m, p.dtype, sources.ctypes.data, 8, start + t * ROW,
+            OUTPUT, V, form, p.dtype, sources.ctypes.data, 8, start + t * ROW,
             c_rows.ctypes.data + 8 * t, 8 * count, target, vectors,
         )  # fmt: skip
 
@@ -116,21 +118,21 @@ def _add_bias(job, channel, c, pitch, count):
 def _tiles_task(task, job):
     """TILES tiles of the grid times one of the ranges of output channels, for every group."""
     part = place(task, job, TILES)
-    geometry = part.geometry
-    depth, width, m, count = geometry[DEPTH], geometry[WIDTH], geometry[STEP], part.count
+    geometry, count, outputs = part.geometry, part.count, part.y_taps.shape[0]
+    depth, width = geometry[DEPTH], geometry[WIDTH]
     blocks, pitch = -(-width // BLOCK), part.valid
-    sources = np.empty((POINTS, count), np.int64)
+    sources = np.empty((part.taps.shape[0], count), np.int64)
     row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, geometry, part.taps, part.first, count, sources)
-    out_rows, c_rows = np.empty(m * m * count, np.int64), np.empty((m * m, count), np.int64)
+    out_rows, c_rows = np.empty(outputs * count, np.int64), np.empty((outputs, count), np.int64)
     inside = _place_outputs(job, part, pitch * F32_BYTES, out_rows, c_rows)
-    v, p, c = planes(count * depth), planes(-(-count // MR) * MR * BLOCK), aligned((m * m * count + 1) * pitch)
+    v, p, c = planes(count * depth), planes(-(-count // MR) * MR * BLOCK), aligned((outputs * count + 1) * pitch)
     for group in range(geometry[GROUPS]):
         _transform_inputs(group, job, part, sources, v)
         for block in range(part.lo, part.hi):
             panel = job.weights.ctypes.data + (group * blocks + block) * POINTS * depth * ROW
-            _multiply(panel, depth, count, v, p)
+            _multiply(panel, part.taps, depth, count, v, p)
             target, vectors = c.ctypes.data + (block - part.lo) * ROW, min(BLOCK, width - block * BLOCK) // V
-            _transform_outputs(m, p, c_rows, target, vectors)
+            _transform_outputs(part, p, c_rows, target, vectors)
         if job.bias.size > 0:
             _add_bias(job, group * width + part.lo * BLOCK, c, pitch, inside)
         finish(job, part, group, c, pitch, inside, out_rows)
@@ -169,10 +171,10 @@ def _filter_task(task, w, groups, transposed, out):
             source = w.ctypes.data + ((t * depth + first) * width + group * k_group + channel) * w.itemsize
             pack_rows(w.dtype, np.float32, source, pitch, count, valid, panel, 0)
         sources[taps - 1 - t if transposed else t] = t * FILTER_ROWS * ROW
-    m = 4 if taps == 9 else 2
+    form = WHOLE_3 if taps == 9 else WHOLE_5
     for row in range(count):
         here, there = panels.ctypes.data + row * ROW, out.ctypes.data + row * ROW
-        transform(FILTER, V, m, panels.dtype, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV)
+        transform(FILTER, V, form, panels.dtype, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV)
 
 
 @kernel(parallel=True)
@@ -189,17 +191,21 @@ def tiles_save(shape) -> bool:
 
     The batch does not matter: what is computed for an image does not depend on how many others there are.
     """
-    _, p, q, _ = shape.y
+    n, p, q, k = shape.y
     r, s, depth, _ = shape.w
     if r != s or r not in (3, 5) or shape.stride > 1 or depth % LINE_FLOATS or shape.k_group % LINE_FLOATS:
         return False
-    m = TILE + 1 - r
-    return r * r * p * q >= 2 * POINTS * ceil(p, m) * ceil(q, m)
+    return shape.multiply_adds >= 2 * tile_products(shape, forward_tiles(shape))
 
 
-def tile_products(shape, grid) -> int:
-    """Multiply-adds of the products at all points, for the tiles of a grid."""
-    return shape.y[0] * grid.pixels * POINTS * shape.w[2] * shape.w[3]
+def forward_tiles(shape) -> list:
+    """Grids of the tiles of y, and of x."""
+    return tile_grids(shape, (shape.x, shape.number), (shape.y, shape.y_number), shape.pad, (shape.w[2], shape.k_group))
+
+
+def tile_products(shape, grids) -> int:
+    """Multiply-adds of the products at the points of all tiles."""
+    return shape.y[0] * sum(grid.pixels * len(grid.taps) for grid, _ in grids) * shape.w[2] * shape.w[3]
 
 
 class Winograd(Blocks):
@@ -209,12 +215,10 @@ class Winograd(Blocks):
 
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
-        depth, pad = shape.w[2], shape.pad
+        self.grids = forward_tiles(shape)
         if transposed:
-            grid = tile_grid(shape, shape.y, shape.x, shape.number, shape.w[0] - 1 - pad, TILE, (shape.k_group, depth))
-        else:
-            grid = tile_grid(shape, shape.x, shape.y, shape.y_number, pad, TILE, (depth, shape.k_group))
-        self.grids = [grid]
+            dy, dx, channels = (shape.y, shape.number), (shape.x, shape.number), (shape.k_group, shape.w[2])
+            self.grids = tile_grids(shape, dy, dx, shape.w[0] - 1 - shape.pad, channels)
 
     @classmethod
     def suits(cls, shape):
@@ -223,14 +227,9 @@ class Winograd(Blocks):
     def points(self):
         return POINTS
 
-    def inside(self, grid):
-        rows, columns, m, height, width = (int(grid.geometry[i]) for i in (GRID_I, GRID_J, STEP, OUT_H, OUT_W))
-        sides = [np.minimum(m, side - m * np.arange(count)) for count, side in ((rows, height), (columns, width))]
-        return np.outer(*sides).ravel()
-
     @property
     def multiply_adds(self):
-        return tile_products(self.shape, self.grids[0])
+        return tile_products(self.shape, self.grids)
 
     def pack(self, w, packed):
         shape, (r, s, depth, k) = self.shape, self.shape.w
