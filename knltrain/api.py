@@ -233,7 +233,7 @@ class Trainer:
         self._trainer.seek(0)
         if before is not None:
             load_state(self._trainer.model.parameters, state(before.parameters, False), "the network", strict=False)
-        self._complete = net.complete = lambda: self._trainer.update.complete()
+        self._complete = net.complete = lambda: self._trainer.update.gather_weights()
         net.recipe, net.model, net.packed = recipe, self._trainer.model, Packed(data.encoding, data.size, data.fit)
 
     def __iter__(self) -> Iterator[Step]:

@@ -4,8 +4,10 @@ Because the blocks are flat, a gradient bucket is a slice, and the update, a che
 each.
 """
 
+import ctypes
 import math
-from collections.abc import Callable
+import mmap
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -15,6 +17,7 @@ from knltrain.kernels import aligned_zeros
 
 ALIGN = 64  # bytes: a cache line, and one AVX-512 vector
 FLOAT = 4
+_REMOVE, _DONTNEED = 9, 4  # of Linux' madvise: from shared memory, from one's own
 
 
 @dataclass
@@ -24,6 +27,7 @@ class Parameter:
     rate: what the learning rate is multiplied by for it (Caffe's lr_mult); 0: it stays as it was drawn.
 
     cuts: of its elements, in memory order: where a part begins that may be another rank's, with chunks of its own.
+    own: those whose value, momentum and gradient this rank keeps.
 
     dw: where backward writes. total: the sum over all slots and ranks, which ranks of a node may share; None: in dw.
     """
@@ -35,6 +39,7 @@ class Parameter:
     adapt: bool = True
     rate: float = 1.0
     cuts: tuple[int, ...] = ()
+    own: slice = field(default_factory=lambda: slice(None))
     w: np.ndarray = field(default=None, repr=False)
     dw: np.ndarray = field(default=None, repr=False)
     v: np.ndarray = field(default=None, repr=False)
@@ -150,6 +155,21 @@ class Parameters:
             start += _padded(p.size)
         self.head = head
 
+    def kept(self) -> Iterator[slice]:
+        """Of a block as `value`, what this rank keeps, parameter by parameter."""
+        start = 0
+        for p in self.parameters:
+            first, last, _ = p.own.indices(p.size)
+            yield slice(start + first, start + last)
+            start += _padded(p.size)
+
+    def forget(self, *blocks: np.ndarray):
+        """Give back the memory of all else in blocks as `value`: it reads as zeros until somebody writes there."""
+        edges = [0, *(edge for here in self.kept() for edge in (here.start, here.stop)), self.value.size]
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            for block in blocks:
+                _give_back(block[start:stop])
+
     def keep(self, name: str, copies: int = 0) -> np.ndarray:
         """One more block of zeros as large as the weights, or `copies` of it: the state `name` of each parameter."""
         many = (copies,) if copies else ()
@@ -192,6 +212,17 @@ class Parameters:
     def count(self) -> int:
         """Learned numbers."""
         return sum(p.size for p in self.parameters)
+
+
+def _give_back(array: np.ndarray):
+    """Of the pages that lie wholly in `array`; where the system is not Linux they stay."""
+    page, end = mmap.PAGESIZE, array.ctypes.data + array.nbytes
+    start = -(-array.ctypes.data // page) * page
+    if end - start >= page and hasattr(mmap, "MADV_DONTNEED"):
+        advise, size = ctypes.CDLL(None).madvise, (end - start) // page * page
+        for kind in (_REMOVE, _DONTNEED):
+            if advise(ctypes.c_void_p(start), ctypes.c_size_t(size), kind) == 0:
+                break
 
 
 def name_key(name: str) -> int:

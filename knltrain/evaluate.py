@@ -1,6 +1,7 @@
 """Accuracy on a data set, every image counted exactly once on any number of ranks."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from .data.shards import Packed
 from .models import Among, Model
 from .models.state import load as load_state
 from .node.machine import take_share
-from .recipe.config import at_phase, load_recipe, parse_recipe, resolved
+from .recipe.config import Comm, at_phase, load_recipe, parse_recipe, resolved
 from .recipe.experiment import center_crop, make_model
 from .run.checkpoint import CheckpointError, load_run
 from .tell.accuracy import Accuracy, Tally
@@ -72,7 +73,8 @@ def evaluate_run(path: Path, data: Path | None, overrides: list[str], by_class: 
     if not (folder / RECIPE).is_file():
         raise CheckpointError(f"{path}: no run folder, nor a checkpoint in one; expected what `knltrain train` wrote")
     whole, (arrays, meta) = load_recipe(folder / RECIPE), load_run(path)
-    recipe = parse_recipe(resolved(at_phase(whole, meta.get("phase", len(whole.phases)))), overrides)
+    at = at_phase(whole, meta.get("phase", len(whole.phases)))
+    recipe = parse_recipe(resolved(replace(at, comm=Comm())), overrides)  # of the phase alone, which may use no workers
     dataset = _open(Path(data or recipe.data.val or recipe.data.train), meta["experiment"], folder, comm)
     model = make_model(recipe, len(dataset.class_names), Among(share.ranks_on_node), train=False)
     load_state(model.parameters, arrays, path)

@@ -70,13 +70,13 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
             evaluating = end or _due(trainer.own, leg.derived.evaluate_every_steps)
             saving = end or _due(trainer.own, leg.derived.checkpoint_every_steps) or step.save or step.stop
             checking = end or _due(step.number, check_every)
-            if evaluating or saving or checking:
-                trainer.update.complete()
+            if evaluating:
+                trainer.update.gather_weights()
             restart.check(step, weights=evaluating or saving)
             top1 = _evaluate(recipe, trainer, step, val, comm, life, journal) if evaluating else None
             saving |= trainer.stopped
             if checking:
-                compare_replicas(comm, replicated(trainer.model.parameters), step.number)
+                compare_replicas(comm, replicated(trainer.model.parameters, trainer.update.single), step.number)
             if saving:
                 restart.save(step.number, top1)
 

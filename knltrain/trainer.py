@@ -87,7 +87,6 @@ class Trainer:
         before, observer = self.model.parameters, self.model.observer
         previous_lr, told = self.optimizer.previous_lr, self.batches.told
         self.update.complete()
-        self.reducer.collect()
         self.close()
         self.reducer.block.links.comm.barrier()  # nobody reads sums any more: the gradient block is used again
         self.model = self.update = self.optimizer = None  # their memory first
@@ -110,7 +109,7 @@ class Trainer:
             observer.begin_step(self)
         model, reducer, lr, finite, backward = self.model, self.reducer, self.rate(self.done), True, 0.0
         scale, remaining = self._scale()
-        reducer.exact = bool(self.leg and self.leg.warming(self.done))
+        reducer.sums.exact = bool(self.leg and self.leg.warming(self.done))
         if self.leg:
             self.update.begin(self.done == self.leg.start, self.leg.meets(self.done))
         for slot in range(self.slots):
@@ -154,7 +153,7 @@ class Trainer:
         self.stopped = stop > 0
         now = time.perf_counter()
         rate, self._last = self.global_batch / (now - self._last), now
-        waits = {"data_wait_s": self.batches.stall_seconds} | self.reducer.seconds()
+        waits = {"data_wait_s": self.batches.stall_seconds} | self.reducer.worker.seconds()
         loss, accuracy, epoch = loss / self.global_batch, correct / self.global_batch, self.own / self.steps_per_epoch
         asked = (stop > 0, save > 0)
         return Step(self.done, epoch, lr, loss, accuracy, rate, backward, finite, *asked, waits, scale, skipped)

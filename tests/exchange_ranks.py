@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+from knltrain.bench.rings import YARDSTICKS
 from knltrain.comm import Links, make_block, world
 
 
@@ -18,7 +19,7 @@ def numbers(rank: int, size: int) -> np.ndarray:
 
 
 def check(comm, algorithm, wire, nodes, sizes):
-    block = make_block(Links(comm, algorithm, wire, nodes), max(sizes))
+    block = make_block(Links(comm, algorithm, wire, nodes, others=YARDSTICKS), max(sizes))
     mine, same = block.mine, "allreduce"
     for size in sizes:
         expected = sum(numbers(rank, size) for rank in range(comm.size))
@@ -47,7 +48,7 @@ def check(comm, algorithm, wire, nodes, sizes):
 def check_in_a_row(comm, algorithm, wire, nodes):
     """Slices of all sizes one after the other, as buckets are, by ranks that are late in turn."""
     sizes = [16, 48, 5000, 16, 40_000, 1, 30, 16] * 2
-    block = make_block(Links(comm, algorithm, wire, nodes), sum(sizes))
+    block = make_block(Links(comm, algorithm, wire, nodes, others=YARDSTICKS), sum(sizes))
     mine = block.mine
     for round_ in range(2):
         mine[:] = numbers(comm.rank + round_, mine.size)

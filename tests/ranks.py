@@ -126,5 +126,4 @@ def learned(trainer, steps: int, speeds=()) -> dict:
         trainer.share(speeds)
     losses += [trainer.step().loss for _ in range(steps - 1)]
     trainer.update.complete()
-    trainer.reducer.collect()
     return {name: array.copy() for name, array in state(trainer.model.parameters).items()} | {"loss": losses}

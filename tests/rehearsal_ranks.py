@@ -11,7 +11,7 @@ from contextlib import closing
 from ranks import ALONE, learned
 
 from knltrain.assembly import make_trainer
-from knltrain.comm import FC, TRAINING, Serial, Watch, compare_replicas, world
+from knltrain.comm import ALGORITHMS, FC, Serial, Watch, compare_replicas, world
 from knltrain.data.synthetic import Synthetic
 from knltrain.layers import Linear, ReLU, Sequential
 from knltrain.recipe.config import parse_recipe
@@ -36,7 +36,7 @@ SHARDED = "comm.shard_update=true"
 def ways(ranks: int):
     """Settings of comm: each algorithm that fits, each way of fc, with a sharded update; nodes of several sizes."""
     power, fcs = ranks & (ranks - 1) == 0, FC[1:] if ranks % 2 == 0 else FC[1:3]  # an odd number makes no groups
-    for algorithm in TRAINING:
+    for algorithm in ALGORITHMS:
         if algorithm in ("halving", "doubling") and not power:
             continue
         for fc in fcs:

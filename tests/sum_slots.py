@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from knltrain.arena import Parameter, Parameters, Statistic
-from knltrain.comm import Links, Reducer, Shares, make_block, world
+from knltrain.comm import Links, Reducer, Shares, Travel, make_block, world
 
 
 def slot_gradient(slot: int, size: int) -> np.ndarray:
@@ -25,7 +25,7 @@ def sum_slots(comm, slots: int, bucket_bytes: int, steps: int = 2, **options) ->
     overlap = options.pop("overlap", True)
     shares = Shares.of(slots, options.pop("speeds", [1.0] * comm.size), options.pop("workers", 0))
     parameters.allocate(0, partial(make_block, Links(comm, shares=shares, **options)))
-    reducer = Reducer(parameters, parameters.block, bucket_bytes, overlap=overlap)
+    reducer = Reducer(parameters, Travel(parameters, parameters.block, bucket_bytes, overlap=overlap))
     for _ in range(steps):
         for slot in shares.ranges[comm.rank]:
             parameters.gradient[:] = slot_gradient(slot, parameters.gradient.size)

@@ -1,5 +1,9 @@
 """The blocks of parameters: no tensor's memory is another's."""
 
+import mmap
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -51,6 +55,26 @@ def test_parameters__values_depend_on_seed_and_name_alone():
     alone.allocate(seed=1)
     assert np.array_equal(one.parameters[2].w, p.w) and not np.array_equal(two.parameters[2].w, p.w)
     assert all((s.running == index).all() for index, s in enumerate(one.statistics))
+
+
+def test_forget__gives_memory_back_and_keeps_the_own_part():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    parameters, megabyte = Parameters(), 1 << 18
+    for name, own in (("a", slice(None)), ("b", slice(megabyte, 2 * megabyte)), ("c", slice(None))):
+        shape = (8 if name == "b" else 1, megabyte)
+        parameters.add(Parameter(name, shape, lambda rng, shape=shape: np.ones(shape, np.float32), own=own))
+    parameters.allocate(0)
+    parameters.momentum[...] = 1
+    before = resident()
+    parameters.forget(parameters.value, parameters.momentum)
+    for block in (parameters.value, parameters.momentum):
+        a, b, c = block[:megabyte], block[megabyte : 9 * megabyte].reshape(8, -1), block[9 * megabyte :]
+        assert (a == 1).all() and (b[1] == 1).all() and (c == 1).all()
+        if sys.platform == "linux":
+            assert np.count_nonzero(b) <= megabyte + mmap.PAGESIZE // 2
+    assert before - resident() > 13 << 20 or sys.platform != "linux"  # of 14 megabytes
 
 
 def test_parameters__names_are_unique():

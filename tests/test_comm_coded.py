@@ -138,6 +138,8 @@ def test_coded__other_algorithms_are_refused():
         ("comm.workers=16", "comm.workers is 16; expected a power of two that divides the 8 slots"),
         ("comm.workers=3", "comm.workers is 3; expected a power of two"),
         ("comm.shard_update=true", "comm.shard_update is True; expected false with int8"),
+        ("comm.algorithm=tree", "comm.algorithm is 'tree'; expected auto or direct with int8"),
+        ("comm.wire=fp32", 'comm.workers is 4; expected 0 without comm.wire = "int8" or optim.local_steps above 1'),
         ("comm.fc=factors", "comm.fc is 'factors'; expected auto or sum with int8"),
     ],
 )

@@ -120,7 +120,7 @@ def test_compare_replicas__names_the_tensors_of_the_minority():
     good = {name: f"{digest(array):016x}" for name, array in state.items()}
     bad = good | {"momentum/w": "0" * 16}
     with pytest.raises(ValueError, match="after step 7 the replicas differ: rank 3 in momentum/w"):
-        compare_replicas(_Ranks(["other"] * 3, [good, good, bad]), state, 7)
+        compare_replicas(_Ranks([{"": "other"}] * 3, [good, good, bad]), state, 7)
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 1000, 1 << 16, 200_001])

@@ -100,13 +100,14 @@ def test_local__the_first_step_apart_is_the_update_by_own_gradients():
 
 
 def _together(*settings):
-    return make_trainer(parse_recipe(RECIPE.partition("[[phase]]")[0], settings), Synthetic(32, 12, 3), Serial(), ALONE)
+    alone = RECIPE.partition("[[phase]]")[0]
+    return make_trainer(parse_recipe(alone, ["comm.workers=0", *settings]), Synthetic(32, 12, 3), Serial(), ALONE)
 
 
 def test_local__with_one_worker_is_training_as_ever():
     """The mean of one is itself, and one worker's gradient is that of all."""
     one = _train(Serial(), "comm.workers=1")
-    with closing(_together("comm.workers=1")) as trainer:
+    with closing(_together()) as trainer:
         ever = learned(trainer, STEPS)
     same({name: array for name, array in one.items() if not name.startswith("local")}, ever)
 

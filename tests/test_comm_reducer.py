@@ -9,7 +9,7 @@ from mpirun import ROOT, run_mpi
 from ranks import on_ranks
 from sum_slots import slot_gradient, sum_slots
 
-from knltrain.comm import Links, Reducer, make_block
+from knltrain.comm import Links, Reducer, Travel, make_block
 from knltrain.comm.communicator import Serial
 from knltrain.comm.wire import Wire
 
@@ -126,4 +126,4 @@ def test_reducer__refuses_to_end_a_slot_with_gradients_missing():
     parameters.add(Parameter("w", (3,), lambda rng: np.zeros(3, np.float32)))
     parameters.allocate(0, partial(make_block, Links(Serial())))
     with pytest.raises(RuntimeError, match="gradients of w"):
-        Reducer(parameters, parameters.block, 64).end_slot()
+        Reducer(parameters, Travel(parameters, parameters.block, 64)).end_slot()

@@ -1,6 +1,7 @@
 """Fully connected layers that are split over groups of ranks: the bits of one rank with the same shards."""
 
 from itertools import pairwise
+from mmap import PAGESIZE
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_split__any_groups_train_the_same(alone, monkeypatch, ranks, group, sett
 
 
 def _told(reducer):
-    facts = reducer.facts()["split"]
+    facts = reducer.travel.facts()["split"]
     return tuple(facts["layers"]), facts["group"]
 
 
@@ -126,6 +127,33 @@ def test_split__goes_on_with_other_groups(trainer):
     for then, learned in on_ranks(2, lambda comm: rest(comm, found[0][2])):
         assert then == losses[3:]
         same(learned, expected)
+
+
+def test_split__keeps_its_own_rows_alone(trainer):
+    """But for an evaluation, which needs all weights, and a checkpoint, for which the first rank has all there is."""
+
+    def others(comm):
+        one = trainer(comm, "comm.fc=split", "comm.fc_group=4", "optim.average=0.9")
+        one.seek(0)
+        p, found = one.model.parameters.named["fc0.w"], []
+
+        def look():
+            for array in (p.w, p.v, p.dw, p.states["average"]):
+                flat, own = array.reshape(-1), p.own
+                found.append(np.count_nonzero(flat[: own.start]) + np.count_nonzero(flat[own.stop :]))
+
+        steps = (lambda: one.update.gather_weights(), lambda: one.update.complete(everywhere=False))
+        for then in (one.step, *steps, one.step):
+            then()
+            look()
+        return np.reshape(found, (4, 4)).tolist()
+
+    most, edges = 999 * 768 * 3 // 4, 4 * PAGESIZE // 4  # pages in which kept numbers are, too, stay
+    for rank, (step, evaluation, checkpoint, after) in enumerate(on_ranks(4, others)):
+        for w, v, dw, average in (step, after):
+            assert v <= edges and dw == 0 and w <= edges and average <= edges
+        assert evaluation == [most, 0, 0, evaluation[3]] and evaluation[3] > most // 2  # the ranks' averages
+        assert checkpoint[0] == most and (checkpoint[1] > most // 2 if rank == 0 else checkpoint[1] == 0)
 
 
 def test_split__sends_the_bytes_of_the_formula(trainer):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from ..comm import ALGORITHMS, WIRES, Links, fit, make_block, measure, predicted
+from .rings import YARDSTICKS
 
 SIZES = tuple(1 << k for k in range(10, 29, 2))  # bytes
 ROUNDS = 5
@@ -52,10 +53,10 @@ def _blocks(comm, floats, algorithms, wires, nodes) -> dict:
     """(algorithm, wire) → a block, all in the same memory. Left out is what cannot work here, unless asked for."""
     chosen = {}
     first = make_block(Links(comm, "hierarchical", pretended_nodes=nodes), floats)
-    for algorithm in algorithms or ALGORITHMS:
+    for algorithm in algorithms or (*ALGORITHMS, *YARDSTICKS):
         for wire in wires or WIRES:
             try:
-                block = make_block(Links(comm, algorithm, wire, nodes), floats, of=first)
+                block = make_block(Links(comm, algorithm, wire, nodes, others=YARDSTICKS), floats, of=first)
             except ValueError:
                 if algorithms and wires:
                     raise

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 
 import numpy as np
 
-from ..comm import Links, Reducer, make_block
+from ..comm import Links, Reducer, Travel, make_block
 from ..node.machine import take_share
 from .ceiling import machine_line
 from .workload import Workload
@@ -47,11 +47,11 @@ def _measure(comm, work, bucket_bytes, delay, links) -> dict:
     with ExitStack() as stack:
 
         def exchanging(block, bucket_bytes, overlap):
-            reducer = Reducer(parameters, block, bucket_bytes, overlap=overlap)
+            reducer = Reducer(parameters, Travel(parameters, block, bucket_bytes, overlap=overlap))
             return stack.enter_context(closing(work.like(reducer=reducer, ranks=comm.size)))
 
         ways = {"alone": work, "hidden": exchanging(parameters.block, bucket_bytes, True)}
-        bucket_bytes = ways["hidden"].reducer.bucket_bytes
+        bucket_bytes = ways["hidden"].reducer.travel.bucket_bytes
         ways["between"] = exchanging(parameters.block, bucket_bytes, False)
         work.step()
         backward = max(comm.gather(statistics.median(work.step().backward_s for _ in range(3))))

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from ..comm import Links, Reducer, Serial, Update, make_block
+from ..comm import Links, Reducer, Serial, Travel, Update, make_block
 from ..data.loader import Batch, Batches
 from ..data.synthetic import Synthetic
 from ..models import Among, Model, build
@@ -43,7 +43,7 @@ class Workload(Trainer):
         images, labels = (pixels.astype(np.float32) - 127.5) / 60, data.labels.astype(np.int64)
         self.batch = Batch(images, labels, np.arange(slot_batch), 0)
         alone = make_block(Links(Serial()), parameters.gradient.size, of=parameters.block)
-        reducer = Reducer(parameters, alone)
+        reducer = Reducer(parameters, Travel(parameters, alone))
         update, rate = Update(parameters, optimizer, reducer), lambda step: LEARNING_RATE
         batches = Batches(itertools.repeat(self.batch))
         super().__init__(model, optimizer, reducer, update, batches, rate=rate)

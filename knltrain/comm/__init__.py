@@ -2,6 +2,7 @@
 
 communicator, links, shares   ranks, nodes, and which slots each has
 buckets, tree, gradients      which slices travel when; the one order of sums; the reducer that the trainer knows
+sums, travel                  how the sum of a bucket is made; which way each is, settled at the start
 block, algorithms, worker     rows in shared memory or by messages, each way to sum them, the thread that does
 piecewise, curve              parts of a block gathered; measured time of a sum by its bytes
 wire, coded                   numbers as they are, as two bytes, as one byte with residuals
@@ -10,6 +11,7 @@ update, local                 a rank's part of the update; workers that train ap
 guards, watch, rendezvous, arrival  what must be equal; who is late, gone, or did not start
 """
 
+from .algorithms import Algorithm
 from .arrival import Arrival
 from .block import MessageBlock, compile_ahead, make_block
 from .choice import FC, FullyConnected
@@ -17,16 +19,18 @@ from .communicator import Serial, world
 from .curve import Curve, fit, measure, predicted
 from .gradients import Reducer
 from .guards import compare_replicas, compare_signatures
-from .links import ALGORITHMS, TRAINING, Links
+from .links import ALGORITHMS, Group, Links
 from .local import LOCAL, LocalUpdate, check_whole
 from .shares import Shares
+from .travel import Travel
 from .tree import kept_sums
 from .update import ShardedUpdate, Update
 from .watch import Watch
 from .wire import WIRES
 
 __all__ = [
-    "ALGORITHMS", "Arrival", "check_whole", "compare_replicas", "compare_signatures", "compile_ahead", "Curve", "FC",
-    "fit", "FullyConnected", "kept_sums", "Links", "LOCAL", "LocalUpdate", "make_block", "measure", "MessageBlock",
-    "predicted", "Reducer", "Serial", "ShardedUpdate", "Shares", "TRAINING", "Update", "Watch", "WIRES", "world",
+    "Algorithm", "ALGORITHMS", "Arrival", "check_whole", "compare_replicas", "compare_signatures", "compile_ahead",
+    "Curve", "FC", "fit", "FullyConnected", "Group", "kept_sums", "Links", "LOCAL", "LocalUpdate", "make_block",
+    "measure", "MessageBlock", "predicted", "Reducer", "Serial", "ShardedUpdate", "Shares", "Travel", "Update", "Watch",
+    "WIRES", "world",
 ]  # fmt: skip

@@ -1,23 +1,18 @@
-"""Sums over ranks by messages: six algorithms, one interface; `piecewise` has two more.
+"""Sums over ranks by messages: two algorithms, one interface; `piecewise` has two more, `bench.rings` yardsticks.
 
 P ranks, n bytes, messages of latency a and bandwidth b. Every algorithm works in place on a flat float32 x. Where a
-vector is cut into parts, part p is x[bounds[p] : bounds[p + 1]]. Those between ranks of equal shares follow the tree of
-sums (see `tree`) if the table says so, those of `piecewise` between ranks of any shares; the others are what `bench
-allreduce` compares with.
+vector is cut into parts, part p is x[bounds[p] : bounds[p + 1]]. All follow the tree of sums (see `tree`), those of
+`piecewise` between ranks of any shares.
 
-| name     | time                             | ranks        | tree | source                                  |
-| -------- | -------------------------------- | ------------ | ---- | --------------------------------------- |
-| halving  | 2 log2(P) a + 2 (P-1)/P n/b      | power of two | yes  | Thakur, Rabenseifner and Gropp 2005     |
-| doubling | log2(P) (a + n/b)                | power of two | yes  | the same                                |
-| direct   | (k P + log2 P) a + (k+1) (P-1)/P n/b, k partial sums a rank | any | yes |                       |
-| tree     | 2 depth (a + n/b)                | any          | yes  | binomial reduce, then broadcast         |
-| mpi      | the library's                    | any          | no   | MPI_Allreduce                           |
-| ring     | 2(P-1) a + 2 (P-1)/P n/b         | any          | no   | Patarasuk and Yuan 2009                 |
-| torus    | 2(R+C-2) a + 2 (P-1)/P n/b       | any          | no   | Mikami et al. 2018, P = R rows of C     |
+| name     | time                             | ranks        | source                                  |
+| -------- | -------------------------------- | ------------ | --------------------------------------- |
+| halving  | 2 log2(P) a + 2 (P-1)/P n/b      | power of two | Thakur, Rabenseifner and Gropp 2005     |
+| doubling | log2(P) (a + n/b)                | power of two | the same                                |
+| direct   | (k P + log2 P) a + (k+1) (P-1)/P n/b, k partial sums a rank | any |                       |
+| tree     | 2 depth (a + n/b)                | any          | binomial reduce, then broadcast         |
 """
 
 import bisect
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,18 +46,17 @@ class Algorithm:
 
     any_size = True  # works on any number of ranks, not only on powers of two
     piecewise = False  # works where ranks have several partial sums
-    scatters = True  # can stop half-way, when each rank holds a part of the sum: `reduce_scatter`, `allgather`
 
     def __init__(self, group, wire, shares):
         self.group, self.wire, self.shares = group, wire, shares
         name = type(self).__name__.lower()
         if not self.any_size and not shares.even:
             raise ValueError(
-                f"algorithm {name} over {group.size} ranks; expected equal shares on a power of two of ranks, or "
+                f"comm.algorithm {name} over {group.size} ranks; expected equal shares on a power of two of ranks, or "
                 "direct, tree"
             )
         if not self.piecewise and (most := max(map(len, shares.parts))) > 1:
-            raise ValueError(f"algorithm {name} with {most} partial sums on a rank; expected direct or tree")
+            raise ValueError(f"comm.algorithm {name} with {most} partial sums on a rank; expected direct or tree")
 
     def allreduce(self, x: np.ndarray, rows: Sequence[np.ndarray] = ()):
         """x = the sum over all ranks, the same bits on every rank; rows may be written over."""
@@ -81,37 +75,6 @@ class Algorithm:
     def allgather(self, x: np.ndarray, bounds: list[int]):
         """Every part of x = what its owner has there."""
         raise TypeError(f"{type(self).__name__} sums whole vectors only")
-
-
-class Mpi(Algorithm):
-    """The library's own Allreduce over all ranks; the yardstick."""
-
-    scatters = False
-
-    def __init__(self, group, wire, shares):
-        super().__init__(group, wire, shares)
-        if wire.short or group.size != group.comm.size:
-            raise ValueError(f"algorithm mpi with wire {wire.name}; expected fp32, over all ranks")
-
-    def allreduce(self, x, rows=()):
-        self.group.comm.sum(x)
-
-
-class Ring(Algorithm):
-    """Parts go round: each rank adds its own to what comes from the left and hands it on to the right."""
-
-    def reduce_scatter(self, x, bounds, rows=()):
-        rank, size = self.group.rank, self.group.size
-        for step in range(size - 1):
-            out, into = (rank - step - 1) % size, (rank - step - 2) % size
-            self.wire.add_from(self.group, _part(x, bounds, out), (rank + 1) % size, _part(x, bounds, into), rank - 1)
-
-    def allgather(self, x, bounds):
-        rank, size = self.group.rank, self.group.size
-        self.wire.round(_part(x, bounds, rank))
-        for step in range(size - 1):
-            out, into = (rank - step) % size, (rank - step - 1) % size
-            self.wire.copy_from(self.group, _part(x, bounds, out), (rank + 1) % size, _part(x, bounds, into), rank - 1)
 
 
 class Halving(Algorithm):
@@ -149,7 +112,7 @@ class Halving(Algorithm):
 class Doubling(Algorithm):
     """In step j rank r and rank r xor 2^j swap everything: half the messages of `halving`, for small vectors."""
 
-    any_size, scatters = False, False
+    any_size = False
 
     def allreduce(self, x, rows=()):
         distance = 1
@@ -159,36 +122,6 @@ class Doubling(Algorithm):
             distance *= 2
         if self.group.size > 1:
             self.wire.round(x)
-
-
-class Torus(Algorithm):
-    """Ranks as R rows of C: rings along rows, then along columns on 1/C of the vector, and back."""
-
-    def __init__(self, group, wire, shares):
-        super().__init__(group, wire, shares)
-        self.rows = next(r for r in range(math.isqrt(group.size), 0, -1) if group.size % r == 0)
-        self.columns = group.size // self.rows
-        self.row, self.column = divmod(group.rank, self.columns)
-        self.along_row = Ring(group.sub(self.row * self.columns + c for c in range(self.columns)), wire, shares)
-        self.along_column = Ring(group.sub(r * self.columns + self.column for r in range(self.rows)), wire, shares)
-
-    def part(self):
-        return self.column * self.rows + self.row
-
-    def _bounds(self, bounds):
-        """Bounds along a row, of R parts each, and inside this column's piece."""
-        first = self.column * self.rows
-        return bounds[:: self.rows], bounds[first : first + self.rows + 1]
-
-    def reduce_scatter(self, x, bounds, rows=()):
-        rows, columns = self._bounds(bounds)
-        self.along_row.reduce_scatter(x, rows)
-        self.along_column.reduce_scatter(x, columns)
-
-    def allgather(self, x, bounds):
-        rows, columns = self._bounds(bounds)
-        self.along_column.allgather(x, columns)
-        self.along_row.allgather(x, rows)
 
 
 def _parts(x, bounds, parts):

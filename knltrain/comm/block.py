@@ -198,11 +198,7 @@ class MessageBlock(GradientBlock):
         self.meet(1)
 
     def _scattering(self, wire) -> Algorithm:
-        method = self._methods[wire][1]
-        if not method.scatters:
-            name = type(method).__name__.lower()
-            raise ValueError(f"{name} leaves no parts; expected halving, direct or hierarchical")
-        return method
+        return self._methods[wire][1]
 
     def pretend(self, begin: float, numbers: int, wire):
         """Sleep until a network of `bandwidth` would be done with so many numbers, out and in together."""

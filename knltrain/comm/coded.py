@@ -11,15 +11,20 @@ Seide et al. 2014 (1-bit SGD), Dettmers 2015 (arXiv:1511.04561), Tang et al. 201
 """
 
 import itertools
-import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from knltrain.kernels import INT8_BLOCK, accumulate_serial, decode_int8, encode_int8
 
+from ..arena import Parameters
+from .buckets import Bucket
 from .piecewise import gather_parts
 from .shares import Shares
 from .tree import add_up, joins, subtrees
+from .wire import Rooms
+
+RESIDUAL = "residual"  # state of the parameters
 
 
 class Coded:
@@ -44,7 +49,7 @@ class Coded:
         self.owners = [rank for rank, own in enumerate(shares.ranges) for start in starts if start in own]
         self.mine = [number for number, owner in enumerate(self.owners) if owner == group.rank]
         self.additions, _ = joins(workers, shares.slots)
-        self._buffers = {}
+        self._room = Rooms().get
 
     def part(self) -> int:
         """Number of the part that this rank owns."""
@@ -90,11 +95,34 @@ class Coded:
         start, stop = np.searchsorted(self.edges, first, "right"), np.searchsorted(self.edges, last)
         return np.array([first, *self.edges[start:stop], last], np.int64)
 
-    def _room(self, name: str, shape: tuple, dtype) -> np.ndarray:
-        size = math.prod(shape)
-        if name not in self._buffers or self._buffers[name].size < size:
-            self._buffers[name] = np.empty(size, dtype)
-        return self._buffers[name][:size].reshape(shape)
+
+class Residual:
+    """What coding loses of the gradients in `block`, kept as a state of `parameters`: a row for each worker, and one
+    for the total. tensors: see `block_edges`.
+    """
+
+    def __init__(self, parameters: Parameters, block, tensors: list[tuple[str, int, int]]):
+        self.block, self.head = block, parameters.head
+        if RESIDUAL not in parameters.states:
+            parameters.keep(RESIDUAL, block.links.shares.workers + 1)
+        self.rows = parameters.states[RESIDUAL]
+        block.code(block_edges(tensors), self.rows, self.head)
+
+    def complete(self, buckets: Iterable[Bucket]):
+        """Give every rank the rows of all, as a checkpoint wants them. Collective."""
+        for number, row in enumerate(self.rows):
+            here = (self.block.coded_here(number, bucket.start, bucket.stop) for bucket in buckets if bucket.waits_for)
+            spread(self.block.links.comm, row, [slice(own.start - self.head, own.stop - self.head) for own in here])
+
+
+def spread(comm, row: np.ndarray, own: Iterable[slice]):
+    """Give every rank the whole row, of which each number is one rank's `own`. Collective."""
+    if comm.size > 1:
+        whole = np.zeros_like(row)
+        for here in own:
+            whole[here] = row[here]
+        comm.sum(whole.view(np.int32))  # the bits of the one who has them
+        row[:] = whole
 
 
 def block_edges(tensors: list[tuple[str, int, int]]) -> np.ndarray:

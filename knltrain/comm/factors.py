@@ -15,6 +15,7 @@ from knltrain.kernels import accumulate, aligned_zeros
 from .block import MessageBlock
 from .links import Group
 from .piecewise import gather_parts
+from .sums import Way
 from .tree import kept_sums, turns
 from .wire import Wire
 
@@ -24,23 +25,26 @@ LINE = 64  # bytes of a cache line
 class SlotSums:
     """Rows of the sum of dw over the slots `own`, made slot by slot and added along the tree of all `slots`.
 
-    layer, wire: as of Factors. scale: what dw of a slot is multiplied by.
+    layer, wire: as of Factors.
     """
 
     def __init__(self, layer, own: range, slots: int, wire: Wire):
         self.layer, self.add = layer, wire.add if wire.short else accumulate
-        self.turns, self.scale = turns(own, slots), np.float32(1)
+        self.turns = turns(own, slots)
         most = max(map(len, layer.rows)) * layer.width
         self.sums = [aligned_zeros(most) for _ in range(kept_sums(own, slots) + 1)]
 
-    def make(self, factors: Iterable[tuple[np.ndarray, np.ndarray]], out: np.ndarray, parts: Sequence[np.ndarray] = ()):
-        """out, flat = the last of the partial sums, `parts` the others, from (columns of x, dy) of each slot."""
+    def make(self, factors: Iterable[tuple[np.ndarray, np.ndarray]], scale, out: np.ndarray, parts: Sequence = ()):
+        """out, flat = the last of the partial sums, `parts` the others, from (columns of x, dy) of each slot.
+
+        scale: what dw of a slot is multiplied by.
+        """
         spare, *kept = (array[: out.size] for array in self.sums)
         for (x, dy), turn in zip(factors, self.turns, strict=True):
             into = out if turn.keep is None else spare
             self.layer.make(x, dy, into)
-            if self.scale != 1:
-                into *= self.scale
+            if scale != 1:
+                into *= scale
             for number in turn.absorbs:
                 self.add(into, kept[number])
             if turn.keep is not None:
@@ -49,7 +53,7 @@ class SlotSums:
             np.copyto(part, total)
 
 
-class Factors:
+class Factors(Way):
     """The factors of one layer between the ranks of `block`. Collective. Raises MemoryError for too little memory.
 
     layer: a `layers.dense.DenseGradient`, or what does the same. wire: of this thread, to whose format
@@ -58,6 +62,8 @@ class Factors:
     Memory is [slot][columns of x for each part of dw | dy], slots in the order of `places`: those that a rank of a node
     sends lie side by side.
     """
+
+    what = "factors of "
 
     def __init__(self, layer, block: MessageBlock, wire: Wire):
         self.layer, self.block, self.wire = layer, block, wire
@@ -83,9 +89,9 @@ class Factors:
         parts = len(layer.rows)
         mine = slice(parts * local // len(mates), parts * (local + 1) // len(mates))
         self.own_rows = layer.rows[mine]  # of dw, that this rank makes
-        self.own, self.next = shares.ranges[me], 0
+        self.own, self.next, self.counts = shares.ranges[me], 0, me == 0
         self.made = SlotSums(layer, range(shares.slots), shares.slots, wire)
-        self.rebuild = layer.hand_over(self.keep_factors, self.sum_factors)
+        self.arrive = layer.hand_over(self.keep_factors, self.sum_factors)
 
     def _memory(self, nbytes: int) -> np.ndarray:
         """(slots, row_bytes) uint8, which the ranks of a node share where they share their blocks."""
@@ -106,6 +112,9 @@ class Factors:
         np.copyto(self._gradient(row), dy.reshape(layer.images, layer.width))
         self.next = (self.next + 1) % len(self.own)
 
+    def end_slot(self, bucket, number):
+        return self.gather if number == len(self.own) - 1 else None
+
     def gather(self):
         """After the last slot: the factors of all slots are in this node's memory. Collective."""
         begin = time.perf_counter()
@@ -124,7 +133,7 @@ class Factors:
         for rows in self.own_rows:
             out = flat[rows.start * width : rows.stop * width]
             stored = (self.memory[self.places[slot]] for slot in range(len(self.places)))
-            self.made.make(((self._columns(row, rows), self._gradient(row)) for row in stored), out)
+            self.made.make(((self._columns(row, rows), self._gradient(row)) for row in stored), self.scale, out)
             self.wire.round(out)
         self.block.meet(3)
 

@@ -32,18 +32,24 @@ def compare_signatures(comm, facts: dict):
 
 
 def compare_replicas(comm, state: dict[str, np.ndarray], step: int):
-    """Raise ValueError, on all ranks, where the bits of `state` differ, with rank and tensor. Collective."""
+    """Raise ValueError, on all ranks, where bits of the same name differ, with rank and tensor. Collective.
+
+    What stands behind a space in a name is the place of a part, which not every rank has.
+    """
     if comm.size == 1:
         return
-    digests = {name: f"{digest(array):016x}" for name, array in state.items()}
-    whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:16]
-    if len(set(comm.gather(whole))) == 1:
+    digests, places = {name: f"{digest(array):016x}" for name, array in state.items()}, {}
+    for name, bits in digests.items():
+        places.setdefault(name.partition(" ")[2], hashlib.sha256()).update(f"{name}{bits}".encode())
+    found, first = comm.gather({place: hashed.hexdigest()[:16] for place, hashed in places.items()}), {}
+    if all(first.setdefault(place, bits) == bits for facts in found for place, bits in facts.items()):
         return
     everything = comm.gather(digests)
-    common = {name: _most_common([facts[name] for facts in everything]) for name in digests}
+    names = dict.fromkeys(name for facts in everything for name in facts)
+    common = {name: _most_common([facts[name] for facts in everything if name in facts]) for name in names}
     culprits = {}
     for rank, facts in enumerate(everything):
-        names = [name for name in digests if facts[name] != common[name]]
+        names = [name for name in facts if facts[name] != common[name]]
         if names:
             culprits[rank] = f"rank {rank} in {names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}"
     raise ValueError(

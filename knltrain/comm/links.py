@@ -11,14 +11,12 @@ to be compared with by `bench allreduce`.
 
 from dataclasses import replace
 
-from .algorithms import Algorithm, Doubling, Halving, Mpi, Ring, Torus
+from .algorithms import Algorithm, Doubling, Halving
 from .piecewise import Direct, Tree
 from .shares import Shares
 from .wire import Wire
 
-KEEP_TREE = {"halving": Halving, "doubling": Doubling, "direct": Direct, "tree": Tree}
-BY_NAME = KEEP_TREE | {"mpi": Mpi, "ring": Ring, "torus": Torus}
-TRAINING = ("auto", "hierarchical", *KEEP_TREE)  # what a recipe may choose
+BY_NAME = {"halving": Halving, "doubling": Doubling, "direct": Direct, "tree": Tree}
 ALGORITHMS = ("auto", "hierarchical", *BY_NAME)
 FOR_CODED = ("auto", "hierarchical", "direct")  # of the numbers that travel as float32 beside int8
 FOR_SMALL = {"halving": "doubling", "direct": "tree"}
@@ -40,10 +38,6 @@ class Group:
         sends, receives = ([(x, self.members[rank]) for x, rank in messages] for messages in (sends, receives))
         self.comm.trade(sends, receives)
 
-    def sub(self, members) -> "Group":
-        """Some of this group's ranks, by this group's numbers; this rank must be among them."""
-        return Group(self.comm, [self.members[m] for m in members])
-
 
 class Links:
     """The ranks of `comm`, node by node, and how they sum. Collective. Raises ValueError for an unknown choice.
@@ -53,7 +47,7 @@ class Links:
     is pretended, by sleeping. every_sum: the addends of all sums of gradients are rounded to the wire's format, those
     of slots in a rank and of ranks in a node too: then no bit depends on how many there are.
 
-    shares: which slots each rank runs; without it one each.
+    shares: which slots each rank runs; without it one each. others: further algorithms, by name.
 
     nodes: the ranks of each; number: of this node. node: communicator of its ranks. between: the shares of nodes.
     slices: a node's sum is handled by its first `slices` ranks, each owning a part and talking to the ranks of the same
@@ -63,13 +57,14 @@ class Links:
 
     def __init__(
         self, comm, algorithm: str = "auto", wire: str = "fp32", pretended_nodes: int = 0, bandwidth: float = 0.0,
-        every_sum: bool = False, shares: Shares | None = None,
+        every_sum: bool = False, shares: Shares | None = None, others: dict[str, type[Algorithm]] | None = None,
     ):  # fmt: skip
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"unknown algorithm {algorithm!r}; expected one of {', '.join(ALGORITHMS)}")
+        self._by_name = BY_NAME | (others or {})
+        if algorithm not in (known := ("auto", "hierarchical", *self._by_name)):
+            raise ValueError(f"unknown algorithm {algorithm!r}; expected one of {', '.join(known)}")
         self.comm, self.wire, self.bandwidth = comm, Wire(wire), bandwidth
         if self.wire.feeds_back and algorithm not in FOR_CODED:
-            raise ValueError(f"algorithm {algorithm} with wire {wire}; expected one of {', '.join(FOR_CODED)}")
+            raise ValueError(f"comm.algorithm {algorithm} with wire {wire}; expected one of {', '.join(FOR_CODED)}")
         self.exact = Wire("fp32") if self.wire.short or self.wire.feeds_back else self.wire
         self.every_sum = every_sum and self.wire.short
         self.node = comm.node(pretended_nodes)
@@ -79,7 +74,7 @@ class Links:
         self._sizes = sorted({len(ranks) for ranks in self.nodes})
         self.slices, local = self._sizes[0], self.node.rank
         self.across = Group(comm, [ranks[local] for ranks in self.nodes]) if local < self.slices else None
-        self.chosen = algorithm if algorithm in BY_NAME else ""
+        self.chosen = algorithm if algorithm in self._by_name else ""
         self.arrange(shares or Shares.equal(comm.size, comm.size))
         wanted = algorithm == "hierarchical" or (self.slices > 1 and (self.continues_tree or not self.shares.even))
         self.shared = comm.size > 1 and not self.chosen and wanted
@@ -106,7 +101,7 @@ class Links:
     def among(self, group: Group, shares: Shares) -> dict[Wire, tuple[Algorithm, Algorithm]]:
         """The same for ranks of `group`, with these shares."""
         large = self.chosen or ("halving" if shares.even else "direct")
-        pair = [BY_NAME[name] for name in (FOR_SMALL.get(large, large), large)]
+        pair = [self._by_name[name] for name in (FOR_SMALL.get(large, large), large)]
         wires = {self.exact} if self.wire.feeds_back else {self.wire, self.exact}
         return {wire: tuple(method(group, wire, shares) for method in pair) for wire in wires}
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from .coded import spread
 from .shares import Shares
 from .update import Update
 
@@ -29,6 +30,8 @@ def check_whole(shares: Shares):
 class LocalUpdate(Update):
     """Each worker is updated by the gradient of its own slots; in steps that say so, all then are as their mean."""
 
+    single = ("residual", "value", "momentum", *LOCAL)
+
     def __init__(self, parameters, optimizer, reducer):
         super().__init__(parameters, optimizer, reducer)
         shares, rank = reducer.block.links.shares, reducer.block.links.comm.rank
@@ -36,7 +39,7 @@ class LocalUpdate(Update):
         self.size, own = shares.most, shares.ranges[rank]
         self.own = range(own.start // self.size, own.stop // self.size)
         self.weights, self.momenta = (parameters.states[name] for name in LOCAL)
-        self.meets, reducer.local = False, True
+        self.meets, reducer.sums.stay = False, True
         for p in parameters.parameters:
             p.total = None  # gradients are of one worker, thus nobody else's
 
@@ -53,7 +56,7 @@ class LocalUpdate(Update):
         parameters, optimizer, reducer = self.parameters, self.optimizer, self.reducer
         states = (self.weights, parameters.value), (self.momenta, parameters.momentum)
         previous, last = optimizer.previous_lr, self.own[-1]
-        reducer.worker.wait(reducer.jobs[0])  # the head
+        reducer.arrive(reducer.buckets[-1])  # the head
         for worker, row in reversed(list(zip(self.own, reducer.block.rows, strict=True))):
             for rows, block in states:
                 np.copyto(block, rows[worker])
@@ -71,14 +74,18 @@ class LocalUpdate(Update):
         reducer.end_step()
         return True
 
-    def complete(self):
+    def gather_weights(self):
+        """Weights are the means of the workers."""
+        self._mean(self.weights, self.parameters.value)
+        self.reducer.end_step()
+
+    def complete(self, everywhere=True):
         """As of any update; weights and momentum are the means of the workers."""
+        super().complete()
         comm = self.reducer.block.links.comm
         for rows, block in ((self.weights, self.parameters.value), (self.momenta, self.parameters.momentum)):
-            for worker, row in enumerate(rows if comm.size > 1 else ()):
-                if worker not in self.own:
-                    row[:] = 0
-                comm.sum(row.view(np.int32))  # the bits of the one who has them
+            for worker, row in enumerate(rows):
+                spread(comm, row, [slice(None)] if worker in self.own else [])
             self._mean(rows, block)
             self.reducer.end_step()
 
@@ -88,5 +95,5 @@ class LocalUpdate(Update):
         for worker, row in zip(self.own, block.rows, strict=True):
             np.copyto(row[reducer.head :], rows[worker])
         work = partial(block.allreduce, reducer.head, reducer.gradient.size, exact=True)
-        reducer.worker.wait(reducer.submit("mean of the workers", work))
+        reducer.worker.do("mean of the workers", work)
         np.multiply(block.total[reducer.head :], np.float32(1 / len(rows)), out=out)

@@ -38,7 +38,7 @@ class Direct(Piecewise):
         group, wire = self.group, self.wire
         width = bounds[group.rank + 1] - bounds[group.rank]
         coming = wire.room((len(self.owners), width))
-        coded = [wire.coded(row) for row in rows]
+        coded = [wire.outgoing(row, f"out {number}") for number, row in enumerate(rows)]
         sends, receives = [], []
         for step in range(1, group.size):
             to, source = (group.rank + step) % group.size, (group.rank - step) % group.size
@@ -47,7 +47,7 @@ class Direct(Piecewise):
         group.trade(sends, receives)
         mine = range(self.first, self.first + len(rows))
         return [
-            _part(rows[i - self.first], bounds, group.rank) if i in mine else wire.plain(row)
+            _part(rows[i - self.first], bounds, group.rank) if i in mine else wire.incoming(row, f"in {i}")
             for i, row in enumerate(coming)
         ]
 
@@ -58,8 +58,6 @@ class Direct(Piecewise):
 
 class Tree(Piecewise):
     """A sum goes to whoever has its left half; the result from rank 0 to all, in a tree."""
-
-    scatters = False
 
     def allreduce(self, x, rows=()):
         rank, size, wire = self.group.rank, self.group.size, self.wire

@@ -6,7 +6,8 @@ of a rank's own rows only, along the tree. So the bits are those of one rank wit
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from .factors import SlotSums
 from .links import Group
 from .piecewise import gather_parts
 from .shares import Shares
+from .sums import Way
 from .wire import Wire
 
 
@@ -34,40 +36,44 @@ def group_sizes(shares: Shares, count: int, most: int) -> list[int]:
     return [size for size in range(2, min(most, ranks) + 1) if count % size == ranks % size == 0 and alike(size)]
 
 
-class Split:
+class Split(Way):
     """One layer between the ranks of `block`, in groups of `size` neighbours. Collective in the group.
 
     layer: a `layers.dense.DenseGradient` that has a `sharded`. wire: of the thread that computes, to whose format the
     addends of sums of slots are rounded. at_once: does an exchange, told by name, among all others in their order, and
-    waits for it. slot: which one of a step is computed.
+    waits for it.
     """
 
-    def __init__(self, layer, block: MessageBlock, size: int, wire: Wire, at_once: Callable, slot: Callable[[], int]):
+    what = "shards of "
+
+    def __init__(self, layer, block: MessageBlock, size: int, wire: Wire, at_once: Callable):
         links, sharded = block.links, layer.sharded
-        comm, self.layer, self.block, self.at_once, self.slot = links.comm, layer, block, at_once, slot
+        comm, self.layer, self.block, self.at_once, self.slot = links.comm, layer, block, at_once, 0
         first = comm.rank // size * size
-        self.group, self.lead = Group(comm, range(first, first + size)), first == 0
+        self.group, self.counts = Group(comm, range(first, first + size)), first == 0
         own = [links.shares.ranges[rank] for rank in self.group.members]
         self.slots = len(own[0])  # in a step, of each member
-        sharded.share(size, self.group.rank, self._swap, self.slots, slot)
+        sharded.share(size, self.group.rank, self._swap, self.slots, lambda: self.slot)
         parameter, width = layer.parameter, layer.width
-        parameter.total = None  # dw of the own rows is nobody else's
         self.bounds = [cut.start * width for cut in sharded.cuts] + [parameter.size]
+        parameter.total = None  # dw of the own rows is nobody else's
+        self.own = parameter.own = slice(*self.bounds[self.group.rank : self.group.rank + 2])
         layer.cut(sharded.rows[shard] for shard in sharded.own)
         self.made = SlotSums(layer, range(own[0].start, own[-1].stop), links.shares.slots, wire)
         groups = [list(range(rank, rank + size)) for rank in range(0, comm.size, size)]
         between = links.shares.merged(groups)
         parts = len(between.parts[comm.rank // size])
-        self.rows = [aligned_zeros(self.part.stop - self.part.start) for _ in range(parts - 1)]
+        self.rows = [aligned_zeros(self.own.stop - self.own.start) for _ in range(parts - 1)]
         across = Group(comm, range(self.group.rank, comm.size, size))
         self.wire = links.wire if links.every_sum else links.exact
         self.methods = links.among(across, between)[self.wire] if across.size > 1 else None
         self.dys = np.empty((self.slots, size, layer.images * width), layer.dtype)
 
-    @property
-    def part(self) -> slice:
-        """This rank's elements of the parameter."""
-        return slice(*self.bounds[self.group.rank : self.group.rank + 2])
+    def part(self, bucket):
+        return slice(bucket.start + self.own.start, bucket.start + self.own.stop)
+
+    def end_slot(self, bucket, number):
+        return self.exchange if number == self.slots - 1 else None
 
     def hand_over(self, all_split: Sequence):
         """Let backward keep dy of all members, and make dw of the own rows after the last slot, behind all layers."""
@@ -86,14 +92,15 @@ class Split:
 
     def keep_gradient(self, dy):
         """dy of the slots of all members."""
-        dys = self.dys[self.slot()]
+        dys = self.dys[self.slot]
         dys[self.group.rank] = dy.reshape(-1)
         self._swap("output gradients", [dys[self.group.rank]] * self.group.size, dys)
         self.layer.sharded.dys = dys
 
     def make_gradient(self, dw):
         """After the last slot: dw (1, 1, C, K), in the own rows, = the sum over the slots of the group."""
-        if self.slot() < self.slots - 1:
+        self.slot = (self.slot + 1) % self.slots
+        if self.slot:
             return
         layer, sharded, flat = self.layer, self.layer.sharded, dw.reshape(-1)
         places = [(slot, m) for m in range(self.group.size) for slot in range(self.slots)]
@@ -104,20 +111,25 @@ class Split:
                 columns = slice(rows.start - first, rows.stop - first)
                 xs = (np.ascontiguousarray(sharded.columns(sharded.held[place], shard)[:, columns]) for place in places)
                 start, stop = rows.start * layer.width, rows.stop * layer.width
-                parts = [row[start - self.part.start : stop - self.part.start] for row in self.rows]
-                self.made.make(zip(xs, dys, strict=True), flat[start:stop], parts)
+                parts = [row[start - self.own.start : stop - self.own.start] for row in self.rows]
+                self.made.make(zip(xs, dys, strict=True), self.scale, flat[start:stop], parts)
 
     def exchange(self):
         """The sum of the own rows over all groups. Collective between the ranks that have them."""
-        begin, mine = time.perf_counter(), self.layer.parameter.gradient.reshape(-1)[self.part]
+        begin, mine = time.perf_counter(), self.layer.parameter.gradient.reshape(-1)[self.own]
         if self.methods:
             self.methods[mine.nbytes > SMALL_BYTES].allreduce(mine, [*self.rows, mine])
         else:
             self.wire.round(mine)
         self.block.pretend(begin, 2 * mine.size if self.methods else 0, self.wire)
 
-    def complete(self):
-        """Weights, momentum and what else is kept of the parameter are whole on every rank."""
-        p = self.layer.parameter
-        for array in (array for array in (p.w, p.v, *p.states.values()) if array.shape == p.shape):
-            gather_parts(self.group, self.block.links.exact, array.reshape(-1), self.bounds)
+    def complete(self, kinds: Collection[str], everywhere: bool = True):
+        """Blocks of these kinds are whole, for this parameter, on all ranks, or on the first alone."""
+        p, group = self.layer.parameter, self.group
+        for flat in ((p.states | {"value": p.w, "momentum": p.v})[kind].reshape(-1) for kind in kinds):
+            if everywhere:
+                gather_parts(group, self.block.links.exact, flat, self.bounds)
+            elif group.members[0] == 0:
+                parts = [flat[start:stop] for start, stop in pairwise(self.bounds)]
+                others = [(part, m) for m, part in enumerate(parts) if m] if group.rank == 0 else []
+                group.trade([(parts[group.rank], 0)] if group.rank else [], others)

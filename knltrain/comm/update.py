@@ -18,7 +18,12 @@ from ..arena import Parameters
 
 
 class Update:
-    """Every rank updates every parameter, as its sum arrives."""
+    """Every rank updates every parameter, as its sum arrives.
+
+    single: kinds of the state of which a rank has what no other has.
+    """
+
+    single: tuple[str, ...] = ("residual",)
 
     def __init__(self, parameters: Parameters, optimizer, reducer):
         self.parameters, self.optimizer, self.reducer = parameters, optimizer, reducer
@@ -48,8 +53,13 @@ class Update:
         reducer.end_step()
         return fits
 
-    def complete(self):
-        """Give every rank the whole state, momentum included, as a checkpoint wants it. Collective."""
+    def gather_weights(self):
+        """Give every rank all weights, as an evaluation wants them. Collective."""
+
+    def complete(self, everywhere: bool = True):
+        """Give every rank the whole state, or the first alone, as a checkpoint wants it. Collective."""
+        if residual := self.reducer.travel.residual:
+            residual.complete(self.reducer.buckets)
 
 
 class ShardedUpdate(Update):
@@ -62,12 +72,14 @@ class ShardedUpdate(Update):
             chunks = _chunks(p, p.size)
             self.rows[p.name] = slice(count, count + chunks)
             count += chunks
-        self.norms = np.zeros((count, 2))
+        self.norms, self.whole = np.zeros((count, 2)), True
+        if reducer.sums.scattered:
+            self.single = ("residual", "momentum", *optimizer.states)
         self.pieces = [self._pieces(bucket) for bucket in reducer.buckets]
 
     def _pieces(self, bucket) -> list[tuple]:
         """(parameter, slice of its elements) for everything in this rank's part of the bucket."""
-        part, pieces = self.reducer.part(bucket), []
+        part, pieces = self.reducer.way(bucket).part(bucket), []
         for p in self.parameters.parameters:
             here = self.parameters.gradient_slice(p)
             first, last = max(part.start, here.start), min(part.stop, here.start + p.size)
@@ -78,18 +90,15 @@ class ShardedUpdate(Update):
     def step(self, lr: float, scale: float = 0.0) -> bool:
         optimizer, reducer, comm = self.optimizer, self.reducer, self.reducer.block.links.comm
         self.norms[...] = 0
-        whole = np.zeros_like(self.norms)  # of tensors that every rank has
-        for number, pieces in enumerate(self.pieces):
-            reducer.arrive(number)
-            bucket = reducer.buckets[number]
-            table, split = whole if reducer.is_whole(bucket) else self.norms, reducer.split_of(bucket)
+        for bucket, pieces in zip(reducer.buckets, self.pieces, strict=True):
+            reducer.arrive(bucket)
+            counts = reducer.way(bucket).counts
             for p, part in pieces:
                 if scale or optimizer.adapts(p):
-                    sums = optimizer.measure(p, part)
+                    sums = optimizer.measure(p, part)  # Lamb's moves the moments, everywhere
                     row = self.rows[p.name].start + _chunks(p, part.start)
-                    table[row : row + len(sums)] = 0 if split and not split.lead else sums
+                    self.norms[row : row + len(sums)] = counts * sums
         comm.sum(self.norms)
-        self.norms += whole
         fits = not scale or bool(np.isfinite(self.norms[:, 1]).all())
         if fits:
             self._update(lr, scale or 1.0)
@@ -105,9 +114,23 @@ class ShardedUpdate(Update):
                 optimizer.update(p, norms[p.name], part)
         self._gather(lambda p: p.w, self.parameters.value)
 
-    def complete(self):
-        for split in self.reducer.splits.values():
-            split.complete()
+    def begin(self, first, meets):
+        if self.whole:  # what is other ranks' of split layers takes memory
+            self.parameters.forget(self.parameters.value, self.parameters.momentum, *self.parameters.states.values())
+            self.whole = False
+
+    def gather_weights(self):
+        self._join(("value", *({"average"} & self.parameters.states.keys())), True)
+
+    def _join(self, kinds, everywhere: bool):
+        """Make blocks of these kinds whole where layers are split."""
+        self.whole = True
+        for split in self.reducer.travel.splits:
+            split.complete(kinds, everywhere)
+
+    def complete(self, everywhere=True):
+        super().complete()
+        self._join(("value", "momentum", *self.parameters.states), everywhere)
         self._gather(lambda p: p.v, self.parameters.momentum)
         self.reducer.end_step()
         for name in self.optimizer.states:
@@ -119,12 +142,12 @@ class ShardedUpdate(Update):
         reducer, gathered, head = self.reducer, self.reducer.block, self.reducer.head
         sent = []
         for bucket, pieces in zip(reducer.buckets[:-1], self.pieces, strict=False):
-            if reducer.is_whole(bucket) or reducer.split_of(bucket):
-                continue  # every rank has updated all of it, or a group has it
+            if not reducer.way(bucket).scattered:
+                continue
             for p, part in pieces:
                 p.gradient.reshape(-1)[part] = of(p).reshape(-1)[part]
             work = partial(gathered.allgather, bucket.start, bucket.stop)
-            sent.append((bucket, reducer.submit(f"weights of {bucket}", work)))
+            sent.append((bucket, reducer.worker.submit(f"weights of {bucket}", work)))
         for bucket, job in sent:
             reducer.worker.wait(job)
             block[bucket.start - head : bucket.stop - head] = gathered.total[bucket.start : bucket.stop]

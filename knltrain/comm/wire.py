@@ -8,6 +8,8 @@ gradients travel so: what stands at the head of the block (loss, statistics) and
 One byte, int8, needs residuals: it is `coded`, for which there is a way of summing of its own.
 """
 
+import math
+
 import numpy as np
 
 from knltrain.kernels import (
@@ -28,6 +30,20 @@ CODED = "int8"
 WIRES = ("fp32", *TWO_BYTES, CODED)
 
 
+class Rooms:
+    """Buffers by name, each as large as the most that was asked of it."""
+
+    def __init__(self):
+        self._buffers = {}
+
+    def get(self, name: str, shape: int | tuple, dtype) -> np.ndarray:
+        """One of this shape, with whatever stands there."""
+        size = math.prod(shape) if isinstance(shape, tuple) else shape
+        if name not in self._buffers or self._buffers[name].size < size:
+            self._buffers[name] = np.empty(size, dtype)
+        return self._buffers[name][:size].reshape(shape)
+
+
 class Wire:
     """One format, with buffers for the largest message so far."""
 
@@ -38,60 +54,48 @@ class Wire:
         self.short, self.feeds_back = name in TWO_BYTES, name == CODED
         self.dtype = np.uint16 if self.short else np.uint8 if self.feeds_back else np.float32
         self.encode, self.decode, self.accumulate = TWO_BYTES.get(name, (None, None, accumulate_serial))
-        self._out = self._into = np.empty(0, self.dtype)
+        self._rooms = Rooms()
 
-    def _room(self, buffer: str, size: int) -> np.ndarray:
-        if getattr(self, buffer).size < size:
-            setattr(self, buffer, np.empty(size, self.dtype))
-        return getattr(self, buffer)[:size]
+    def room(self, shape, name: str = "into") -> np.ndarray:
+        """Where numbers that travel may arrive."""
+        return self._rooms.get(name, shape, self.dtype)
 
-    def room(self, shape: tuple[int, int]) -> np.ndarray:
-        """Where rows that travel may arrive."""
-        return self._room("_into", shape[0] * shape[1]).reshape(shape)
-
-    def coded(self, x: np.ndarray) -> np.ndarray:
-        """x as it travels, in memory of its own where that is another format."""
-        if not self.short:
+    def outgoing(self, x: np.ndarray | None, name: str = "out") -> np.ndarray | None:
+        """x as it travels, in the buffer of that name where that is another format."""
+        if not self.short or x is None:
             return x
-        out = np.empty(x.size, self.dtype)
+        out = self.room(x.size, name)
         self.encode(x, out)
         return out
 
-    def plain(self, travelled: np.ndarray) -> np.ndarray:
-        """What has travelled, as float32, in memory of its own where that is another format."""
+    def incoming(self, travelled: np.ndarray, name: str) -> np.ndarray:
+        """What has travelled as float32, in the buffer of that name where that is another format."""
         if not self.short:
             return travelled
-        x = np.empty(travelled.size, np.float32)
+        x = self._rooms.get(name, travelled.size, np.float32)
         self.decode(travelled, x)
         return x
 
-    def _outgoing(self, x):
-        if not self.short or x is None:
-            return x
-        out = self._room("_out", x.size)
-        self.encode(x, out)
-        return out
-
     def add(self, x, y):
         """x += y as if y had travelled: both are rounded."""
-        self.accumulate(x, self._outgoing(y))
+        self.accumulate(x, self.outgoing(y))
 
     def add_from(self, group, out, to: int, x, source: int):
         """Send `out` to `to`; x += what `source` sends. Either may be None."""
-        into = None if x is None else self._room("_into", x.size)
-        group.exchange(self._outgoing(out), to, into, source)
+        into = None if x is None else self.room(x.size)
+        group.exchange(self.outgoing(out), to, into, source)
         if x is not None and x.size:
             self.accumulate(x, into)
 
     def copy_from(self, group, out, to: int, x, source: int):
         """Send `out` to `to`; x = what `source` sends. Either may be None; `out` must be rounded already."""
-        into = self._room("_into", x.size) if self.short and x is not None else x
-        group.exchange(self._outgoing(out), to, into, source)
+        into = self.room(x.size) if self.short and x is not None else x
+        group.exchange(self.outgoing(out), to, into, source)
         if self.short and x is not None:
             self.decode(into, x)
 
     def round(self, x):
         """x as it will be after a journey."""
         if self.short:
-            out = self._outgoing(x)
+            out = self.outgoing(x)
             self.decode(out, x)

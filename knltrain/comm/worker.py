@@ -27,24 +27,35 @@ class Job:
 
 
 class Worker:
-    """Does jobs one after the other: in a thread of its own, or where `threaded` is false at once; `watch` is told."""
+    """Does jobs one after the other: in a thread of its own, or where `threaded` is false at once; `watch` is told.
+
+    finished: the jobs of the last step, as they were begun.
+    """
 
     def __init__(self, threaded: bool, watch=None):
         self._watch = watch
         self._jobs = queue.SimpleQueue()
+        self._of_step: list[Job] = []
+        self.finished: list[Job] = []
         self.thread = None
         if threaded:
             self.thread = threading.Thread(target=self._loop, name="communication", daemon=True)
             self.thread.start()
 
-    def submit(self, job: Job):
+    def submit(self, name: str, work: Callable[[], None]) -> Job:
         """Hand over a job; an error in it is raised by `wait`."""
-        job.queued = time.perf_counter()
+        job = Job(name, work, queued=time.perf_counter())
+        self._of_step.append(job)
         if self.thread:
             self._jobs.put(job)
         else:
             self._do(job)
             job.wanted, job.waited = job.begun, job.done - job.begun
+        return job
+
+    def do(self, name: str, work: Callable[[], None]):
+        """Have a job done behind those that were handed over before, and wait for it."""
+        self.wait(self.submit(name, work))
 
     def wait(self, job: Job):
         """Return when the job is done; raises what went wrong in it."""
@@ -54,6 +65,16 @@ class Worker:
         job.waited += time.perf_counter() - begin
         if job.error:
             raise job.error
+
+    def end_step(self):
+        """All jobs of a step are done."""
+        self.finished, self._of_step = sorted(self._of_step, key=lambda job: job.begun), []
+
+    def seconds(self) -> dict[str, float]:
+        """Of the last step: exchange the backward pass or the update had to wait for, and exchange that was hidden."""
+        exposed = sum(job.waited for job in self.finished)
+        busy = sum(job.done - job.begun for job in self.finished)
+        return {"exchange_exposed_s": exposed, "exchange_hidden_s": max(0.0, busy - exposed)}
 
     def close(self):
         """Let the thread end when its jobs are done; harmless when repeated."""

@@ -12,7 +12,13 @@ _LEAST_VARIANCE = 5e-4  # no difference is enlarged more than this allows
 
 def gaussian(shape, std: float):
     """N(0, std^2): what Caffe's AlexNet is initialised with."""
-    return lambda rng: rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
+
+    def draw(rng):
+        numbers = rng.standard_normal(shape, dtype=np.float32)
+        numbers *= np.float32(std)  # in place: the largest tensors are hundreds of megabytes
+        return numbers
+
+    return draw
 
 
 def he(shape, fan: str = "fan_in"):

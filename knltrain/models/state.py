@@ -3,7 +3,7 @@
 Names: `value/conv1.w` (learned), `momentum/conv1.w`, `running/conv1.bn.mean` (statistics of batch norm).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -21,9 +21,15 @@ def state(parameters: Parameters, momentum: bool = True) -> dict[str, np.ndarray
     return arrays | {f"running/{s.name}": s.running for s in parameters.statistics}
 
 
-def replicated(parameters: Parameters) -> dict[str, np.ndarray]:
-    """Of the state, what every rank has: residuals of the wire are the business of those who code."""
-    return {name: array for name, array in state(parameters).items() if not name.startswith("residual/")}
+def replicated(parameters: Parameters, but: Collection[str]) -> dict[str, np.ndarray]:
+    """What of the state other ranks have, too: all `but` some kinds; of a split layer the own part, by its place."""
+    found = {}
+    for name, array in state(parameters).items():
+        kind, _, tensor = name.partition("/")
+        own = getattr(parameters.named[tensor], "own", slice(None))
+        part = f" [{own.start}:{own.stop}]" * (own != slice(None))
+        found |= {} if kind in but else {name + part: array.reshape(-1)[own]}
+    return found
 
 
 def _usable(arrays: dict[str, np.ndarray], parameters: Parameters) -> dict[str, np.ndarray]:

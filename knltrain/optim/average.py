@@ -30,9 +30,10 @@ class Average:
     def step(self):
         """A step is done. The same bits on every rank, as the weights are."""
         average, value = self.parameters.states[NAME], self.parameters.value
-        for first in range(0, value.size, PIECE):
-            old, new = average[first : first + PIECE], value[first : first + PIECE]
-            old += (1 - self.keep) * (new - old)
+        for own in self.parameters.kept():
+            for first in range(own.start, own.stop, PIECE):
+                here = slice(first, min(first + PIECE, own.stop))
+                average[here] += (1 - self.keep) * (value[here] - average[here])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from ..claims.toml import toml_key, toml_text, toml_value
 from ..optim.options import OTHERS, Optim
 from ..optim.schedule import Schedule
 from .inherit import Part, RecipeError, parts_of_file, parts_of_text
+from .workers import worker_problems, workers_are_for
 
 # ---- sections: one line per key ------------------------------------------------------------------------------
 
@@ -310,10 +311,14 @@ def recipe_of(facts: dict) -> Recipe:
 
 def checked(recipe: Recipe, source: str = "") -> Recipe:
     """The recipe, if every value is in its range, in each phase. Raises RecipeError, which begins with the source."""
-    for number in range(len(recipe.phases) + 1):
-        for name, found, expected in _problems(at_phase(recipe, number)):
-            where = (f"{source}: " if source else "") + (f"phase {number}: " if number else "")
+    begin, stages = f"{source}: " if source else "", [at_phase(recipe, n) for n in range(len(recipe.phases) + 1)]
+    for number, stage in enumerate(stages):
+        for name, found, expected in _problems(stage):
+            where = begin + (f"phase {number}: " if number else "")
             raise RecipeError(f"{where}{name} is {shown(found)}; expected {expected}")
+    if recipe.comm.workers and not any(workers_are_for(stage) for stage in stages):
+        found = f"{begin}comm.workers is {recipe.comm.workers}"
+        raise RecipeError(f'{found}; expected 0 without comm.wire = "int8" or optim.local_steps above 1')
     starts = [phase.from_epoch for phase in recipe.phases]
     if any(not before < after for before, after in itertools.pairwise([0.0, *starts, recipe.run.epochs])):
         found = f"the phases begin at {', '.join(f'{epoch:g}' for epoch in starts)}"
@@ -346,27 +351,11 @@ def _problems(recipe: Recipe):
     if recipe.comm.fc == "split" and recipe.comm.fc_shards == 1:
         yield "comm.fc_shards", 1, 'shards that ranks can split, as 8, with comm.fc = "split"'
     yield from optim.problems()
-    yield from _worker_problems(recipe)
+    yield from worker_problems(recipe)
     try:
         traced_steps(recipe.run.trace)
     except ValueError as error:
         yield "run.trace", recipe.run.trace, str(error)
-
-
-def _worker_problems(recipe: Recipe):
-    comm, slots = recipe.comm, recipe.batch.global_batch // recipe.batch.slot_batch
-    coded, apart = comm.wire == "int8", recipe.optim.local_steps > 1
-    asks = "int8" if coded else f"optim.local_steps {recipe.optim.local_steps}"
-    if comm.workers & (comm.workers - 1) or slots % max(1, comm.workers):
-        yield "comm.workers", comm.workers, f"a power of two that divides the {slots} slots of a batch"
-    if not comm.workers and (coded or apart):
-        yield "comm.workers", 0, f"with {asks} a power of two that divides the {slots} slots of a batch"
-    if comm.shard_update and (coded or apart):
-        yield "comm.shard_update", True, f"false with {asks}"
-    if comm.fc not in ("auto", "sum") and coded:
-        yield "comm.fc", comm.fc, "auto or sum with int8, which codes every gradient"
-    if apart and (recipe.compute.precision == "fp16" or recipe.compute.loss_scale != "auto"):
-        yield "compute.loss_scale", recipe.compute.loss_scale, f"auto, and fp32 or bf16, with {asks}"
 
 
 # ---- writing -------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ..comm import (
     Reducer,
     ShardedUpdate,
     Shares,
+    Travel,
     Update,
     Watch,
     compare_signatures,
@@ -224,8 +225,8 @@ def make_loss_scale(recipe: Recipe) -> LossScale | None:
 def make_reducer(recipe: Recipe, model: Model, watch) -> Reducer:
     """The sum of gradients over this rank's slots and all ranks."""
     c = recipe.comm
-    how = (c.bucket_bytes, c.cut_before, c.overlap, c.shard_update)
-    return Reducer(model.parameters, model.parameters.block, *how, watch, fully_connected(recipe, model))
+    how = (c.bucket_bytes, c.cut_before, c.overlap, c.shard_update, watch, fully_connected(recipe, model))
+    return Reducer(model.parameters, Travel(model.parameters, model.parameters.block, *how))
 
 
 def fully_connected(recipe: Recipe, model: Model) -> FullyConnected:
@@ -244,7 +245,8 @@ def make_update(recipe: Recipe, model: Model, optimizer: Lars, reducer: Reducer)
     """The step of the optimizer on what the reducer gives: on every rank all of it, a part on each, workers apart."""
     if recipe.optim.local_steps > 1:
         return LocalUpdate(model.parameters, optimizer, reducer)
-    return (ShardedUpdate if reducer.shard or reducer.splits else Update)(model.parameters, optimizer, reducer)
+    parts = reducer.sums.scattered or reducer.travel.splits
+    return (ShardedUpdate if parts else Update)(model.parameters, optimizer, reducer)
 
 
 def make_loader(recipe: Recipe, derived: Derived, data: DataSet, slots: range) -> Loader:

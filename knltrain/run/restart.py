@@ -64,6 +64,8 @@ class Restart:
             self.scaling.restore(scaling)
         for block in self.parameters.blocks:
             self.comm.broadcast(block)
+            if block.shape == self.parameters.value.shape:
+                self.parameters.forget(block)  # the next may take as much memory
         self.last_time = time.monotonic()
         return step
 
@@ -108,7 +110,7 @@ class Restart:
         Training waits while the state is copied, and for the checkpoint before if that is not written yet. Where this
         takes PATIENCE_S the file system is too slow: this one is left out, and `due` asks for another. Collective.
         """
-        self.trainer.reducer.collect()
+        self.trainer.update.complete(everywhere=False)
         if self.comm.rank == 0 and self.last_saved != step:
             self._begin(step, metric)
 
@@ -164,8 +166,12 @@ class Restart:
             self._fail("the loss", step)
         if self.scaling and self.scaling.hopeless:
             self._fail(f"the gradient of {self.scaling.failed} steps in a row, whatever the loss scale,", step)
-        if weights and not np.isfinite(self.parameters.value).all():
+        if weights and not all(self.comm.gather(self._finite())):
             self._fail("a weight", step)
+
+    def _finite(self) -> bool:
+        """Of the weights that this rank keeps."""
+        return all(bool(np.isfinite(self.parameters.value[here]).all()) for here in self.parameters.kept())
 
     def _fail(self, what: str, step):
         """`what` is NaN or infinite in `step`: say where and what to do."""

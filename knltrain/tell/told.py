@@ -37,7 +37,7 @@ def notes(recipe, trainer, begun_epochs: float, data, val) -> list[str]:
     """What a reader should know besides the numbers, a line each."""
     longer = [_prolonged(recipe, len(data), begun_epochs, trainer.done)] if begun_epochs else []
     findings = [f"lint: {finding}" for finding in lint(recipe, len(data), len(data.class_names))]
-    return [*trainer.begun_with, *longer, *trainer.reducer.notes(), *misfits(recipe, data, val), *findings]
+    return [*trainer.begun_with, *longer, *trainer.reducer.travel.notes(), *misfits(recipe, data, val), *findings]
 
 
 def _prolonged(recipe, n_rows, before: float, step) -> str:
@@ -59,7 +59,8 @@ def machine(recipe, trainer, comm, placement, watch) -> dict:
     precision = recipe.compute.precision
     facts |= {"precision": precision, "product": product(precision)}
     facts["peak_flops"] = comm.size * arithmetic_peak(PEAK_S, precision)
-    return machine_facts(**facts, exchange=trainer.reducer.facts() if comm.size > 1 else {}, processes=watch.places)
+    exchange = trainer.reducer.travel.facts() if comm.size > 1 else {}
+    return machine_facts(**facts, exchange=exchange, processes=watch.places)
 
 
 def begin(recipe, data, trainer, watch) -> dict:
