@@ -48,6 +48,15 @@ def ways(ranks: int):
             yield f"comm.pretended_nodes={nodes}", f"comm.fc={fc}", "comm.bucket_bytes=2000"
 
 
+def experiments(ranks: int):
+    """Settings with bits of their own: one byte a number between nodes, or all ranks; workers that train apart."""
+    workers = min(ranks & -ranks, 8)
+    yield "comm.wire=int8", f"comm.workers={workers}", f"comm.pretended_nodes={workers}"
+    if ranks & (ranks - 1) == 0:
+        yield "comm.wire=int8", f"comm.workers={ranks}", "comm.algorithm=direct"
+        yield "optim.local_steps=2", f"comm.workers={ranks}"
+
+
 def train(comm, slots: int, settings, watch=None):
     """What is learned in some steps."""
     sizes = [f"batch.global_batch={SLOT * slots}", f"batch.slot_batch={SLOT}", "comm.fc_shards=4"]
@@ -61,11 +70,14 @@ def train(comm, slots: int, settings, watch=None):
 
 def rehearse(comm):
     """Every way with as many slots as ranks, and with half as many again."""
-    with closing(Watch(comm, 60.0, 120.0)) as watch:
+    with closing(Watch(comm, 120.0, 600.0)) as watch:
         for slots in (comm.size, comm.size * 3 // 2):
-            alone = train(Serial(), slots, [])
-            for settings in ways(comm.size) if slots == comm.size else [[f"comm.fc={fc}"] for fc in FC[1:]]:
+            ever = train(Serial(), slots, [])
+            same = [*ways(comm.size)] if slots == comm.size else [[f"comm.fc={fc}"] for fc in FC[1:]]
+            others = [*experiments(comm.size)] if slots == comm.size else []
+            for number, settings in enumerate([*same, *others]):
                 begin = time.monotonic()
+                alone = ever if number < len(same) else train(Serial(), slots, settings)
                 found = train(comm, slots, settings, watch)
                 wrong = [name for name, array in found.items() if array.tobytes() != alone[name].tobytes()]
                 if wrong:

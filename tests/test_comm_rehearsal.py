@@ -4,7 +4,7 @@ import os
 
 import pytest
 from mpirun import ROOT, run_mpi
-from rehearsal_ranks import ways
+from rehearsal_ranks import experiments, ways
 
 RANKS = int(os.environ.get("KNLTRAIN_REHEARSAL", "5"))
 
@@ -13,4 +13,4 @@ RANKS = int(os.environ.get("KNLTRAIN_REHEARSAL", "5"))
 def test_rehearsal__every_way_has_the_bits_of_one_rank(ranks):
     run = run_mpi(ranks, str(ROOT / "tests" / "rehearsal_ranks.py"), timeout=100 + 30 * ranks)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert len(run.stdout.splitlines()) == len(list(ways(ranks))) + 3
+    assert len(run.stdout.splitlines()) == len([*ways(ranks), *experiments(ranks)]) + 3

@@ -3,8 +3,9 @@
 Of a gradient of n bytes a sum takes alpha + n / beta, as measured at the start. Where a node sends c copies of what it
 sums (2; `direct`: 1 and the partial sums of a rank), c beta bytes a second leave it. Factors of G bytes take
 alpha + G / (c beta), and the ranks of a node, L of P, then make dw of all M slots, which is M / L - M / P more each.
-Backward hides what its flops take at the speed of this kernel. So a step is longer by max(0, exchanges - hidden) + more
-to make. A split layer has smaller sums, and in each slot four exchanges in a group, which nothing hides.
+Backward hides what its flops take at the speed of this kernel, but for a tenth: cores add, copy and speak to the
+network. So a step is longer by max(0, exchanges - hidden) + a tenth of what is hidden + more to make. A split layer has
+smaller sums, and in each slot four exchanges in a group, which nothing hides.
 """
 
 import time
@@ -19,6 +20,7 @@ from .shares import Shares
 from .split import group_sizes
 
 FC = ("auto", "sum", "factors", "split")
+BESIDE = 0.1  # of an exchange that backward hides, by which that takes longer
 GAIN = 0.9  # of what a step is longer by, below which factors are taken
 SMALL = 1 << 16  # bytes of a gradient, below which latencies count
 TRIES = 4
@@ -142,7 +144,8 @@ class _Costs:
             activations, sums = split_bytes(layer, way.group, slots, ranks // way.group, mates)
             exchanges += sums / rate
             more += 4 * slots / ranks * curve.alpha + activations / rate
-        return max(0.0, exchanges - self.hidden) + more, exchanges, more
+        beside = BESIDE * min(exchanges, self.hidden)
+        return max(0.0, exchanges - self.hidden) + beside + more, exchanges, more
 
     def says(self, way: Choice, before: float) -> str:
         """Why, or why not; before: seconds of exchanges if all were sums."""

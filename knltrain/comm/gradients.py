@@ -3,7 +3,7 @@
 How a bucket's sum is made is told by its way (see `sums`); which ways there are, by `travel`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -31,6 +31,9 @@ class Reducer:
             self._by_bucket[last_bucket[p.name]].append(p)
         self.slots, self.slot = len(self.sums.turns), 0
         self.jobs: dict[int, Job] = {}  # of this step, by the number of the bucket
+        # what backward waits for must not stand behind sums that can hide later: up to this bucket they are held
+        self.last_stop = max((bucket.number for bucket in self.buckets if self.way(bucket).stops), default=0)
+        self.held: list[tuple[int, str, Callable]] = []
         self._begin_slot()
 
     def way(self, bucket: Bucket) -> Way:
@@ -74,7 +77,10 @@ class Reducer:
     def _send(self, bucket: Bucket):
         way = self.way(bucket)
         if work := way.end_slot(bucket, self.slot):
-            self.jobs[bucket.number] = self.worker.submit(f"{way.what}{bucket}", work)
+            self.held.append((bucket.number, f"{way.what}{bucket}", work))
+        if bucket.number >= self.last_stop:
+            self.jobs |= {number: self.worker.submit(name, due) for number, name, due in self.held}
+            self.held = []
 
     # ---- sums --------------------------------------------------------------------------------------------------
 

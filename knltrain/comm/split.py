@@ -44,7 +44,7 @@ class Split(Way):
     waits for it.
     """
 
-    what = "shards of "
+    what, stops = "shards of ", True
 
     def __init__(self, layer, block: MessageBlock, size: int, wire: Wire, at_once: Callable):
         links, sharded = block.links, layer.sharded

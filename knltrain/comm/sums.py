@@ -22,10 +22,11 @@ class Way:
     """Of one bucket or several, slot by slot; `scale` is what their gradients are multiplied by.
 
     what: it sends, for the names of jobs. scattered: whether each rank has a part of a sum, which an update gathers.
-    counts: whether this rank is to tell of norms of what it has; where several have the same, one is.
+    counts: whether this rank is to tell of norms of what it has; where several have the same, one is. stops: whether
+    backward waits for exchanges of its own before the bucket's gradient is there.
     """
 
-    what, scattered, counts, scale = "", False, False, np.float32(1)
+    what, scattered, counts, stops, scale = "", False, False, False, np.float32(1)
 
     def end_slot(self, bucket: Bucket, number: int) -> Callable[[], None] | None:
         """The gradient of this rank's slot `number` is there; after the last one returns the exchange that is due."""

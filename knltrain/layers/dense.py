@@ -14,7 +14,7 @@ from knltrain.kernels import conv2d_backward_weight, conv2d_plan
 from .program import BACKWARD_WEIGHT, MEMORY, Field, Observer, Op, Program, run
 
 STEP = 32  # rows: parts begin at whole ones, and none has fewer unless all of dw has
-PART = 1 << 20  # numbers of a part: some stay in a cache, and a call is short beside it
+PART = 1 << 18  # numbers of a part: some stay in a cache, and a call is short beside it
 
 
 def dense_ops(program: Program) -> list[Op]:

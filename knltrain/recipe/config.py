@@ -82,7 +82,7 @@ class Compute:
 class Comm:
     algorithm: str = key("auto", "of the sum over ranks", one_of=ALGORITHMS, free=True)
     wire: str = key("auto", "how gradients travel between nodes; auto: as the precision", one_of=("auto", *WIRES))
-    workers: int = key(0, "groups of slots whose sums int8 codes, or that train apart: a power of two", most=64)
+    workers: int = key(0, "groups of slots whose sums int8 codes, or that train apart: a power of two", most=128)
     fc: str = key("auto", "fully connected layers: sums of dw, dw from x and dy of all, or split", one_of=FC, free=True)
     fc_shards: int = key(1, "of their inputs, in which y is summed: what ranks may split", one_of=FC_SHARDS)
     fc_group: int = key(0, "ranks that split them, at most; 0: as many as there are shards", most=64, free=True)
