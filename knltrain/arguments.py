@@ -233,6 +233,8 @@ def _site(commands):
     drill.add_argument("--seed", type=_number(most=2**63 - 1), default=0, help="of the random ranks and steps")
     drill.add_argument("--kind", action="append", default=[], help="only this kind of fault; may be repeated")
     drill.add_argument("--launcher", help="as in 'srun -n {ranks}'; default: this environment's mpiexec -n {ranks}")
+    longest = "seconds of a training, after which it hangs (default 60); more on a machine that others use"
+    drill.add_argument("--limit", type=_number(least=1, most=86400), default=60, metavar="S", help=longest)
     drill.set_defaults(run_command="drill")
 
 

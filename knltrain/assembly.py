@@ -9,6 +9,7 @@ from .models import Among
 from .optim.average import Average
 from .recipe.config import Recipe
 from .recipe.experiment import (
+    asked_group,
     begin_with,
     check_sizes,
     copies_of,
@@ -82,7 +83,7 @@ class _Parts:
         if old is not None:
             old.arrange(shares)
         copies = kept_sums(slots, shares.slots, shares.most) + copies_of(recipe, bool(self.apart))
-        among = Among(self.placement.ranks_on_node, copies, block)
+        among = Among(self.placement.ranks_on_node, copies, block, fc_group=asked_group(leg.recipe, shares))
         model = make_model(leg.recipe, len(self.data.class_names), among, layers=self.layers)
         if learned is not None:
             model.parameters.take(learned)

@@ -230,7 +230,7 @@ CALLS = {
     "demo": "tools.demo:demo out ranks=ranks fresh=fresh",
     "describe": "models:describe model **set",
     "doctor": "doctor:doctor comm data=data as_json=json",
-    "drill": "tools.drill:drill out ranks=ranks count=count seed=seed launcher=launcher kinds=kind",
+    "drill": "tools.drill:drill out ranks=ranks count=count seed=seed launcher=launcher kinds=kind limit_s=limit",
     "evaluate": "evaluate:evaluate_run path data set by_class comm",
     "export": "tools.portable:export_run path to out force",
     "import": "tools.portable:import_file file model classes set out force",

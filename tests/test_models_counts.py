@@ -164,6 +164,14 @@ def test_model__takes_what_it_says(monkeypatch):
     Model(*network, 8)
     with pytest.raises(ValueError, match="slot_batch 8 needs"):
         Model(*network, 8, among=Among(gradient_copies=1))
+    monkeypatch.undo()
+    made = Model(*network, 8, among=Among(fc_shards=4))
+    split = 4 * sum(made.parameters.named[name].size for name in made.sharded)
+    need = made.memory_bytes + made.parameters.total_bytes + made.parameters.gradient_bytes
+    monkeypatch.setattr(model, "memory_free", lambda: need - 3 * split // 2)
+    Model(*network, 8, among=Among(gradient_copies=1, fc_shards=4, fc_group=2))
+    with pytest.raises(ValueError, match="slot_batch 8 needs"):
+        Model(*network, 8, among=Among(gradient_copies=1, fc_shards=4))
 
 
 def test_describe__ends_with_the_sums_and_the_batch_of_factors():

@@ -22,6 +22,7 @@ from .guards import compare_replicas, compare_signatures
 from .links import ALGORITHMS, Group, Links
 from .local import LOCAL, LocalUpdate, check_whole
 from .shares import Shares
+from .split import group_sizes
 from .travel import Travel
 from .tree import kept_sums
 from .update import ShardedUpdate, Update
@@ -30,7 +31,8 @@ from .wire import WIRES
 
 __all__ = [
     "Algorithm", "ALGORITHMS", "Arrival", "check_whole", "compare_replicas", "compare_signatures", "compile_ahead",
-    "Curve", "FC", "fit", "FullyConnected", "Group", "kept_sums", "Links", "LOCAL", "LocalUpdate", "make_block",
+    "Curve", "FC", "fit", "FullyConnected", "Group", "group_sizes",
+    "kept_sums", "Links", "LOCAL", "LocalUpdate", "make_block",
     "measure", "MessageBlock", "predicted", "Reducer", "Serial", "ShardedUpdate", "Shares", "Travel", "Update", "Watch",
     "WIRES", "world",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 
 from knltrain.kernels import convert, number_named
 
-from ..arena import GradientBlock, Parameters
+from ..arena import FLOAT, GradientBlock, Parameters
 from ..layers import (
     ALIGN,
     Memory,
@@ -31,6 +31,7 @@ class Among(NamedTuple):
     gradient_copies: int = 0  # of the gradient block, which the caller will add to it
     gradient_block: Callable[[int], GradientBlock] | None = None  # see `Parameters.allocate`
     fc_shards: int = 1  # of fully connected layers: see `layers.sharded`
+    fc_group: int = 1  # of ranks that will split them, each with its own part of momentum and gradients
 
 
 ALONE = Among()
@@ -65,7 +66,7 @@ class Model:
         self.programs = [program for program in (self.training, self.inference) if program]
         memories = [Memory(program) for program in self.programs]
         self.memory_bytes = images.nbytes + max(memory.nbytes for memory in memories) + 2 * ALIGN
-        self._check_memory(*among[:2])
+        self._check_memory(among)
         self.parameters.allocate(seed, among.gradient_block)
         images.place, block = (_block(n) for n in (images.nbytes, self.memory_bytes - images.nbytes - 2 * ALIGN))
         images.place = images.place.view(images.dtype)
@@ -86,9 +87,11 @@ class Model:
         fuse(program)
         return program
 
-    def _check_memory(self, ranks, gradient_copies):
-        parameters = self.parameters
-        need = self.memory_bytes + parameters.total_bytes + gradient_copies * parameters.gradient_bytes
+    def _check_memory(self, among: Among):
+        parameters, ranks, copies = self.parameters, among.ranks_on_node, among.gradient_copies
+        need = self.memory_bytes + parameters.total_bytes + copies * parameters.gradient_bytes
+        split = sum(parameters.named[name].size for name in self.sharded) * (among.fc_group - 1) // among.fc_group
+        need -= (2 + copies) * FLOAT * split  # momentum and gradients; weights are whole at the start
         free = memory_free() // ranks
         if need > free:
             several = ranks > 1

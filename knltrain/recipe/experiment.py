@@ -23,6 +23,7 @@ from ..comm import (
     Update,
     Watch,
     compare_signatures,
+    group_sizes,
 )
 from ..data import Augment, DataSet, Loader, Order, read_mean_image
 from ..data.ranks import from_first
@@ -203,6 +204,13 @@ def begin_with(path: str, parameters, comm) -> list[str]:
     for block in (parameters.value, parameters.running):
         comm.broadcast(block)
     return fresh
+
+
+def asked_group(recipe: Recipe, shares: Shares) -> int:
+    """Of how many ranks the groups are that split layers, where a recipe asks for that; 1 where arithmetic decides."""
+    c = recipe.comm
+    asks = c.fc == "split" and recipe.optim.local_steps == 1
+    return [1, *(group_sizes(shares, c.fc_shards, c.fc_group or c.fc_shards) if asks else ())][-1]
 
 
 def make_optimizer(recipe: Recipe, model: Model) -> Lars:

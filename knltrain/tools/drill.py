@@ -1,7 +1,7 @@
 """`knltrain drill`: break small trainings in every way `--inject` knows, on this site's own MPI, and look what happens.
 
 Each drill trains a narrow ResNet on random pictures, suffers one fault on a random rank before a random step, then is
-resumed without it, on as many ranks or fewer. It passes if nothing hangs, if what happened is what is expected, and if
+resumed without it, on fewer ranks. It passes if nothing hangs, if what happened is what is expected, and if
 the weights at the end equal those of the run that nothing disturbed, to the bit.
 """
 
@@ -21,7 +21,7 @@ from ..run.checkpoint import FOLDER, CheckpointError, checkpoints, load
 from ..run.lifecycle import STATUS
 
 STEPS, SLOTS = 12, 16
-LIMIT_S, COMPILE_LIMIT_S = 60, 1800  # longer is a hang; the first run may have to compile
+COMPILE_LIMIT_S = 1800  # of the first run, which may have to compile
 RECIPE = f"""
 [model]
 name = "resnet_cifar8"
@@ -78,8 +78,8 @@ TOGETHER = ("flip", "freeze")  # noticed by other ranks only
 class Drill:
     """The folder `out` with the data, the undisturbed run, and a run folder for each drill."""
 
-    def __init__(self, out: Path, ranks: int, launcher: str):
-        self.out, self.ranks, self.launcher = Path(out), ranks, launcher
+    def __init__(self, out: Path, ranks: int, launcher: str, limit_s: float):
+        self.out, self.ranks, self.launcher, self.limit_s = Path(out), ranks, launcher, limit_s
         self.out.mkdir(parents=True, exist_ok=True)
         self._write_data()
 
@@ -93,7 +93,7 @@ class Drill:
         finish_shard(temporary, self.out / "shards" / "shard-00000.h5", count, 0)
         (self.out / "drill.toml").write_text(RECIPE, encoding="utf-8")
 
-    def train(self, run: str, ranks: int, faults=(), limit_s=LIMIT_S) -> tuple[int | None, str, float]:
+    def train(self, run: str, ranks: int, faults=(), limit_s=0.0) -> tuple[int | None, str, float]:
         """Train in the run folder `run`; returns the exit code (None: hung, and was killed), the output, seconds."""
         command = [*shlex.split(self.launcher.format(ranks=ranks)), sys.executable, "-m", "knltrain", "train"]
         command += [str(self.out / "drill.toml"), "--run", str(self.out / run), "--resume", "auto"]
@@ -105,7 +105,7 @@ class Drill:
             process = subprocess.Popen(command, stdout=text, stderr=text, env=env, start_new_session=True)
             start = text.tell()
             try:
-                code = process.wait(limit_s)
+                code = process.wait(limit_s or self.limit_s)
             except subprocess.TimeoutExpired:
                 code = None
                 os.killpg(process.pid, 9)
@@ -133,7 +133,7 @@ class Drill:
             status = "none"
         happened = f"exit {code}, {status} after {seconds:.1f} s"
         if code is None:
-            return happened, f"hung for {LIMIT_S} s"
+            return happened, f"hung for {self.limit_s} s"
         if (code == 0) != (expected.code == 0) or (code != expected.code and self._exact(expected)):
             return happened, f"exit code {code}, expected {'not 0' if expected.code is None else expected.code}"
         if status not in expected.status:
@@ -143,7 +143,8 @@ class Drill:
         code, text, seconds = self.train(run, again)
         happened += f"; {again} ranks went on: exit {code} after {seconds:.1f} s"
         if code != 0:
-            return happened, "the resumed run " + (f"hung for {LIMIT_S} s" if code is None else f"ended with {code}")
+            ended = f"hung for {self.limit_s} s" if code is None else f"ended with {code}"
+            return happened, f"the resumed run {ended}"
         found = self.weights(run)
         if found is None or any(not np.array_equal(found[name], truth[name]) for name in truth):
             return happened, "the weights differ from those of the undisturbed run"
@@ -158,11 +159,11 @@ class Drill:
         return kind != "disk-full" or rank == 0
 
 
-def drill(out: Path, *, ranks: int, count: int, seed: int, launcher: str | None, kinds=()) -> int:
+def drill(out: Path, *, ranks: int, count: int, seed: int, launcher: str | None, kinds=(), limit_s: float = 60) -> int:
     """Run `count` drills (at least one of each kind) and print a table; returns 0 if all passed, else 1.
 
-    launcher: the command before `python`, with {ranks} in it; None for this environment's mpiexec. Raises ValueError
-    for more ranks than SLOTS, or an unknown kind.
+    launcher: the command before `python`, with {ranks} in it; None for this environment's mpiexec. limit_s: of a
+    training, longer is a hang. Raises ValueError for more ranks than SLOTS, or an unknown kind.
     """
     if not 1 <= ranks <= SLOTS:
         raise ValueError(f"found --ranks {ranks}, expected 1 to {SLOTS}")
@@ -175,7 +176,7 @@ def drill(out: Path, *, ranks: int, count: int, seed: int, launcher: str | None,
 
         launcher = f"{find_mpiexec()} -n {{ranks}}"
     choose, begin = random.Random(seed), time.monotonic()
-    field = Drill(out, ranks, launcher)
+    field = Drill(out, ranks, launcher, limit_s)
     code, text, seconds = field.train("undisturbed", ranks, limit_s=COMPILE_LIMIT_S)
     truth = field.weights("undisturbed")
     if code != 0 or truth is None:
@@ -189,7 +190,7 @@ def drill(out: Path, *, ranks: int, count: int, seed: int, launcher: str | None,
         # where the only checkpoint is damaged a run refuses to begin anew by itself: let there be two
         earliest = 7 if kind == "truncate-checkpoint" else 2
         rank, step = choose.randrange(ranks), choose.randrange(earliest, STEPS - 1)
-        again = choose.randint(1, ranks)
+        again = choose.randint(1, max(1, ranks - 1))
         if kind in ("disk-full", "stop"):
             rank = 0
         happened, wrong = field.one(number, kind, rank, step, again, truth)
