@@ -10,10 +10,22 @@ from contextlib import closing
 
 import numpy as np
 
-from knltrain.kernels import ARCH, cache_folder
+from knltrain.kernels import (
+    ARCH,
+    cache_folder,
+    decode_int8,
+    digest,
+    encode_int8,
+    meet_arrive,
+    meet_wait,
+    node_allreduce,
+    squared_norm_chunks,
+    sum_blocks,
+    sum_scratch,
+)
 
 from .assembly import make_trainer
-from .comm import compile_ahead, world
+from .comm import WIRES, Wire, world
 from .data.shards import checksum
 from .data.synthetic import Synthetic
 from .evaluate import evaluate
@@ -33,7 +45,7 @@ def warmup(recipe: Recipe) -> str:
     placement = take_share(comm)
     for one in {at.data.crop: at for at in (at_phase(recipe, n) for n in range(len(recipe.phases) + 1))}.values():
         _run(one, comm, placement)
-    compile_ahead()
+    _exchange()
     arithmetic_peak(0.0, recipe.compute.precision)
     return (
         f"{_compiled() - before} functions compiled for {ARCH.name} in {time.perf_counter() - start:.1f} s, "
@@ -63,3 +75,23 @@ def _run(recipe: Recipe, comm, placement):
     small = np.zeros((recipe.data.crop // 2 + 1, recipe.data.crop, 3), np.uint8)  # a picture that must be resampled
     crop.apply(small, 0, 0, np.empty((recipe.data.crop, recipe.data.crop, 3), np.float32))
     checksum(0, small)  # as reading a shard does
+
+
+def _exchange():
+    """Call every kernel of an exchange once, on little data."""
+    words, blocks, sums = np.zeros((4, 16), np.int32), np.zeros((1, 64), np.float32), sum_scratch(1)
+    node_allreduce(words, 1, 1, blocks, 0, 64, sums, 1, 0)
+    sum_blocks(blocks, 0, 64, sums)
+    meet_arrive(words[2], 1, 1)
+    meet_wait(words[2], 1, 1, 1)
+    for name in WIRES:
+        wire = Wire(name)
+        wire.round(blocks[0])
+        if not wire.feeds_back:
+            wire.accumulate(blocks[0], np.zeros(64, wire.dtype))
+    coded, edges = np.zeros(65, np.uint8), np.array([0, 64])
+    encode_int8(blocks[0], blocks[0], edges, coded)
+    decode_int8(coded, edges, blocks[0])
+    digest(blocks)
+    digest(np.zeros(1 << 17, np.float32))
+    squared_norm_chunks(blocks, blocks)

@@ -36,6 +36,7 @@ def sum_slots(comm, slots: int, bucket_bytes: int, steps: int = 2, **options) ->
         for parameter in reducer.reduced():
             here = parameters.gradient_slice(parameter)
             total[here] = parameters.block.total[here]
+        reducer.end_step()
         total[: parameters.head] = parameters.gradient[: parameters.head]
     reducer.close()
     return total

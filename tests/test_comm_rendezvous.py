@@ -162,6 +162,27 @@ def watches(monkeypatch):
         watch.close()
 
 
+def test_watch__forgives_all_a_sleep_of_the_whole_job(watches, monkeypatch):
+    """As `scontrol suspend` makes it: everybody finds a minute gone, of five seconds allowed. A hang ends."""
+    found, ended = watches
+    real, gone = time.monotonic, [0.0]
+    clock = SimpleNamespace(monotonic=lambda: real() + gone[0], sleep=time.sleep)
+    monkeypatch.setattr("knltrain.comm.watch.time", clock)
+    for watch in found:
+        watch.end_s = watch.warn_s = 5.0
+        watch.enter("bucket 3")
+    for _ in range(3):
+        gone[0] += 60.0
+        time.sleep(0.4)
+    assert not ended
+
+    def end():
+        gone[0] += 0.2
+        return ended
+
+    _soon(end)
+
+
 def test_watch__holds_a_connection_a_host_and_hears_of_all(watches):
     found, ended = watches
     assert [set(watch._sockets) for watch in found] == [{1, 2, 3}, {0}, {0}, {0, 4, 5}, {3}, {3}]

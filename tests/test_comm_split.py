@@ -1,12 +1,13 @@
 """Fully connected layers that are split over groups of ranks: the bits of one rank with the same shards."""
 
+from contextlib import closing
 from itertools import pairwise
 from mmap import PAGESIZE
 
 import numpy as np
 import pytest
 from mpirun import ROOT, run_mpi
-from ranks import ALONE, on_ranks
+from ranks import ALONE, learned, on_ranks
 from rehearsal_ranks import RECIPE, train
 from test_comm_factors import same
 
@@ -124,9 +125,9 @@ def test_split__goes_on_with_other_groups(trainer):
     for groups, begun, _ in found:
         assert groups == [4, 2, 1]
         assert begun == losses[:3]
-    for then, learned in on_ranks(2, lambda comm: rest(comm, found[0][2])):
+    for then, now in on_ranks(2, lambda comm: rest(comm, found[0][2])):
         assert then == losses[3:]
-        same(learned, expected)
+        same(now, expected)
 
 
 def test_split__keeps_its_own_rows_alone(trainer):
@@ -154,6 +155,22 @@ def test_split__keeps_its_own_rows_alone(trainer):
             assert v <= edges and dw == 0 and w <= edges and average <= edges
         assert evaluation == [most, 0, 0, evaluation[3]] and evaluation[3] > most // 2  # the ranks' averages
         assert checkpoint[0] == most and (checkpoint[1] > most // 2 if rank == 0 else checkpoint[1] == 0)
+
+
+def test_split__is_left_and_taken_up_again_where_workers_train_apart():
+    """Phases of all together, apart, together."""
+    phases = "".join(f"[[phase]]\nfrom_epoch = {at}\noptim.local_steps = {n}\n" for at, n in ((0.25, 2), (0.75, 1)))
+    settings = ["batch.global_batch=16", "batch.slot_batch=2", "comm.fc_shards=4", "comm.fc=split", "comm.workers=2"]
+
+    def trained(comm):
+        layers = Sequential("net", Linear("fc0", 130), ReLU("relu"), Linear("fc1", 5)), (8, 8, 3)
+        recipe = parse_recipe(RECIPE + phases, settings)
+        with closing(make_trainer(recipe, Synthetic(64, 8, 5), comm, ALONE, layers=layers)) as one:
+            return learned(one, 4)
+
+    expected = trained(Serial())
+    for found in on_ranks(2, trained):
+        same(found, expected)
 
 
 def test_split__sends_the_bytes_of_the_formula(trainer):

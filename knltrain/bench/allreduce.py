@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 
-from ..comm import ALGORITHMS, WIRES, Links, fit, make_block, measure, predicted
-from .rings import YARDSTICKS
+from ..comm import ALGORITHMS, WIRES, Links, fit, make_block, measure
+from .rings import YARDSTICKS, predicted
 
 SIZES = tuple(1 << k for k in range(10, 29, 2))  # bytes
 ROUNDS = 5

@@ -1,4 +1,4 @@
-"""What `bench allreduce` compares with: sums that keep no tree, which training can therefore not choose.
+"""What `bench allreduce` compares with: sums that keep no tree, which training can therefore not choose; and formulas.
 
 P ranks, n bytes, messages of latency a and bandwidth b; the interface is that of `comm.algorithms`.
 
@@ -11,7 +11,7 @@ P ranks, n bytes, messages of latency a and bandwidth b; the interface is that o
 
 import math
 
-from ..comm import Algorithm, Group
+from ..comm import Algorithm, Curve, Group, part_of
 
 
 class Mpi(Algorithm):
@@ -33,14 +33,16 @@ class Ring(Algorithm):
         rank, size = self.group.rank, self.group.size
         for step in range(size - 1):
             out, into = (rank - step - 1) % size, (rank - step - 2) % size
-            self.wire.add_from(self.group, _part(x, bounds, out), (rank + 1) % size, _part(x, bounds, into), rank - 1)
+            add, here = part_of(x, bounds, out), part_of(x, bounds, into)
+            self.wire.add_from(self.group, add, (rank + 1) % size, here, rank - 1)
 
     def allgather(self, x, bounds):
         rank, size = self.group.rank, self.group.size
-        self.wire.round(_part(x, bounds, rank))
+        self.wire.round(part_of(x, bounds, rank))
         for step in range(size - 1):
             out, into = (rank - step) % size, (rank - step - 1) % size
-            self.wire.copy_from(self.group, _part(x, bounds, out), (rank + 1) % size, _part(x, bounds, into), rank - 1)
+            have, want = part_of(x, bounds, out), part_of(x, bounds, into)
+            self.wire.copy_from(self.group, have, (rank + 1) % size, want, rank - 1)
 
 
 class Torus(Algorithm):
@@ -73,13 +75,29 @@ class Torus(Algorithm):
         self.along_row.allgather(x, rows)
 
 
-def _part(x, bounds, part):
-    return x[bounds[part] : bounds[part + 1]]
-
-
 def _some(group, members) -> Group:
     """Some of a group's ranks, by its numbers; this rank must be among them."""
     return Group(group.comm, [group.members[m] for m in members])
 
 
 YARDSTICKS = {"mpi": Mpi, "ring": Ring, "torus": Torus}
+
+
+def predicted(algorithm: str, ranks: int, nbytes: int, link: Curve, parts: float = 1) -> float:
+    """Seconds of an exchange between `ranks` nodes, one rank each, over links like `link`; sums count for nothing.
+
+    The formulas above and of `comm.algorithms`: messages times alpha, and bytes that a rank sends divided by beta.
+    parts: partial sums of a node, of which `direct` sends all.
+    """
+    depth = math.ceil(math.log2(ranks))
+    rows = next(r for r in range(math.isqrt(ranks), 0, -1) if ranks % r == 0)
+    most = 2 * (ranks - 1) / ranks
+    messages, share = {
+        "ring": (2 * (ranks - 1), most),
+        "halving": (2 * depth, most),
+        "doubling": (depth, depth),
+        "tree": (2 * depth, 2 * depth),
+        "direct": (parts * (ranks - 1) + depth, (parts + 1) / 2 * most),
+        "torus": (2 * (rows + ranks // rows - 2), most),
+    }[algorithm]
+    return messages * link.alpha + share * nbytes / link.beta

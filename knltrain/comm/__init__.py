@@ -11,12 +11,12 @@ update, local                 a rank's part of the update; workers that train ap
 guards, watch, rendezvous, arrival  what must be equal; who is late, gone, or did not start
 """
 
-from .algorithms import Algorithm
+from .algorithms import Algorithm, part_of
 from .arrival import Arrival
-from .block import MessageBlock, compile_ahead, make_block
+from .block import MessageBlock, make_block
 from .choice import FC, FullyConnected
 from .communicator import Serial, world
-from .curve import Curve, fit, measure, predicted
+from .curve import Curve, fit, measure
 from .gradients import Reducer
 from .guards import compare_replicas, compare_signatures
 from .links import ALGORITHMS, Group, Links
@@ -27,12 +27,11 @@ from .travel import Travel
 from .tree import kept_sums
 from .update import ShardedUpdate, Update
 from .watch import Watch
-from .wire import WIRES
+from .wire import WIRES, Wire
 
 __all__ = [
-    "Algorithm", "ALGORITHMS", "Arrival", "check_whole", "compare_replicas", "compare_signatures", "compile_ahead",
-    "Curve", "FC", "fit", "FullyConnected", "Group", "group_sizes",
-    "kept_sums", "Links", "LOCAL", "LocalUpdate", "make_block",
-    "measure", "MessageBlock", "predicted", "Reducer", "Serial", "ShardedUpdate", "Shares", "Travel", "Update", "Watch",
+    "Algorithm", "ALGORITHMS", "Arrival", "check_whole", "compare_replicas", "compare_signatures", "Curve", "FC", "fit",
+    "FullyConnected", "Group", "group_sizes", "kept_sums", "Links", "LOCAL", "LocalUpdate", "make_block", "measure",
+    "MessageBlock", "part_of", "Reducer", "Serial", "ShardedUpdate", "Shares", "Travel", "Update", "Watch", "Wire",
     "WIRES", "world",
 ]  # fmt: skip

@@ -104,7 +104,7 @@ class Halving(Algorithm):
             self.wire.add_from(self.group, _parts(x, bounds, send), peer, _parts(x, bounds, keep), peer)
 
     def allgather(self, x, bounds):
-        self.wire.round(_part(x, bounds, self.part()))
+        self.wire.round(part_of(x, bounds, self.part()))
         for peer, keep, send in reversed(list(self._path())):
             self.wire.copy_from(self.group, _parts(x, bounds, keep), peer, _parts(x, bounds, send), peer)
 
@@ -128,5 +128,5 @@ def _parts(x, bounds, parts):
     return x[bounds[parts[0]] : bounds[parts[1]]]
 
 
-def _part(x, bounds, part):
+def part_of(x: np.ndarray, bounds: Sequence[int], part: int) -> np.ndarray:
     return x[bounds[part] : bounds[part + 1]]

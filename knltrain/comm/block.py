@@ -12,18 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from knltrain.kernels import (
-    aligned_zeros,
-    decode_int8,
-    digest,
-    encode_int8,
-    meet_arrive,
-    meet_wait,
-    node_allreduce,
-    squared_norm_chunks,
-    sum_blocks,
-    sum_scratch,
-)
+from knltrain.kernels import aligned_zeros, meet_arrive, meet_wait, node_allreduce, sum_blocks, sum_scratch
 
 from ..arena import GradientBlock
 from .algorithms import LINE, Algorithm, cut_at, cut_evenly
@@ -31,7 +20,6 @@ from .coded import Coded, block_edges
 from .links import Links
 from .shares import Shares
 from .tree import add_up, joins
-from .wire import WIRES, Wire
 
 SMALL_BYTES = 1 << 16  # below, latency counts more than bandwidth
 _SPINS = 4000  # looks at a meeting point before sleeping, about 50 us: only where each rank has a core
@@ -318,26 +306,6 @@ class SharedBlock(MessageBlock):
         meet_arrive(words, ranks, turn)
         while not meet_wait(words, ranks, turn, self._spins):
             pass
-
-
-def compile_ahead():
-    """Call every kernel of this package once, on little data: what a job on many nodes finds in its cache."""
-    words, blocks, sums = np.zeros((4, 16), np.int32), np.zeros((1, 64), np.float32), sum_scratch(1)
-    node_allreduce(words, 1, 1, blocks, 0, 64, sums, 1, 0)
-    sum_blocks(blocks, 0, 64, sums)
-    meet_arrive(words[2], 1, 1)
-    meet_wait(words[2], 1, 1, 1)
-    for name in WIRES:
-        wire = Wire(name)
-        wire.round(blocks[0])
-        if not wire.feeds_back:
-            wire.accumulate(blocks[0], np.zeros(64, wire.dtype))
-    coded, edges = np.zeros(65, np.uint8), np.array([0, 64])
-    encode_int8(blocks[0], blocks[0], edges, coded)
-    decode_int8(coded, edges, blocks[0])
-    digest(blocks)
-    digest(np.zeros(1 << 17, np.float32))
-    squared_norm_chunks(blocks, blocks)
 
 
 def _cores() -> int:

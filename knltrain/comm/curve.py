@@ -1,4 +1,4 @@
-"""Time of an exchange against its size: t(n) = alpha + n / beta, fitted, and what follows for buckets and for P ranks.
+"""Time of an exchange against its size: t(n) = alpha + n / beta, fitted, and what follows for buckets.
 
 alpha: seconds before the first byte is useful, beta: bytes per second after that (Hockney 1994).
 """
@@ -44,26 +44,6 @@ def measure(run: Callable[[int], None], sizes, gather: Callable, repeats: int = 
             times.append(time.perf_counter() - begin)
         points.append((nbytes, max(gather(min(times)))))
     return points
-
-
-def predicted(algorithm: str, ranks: int, nbytes: int, link: Curve, parts: float = 1) -> float:
-    """Seconds of an exchange between `ranks` nodes, one rank each, over links like `link`; sums count for nothing.
-
-    The formulas of `algorithms`: messages times alpha, and bytes that a rank sends divided by beta. parts: partial
-    sums of a node, of which `direct` sends all.
-    """
-    depth = math.ceil(math.log2(ranks))
-    rows = next(r for r in range(math.isqrt(ranks), 0, -1) if ranks % r == 0)
-    most = 2 * (ranks - 1) / ranks
-    messages, share = {
-        "ring": (2 * (ranks - 1), most),
-        "halving": (2 * depth, most),
-        "doubling": (depth, depth),
-        "tree": (2 * depth, 2 * depth),
-        "direct": (parts * (ranks - 1) + depth, (parts + 1) / 2 * most),
-        "torus": (2 * (rows + ranks // rows - 2), most),
-    }[algorithm]
-    return messages * link.alpha + share * nbytes / link.beta
 
 
 def fit(points: list[tuple[int, float]]) -> Curve:

@@ -18,7 +18,7 @@ class Reducer:
     """Sums the gradient block of `parameters` over the slots of this rank and over all ranks, as `travel` says.
 
     For every slot: backward(reducer.ready), reducer.end_slot(). After the last slot of a step `reduced` gives the
-    parameters as their sums arrive; when it has ended, scalars and statistics are sums, too.
+    parameters as their sums arrive; after `end_step` scalars and statistics are sums, too.
     """
 
     def __init__(self, parameters: Parameters, travel: Travel):
@@ -85,15 +85,7 @@ class Reducer:
     # ---- sums --------------------------------------------------------------------------------------------------
 
     def reduced(self) -> Iterator[Parameter]:
-        """After the last slot: every parameter, as soon as its sum over all slots and ranks stands in `gradient`.
-
-        When the caller is through, nobody on the node reads sums any more, and backward may write again.
-        """
-        yield from self.arriving()
-        self.end_step()
-
-    def arriving(self) -> Iterator[Parameter]:
-        """As `reduced`, for a caller who goes on reading sums, until `end_step`."""
+        """After the last slot: every parameter, as soon as its sum over all slots and ranks stands in `gradient`."""
         for bucket, parameters in zip(self.buckets, self._by_bucket, strict=True):
             self.arrive(bucket)
             yield from parameters
@@ -104,7 +96,10 @@ class Reducer:
         self.way(bucket).arrive()
 
     def end_step(self):
-        """Nobody on this rank wants to read more sums, but for scalars and statistics, which are in the block now."""
+        """Nobody on this rank wants to read more sums, but for scalars and statistics, which are in the block now.
+
+        Returns when that is so on the whole node: backward may write again.
+        """
         if self.block.total is not self.block.mine:
             self.gradient[: self.head] = self.block.total[: self.head]
         self.block.release()

@@ -9,7 +9,7 @@ from itertools import accumulate, zip_longest
 
 import numpy as np
 
-from .algorithms import Algorithm
+from .algorithms import Algorithm, part_of
 from .tree import add_up, joins
 
 
@@ -29,7 +29,7 @@ class Direct(Piecewise):
     """Every partial sum goes once to each rank, a part of it, and every part of the result from rank to rank."""
 
     def reduce_scatter(self, x, bounds, rows=()):
-        terms, own = self._collect(rows, bounds), _part(x, bounds, self.group.rank)
+        terms, own = self._collect(rows, bounds), part_of(x, bounds, self.group.rank)
         if own.size:
             add_up(terms, self.additions, self.wire.add, own)
 
@@ -42,17 +42,17 @@ class Direct(Piecewise):
         sends, receives = [], []
         for step in range(1, group.size):
             to, source = (group.rank + step) % group.size, (group.rank - step) % group.size
-            sends += [(_part(row, bounds, to), to) for row in coded if bounds[to] < bounds[to + 1]]
+            sends += [(part_of(row, bounds, to), to) for row in coded if bounds[to] < bounds[to + 1]]
             receives += [(coming[i], source) for i, owner in enumerate(self.owners) if owner == source and width]
         group.trade(sends, receives)
         mine = range(self.first, self.first + len(rows))
         return [
-            _part(rows[i - self.first], bounds, group.rank) if i in mine else wire.incoming(row, f"in {i}")
+            part_of(rows[i - self.first], bounds, group.rank) if i in mine else wire.incoming(row, f"in {i}")
             for i, row in enumerate(coming)
         ]
 
     def allgather(self, x, bounds):
-        self.wire.round(_part(x, bounds, self.group.rank))
+        self.wire.round(part_of(x, bounds, self.group.rank))
         gather_parts(self.group, self.wire, x, bounds)
 
 
@@ -92,10 +92,6 @@ def gather_parts(group, wire, x, bounds):
         for one, other in zip_longest(out, into):
             wire.copy_from(group, one, to, other, source)
         have += count
-
-
-def _part(x, bounds, part):
-    return x[bounds[part] : bounds[part + 1]]
 
 
 def _around(x, bounds, first, count):

@@ -43,8 +43,9 @@ class Update:
         optimizer, reducer = self.optimizer, self.reducer
         if not scale:
             optimizer.step(lr, reducer.reduced())
+            reducer.end_step()
             return True
-        arrived = [(p, optimizer.norms(p)) for p in reducer.arriving()]
+        arrived = [(p, optimizer.norms(p)) for p in reducer.reduced()]
         fits = all(math.isfinite(gg) for _, (_, gg) in arrived)
         if fits:
             optimizer.begin(lr, scale)
@@ -72,7 +73,10 @@ class ShardedUpdate(Update):
             chunks = _chunks(p, p.size)
             self.rows[p.name] = slice(count, count + chunks)
             count += chunks
-        self.norms, self.whole = np.zeros((count, 2)), True
+        self.norms = np.zeros((count, 2))
+        blocks = {"value": parameters.value, "momentum": parameters.momentum, **parameters.states}
+        self.blocks = {kind: block for kind, block in blocks.items() if block.ndim == 1}  # of which layers split theirs
+        self.whole = True
         if reducer.sums.scattered:
             self.single = ("residual", "momentum", *optimizer.states)
         self.pieces = [self._pieces(bucket) for bucket in reducer.buckets]
@@ -97,7 +101,7 @@ class ShardedUpdate(Update):
                 if scale or optimizer.adapts(p):
                     sums = optimizer.measure(p, part)  # Lamb's moves the moments, everywhere
                     row = self.rows[p.name].start + _chunks(p, part.start)
-                    self.norms[row : row + len(sums)] = counts * sums
+                    self.norms[row : row + len(sums)] = sums if counts else 0
         comm.sum(self.norms)
         fits = not scale or bool(np.isfinite(self.norms[:, 1]).all())
         if fits:
@@ -116,21 +120,21 @@ class ShardedUpdate(Update):
 
     def begin(self, first, meets):
         if self.whole:  # what is other ranks' of split layers takes memory
-            self.parameters.forget(self.parameters.value, self.parameters.momentum, *self.parameters.states.values())
+            self.parameters.forget(*self.blocks.values())
             self.whole = False
 
     def gather_weights(self):
-        self._join(("value", *({"average"} & self.parameters.states.keys())), True)
+        self._join(self.blocks.keys() & {"value", "average"}, True)
 
     def _join(self, kinds, everywhere: bool):
         """Make blocks of these kinds whole where layers are split."""
         self.whole = True
         for split in self.reducer.travel.splits:
-            split.complete(kinds, everywhere)
+            split.complete(sorted(kinds), everywhere)
 
     def complete(self, everywhere=True):
         super().complete()
-        self._join(("value", "momentum", *self.parameters.states), everywhere)
+        self._join(self.blocks, everywhere)
         self._gather(lambda p: p.v, self.parameters.momentum)
         self.reducer.end_step()
         for name in self.optimizer.states:

@@ -93,11 +93,15 @@ class Watch:
     def _loop(self):
         self._received = {rank: b"" for rank in self._sockets}
         self._since, self._seen, self._warned = time.monotonic(), None, False
-        following = 0.0
+        following, now = 0.0, self._since
         while not self._closing.is_set():
             for key, _ in self._selector.select(self.period / 4):
                 self._read(key.data)
-            now = time.monotonic()
+            before, now = now, time.monotonic()
+            if now - before > 3 * self.period:  # this process was stopped, perhaps with the whole job: forgive all that
+                self._since += now - before
+                for state in self._states:
+                    state.heard += now - before
             if now >= following:
                 following = now + self.period
                 self._tell()

@@ -2,7 +2,7 @@
 
 A message costs latency + bytes / beta, beta = min(gb_s / ranks of a node, core_ghz / exchange_cycles): the link, or
 the core that sends and sums. In a node of L ranks memory moves (L + 1) n bytes. Between nodes each rank has n / L of
-them, by the algorithm that the program would choose (`comm.links`), with the formulas of `comm.curve.predicted`.
+them, by the algorithm that the program would choose (`comm.links`), with the formulas of `bench.rings.predicted`.
 
 fully connected layers, each of weights (C, K), B images in all, P nodes, groups of G nodes (bytes that a node sends):
     sum       2 (P - 1) / P C K numbers, as any gradient
@@ -15,7 +15,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..comm import Curve, predicted
+from ..bench.rings import predicted
+from ..comm import Curve
 from ..layers import Program, dense_ops
 from .cost import StepCost
 from .machine import Machine

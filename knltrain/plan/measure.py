@@ -16,9 +16,10 @@ import numba
 from knltrain.kernels import fma_peak, set_threads, stream
 
 from ..bench.ceiling import Ceiling
+from ..bench.rings import predicted
 from ..bench.workload import Workload
 from ..claims.whole import write_whole
-from ..comm import Curve, predicted
+from ..comm import Curve
 from ..layers import Observer
 from ..node.hardware import machine_facts
 from .cost import op_cost
