@@ -31,6 +31,7 @@ from knltrain.kernels.conv.winograd_weight import WinogradWeight
 from knltrain.kernels.number import BF16, FP16, FP32, number_of
 
 RELATIVE = 5e-6  # of the largest element: float32 sums of up to 4,608 products of standard normals
+LARGE_TILES = 1e-5  # the same by Winograd's method for numbers of 16 bits, in tiles of 8 x 8
 
 # N, H, W, C, K, R, S, stride, pad, groups
 SHAPES = [
@@ -81,7 +82,7 @@ THREADED = [
     (5, 21, 20, 24, 40, 3, 3, 1, 1, 2),  # groups
     (4, 40, 40, 18, 20, 3, 3, 2, 1, 1),  # four residue classes of 1600 pixels
     (1, 40, 40, 700, 20, 1, 1, 1, 0, 1),  # depth in several panels
-    (8, 29, 30, 48, 80, 3, 3, 1, 1, 1),  # by Winograd's method
+    (12, 29, 30, 48, 80, 3, 3, 1, 1, 1),  # by Winograd's method
     (5, 29, 30, 32, 32, 5, 5, 1, 2, 2),
 ]
 
@@ -128,11 +129,11 @@ def _empty(shape, number=FP32):
     return number.narrow(np.full(shape, np.nan, np.float32))
 
 
-def _close(found, expected, number=FP32, sums=1):
-    """number: what the found numbers were rounded to, once for each of `sums`."""
+def _close(found, expected, number=FP32, sums=1, relative=RELATIVE):
+    """number: what was rounded to, once for each of `sums`, after sums that are off by `relative`."""
     wide = number.widen(found) if number is not FP32 else found
     rounded = sums * number.round_off if number is not FP32 else 0
-    assert np.abs(wide - expected).max() <= (RELATIVE + rounded) * np.abs(expected).max()
+    assert np.abs(wide - expected).max() <= (relative + rounded) * np.abs(expected).max()
 
 
 def _scratch(plan):
@@ -170,6 +171,7 @@ def _wide(*arrays):
 def test_conv2d__equals_its_twin(shape, kind):
     plan, (x, w, b, dy), options = _case(shape, kind)
     number = plan.shape.number
+    relative = LARGE_TILES if number is not FP32 and isinstance(plan.forward, Winograd) else RELATIVE
     x, dy = number.narrow(x), number.narrow(dy)
     packed, packed_t = _packed(plan, w)
     y, dx, dw = _empty(plan.y_shape, number), _empty(plan.x_shape, number), _empty(plan.w_shape)
@@ -184,7 +186,7 @@ def test_conv2d__equals_its_twin(shape, kind):
     _close(y, reference.conv2d_forward(x64, w64, b64, *options), number)
     expected_dx = reference.conv2d_backward_input(dy64, w64_t, x.shape, *options)
     _close(dx, expected_dx, number)
-    _close(dw, reference.conv2d_backward_weight(x64, dy64, w.shape[:2], *options))
+    _close(dw, reference.conv2d_backward_weight(x64, dy64, w.shape[:2], *options), relative=relative)
     moments = np.full(plan.moments_shape, np.nan, np.float32)
     conv2d_forward(plan, x, packed, None, y, _scratch(plan), moments)
     expected_y = reference.conv2d_forward(x64, w64, None, *options)
@@ -193,7 +195,7 @@ def test_conv2d__equals_its_twin(shape, kind):
     ends = np.cumsum(plan.moments_counts)
     for start, end, found in zip([0, *ends], ends, moments, strict=False):
         assert np.abs(found[0] - rows[start:end].mean(0)).max() <= RELATIVE * np.abs(rows).max()
-        _close(found[1], rows[start:end].var(0) * (end - start))
+        _close(found[1], rows[start:end].var(0) * (end - start), relative=relative)
     conv2d_forward(plan, x, packed, b, y, _scratch(plan), relu=True)
     _close(y, np.maximum(reference.conv2d_forward(x64, w64, b64, *options), 0), number)
     conv2d_backward_input(plan, dy, packed_t, dx, accumulate=True)
@@ -256,7 +258,7 @@ def test_conv2d__rectifies_as_it_stores_and_lets_a_nan_through(shape):
         (14, 14, 3, 9 * 36 + 6 * 24 + 16),
         (7, 7, 3, 36 + 2 * 30 + 25),
         (3, 9, 3, 2 * 30 + 25),  # lower than a whole tile; the corner is as wide as it is high
-        (9, 9, 5, 25 * 36),
+        (9, 11, 5, 3 * 4 * 49),
     ],
 )
 def test_winograd__tiles_at_the_edges_have_as_few_products_as_their_outputs_need(height, width, r, products):
@@ -265,7 +267,7 @@ def test_winograd__tiles_at_the_edges_have_as_few_products_as_their_outputs_need
 
 
 @pytest.mark.parametrize("shape", [*WINOGRAD[:-2], WINOGRAD[-1]], ids=str)
-def test_winograd__costs_less_than_two_bits_of_what_direct_sums_have(shape):
+def test_winograd__is_off_by_five_times_what_direct_sums_are_at_most(shape):
     """The root mean square of the error, of the products that a trained layer sees: no negative x, forward."""
     n, h, w, c, k, r, s, stride, pad, groups = shape
     errors = []
@@ -280,7 +282,7 @@ def test_winograd__costs_less_than_two_bits_of_what_direct_sums_have(shape):
         conv2d_forward(plan, x, _packed(plan, weights)[0], None, y, _scratch(plan))
         exact = reference.conv2d_forward(x.astype(np.float64), weights.astype(np.float64), None, stride, pad, groups)
         errors.append(np.sqrt(np.mean((y - exact) ** 2)))
-    assert errors[0] < 4 * errors[1]
+    assert errors[0] < 5 * errors[1]
 
 
 @pytest.mark.parametrize("shape", [(2, 12, 13, 64, 96, 3, 3, 2, 1, 2), WINOGRAD[1]], ids=str)

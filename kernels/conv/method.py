@@ -45,6 +45,10 @@ class Method:
         """`grids`, pairs of what is read and what is written (or dy), as arrays."""
         return stacked(self.grids)
 
+    def points(self) -> int:
+        """Places that a pixel's or tile's taps have: of packed weights, of sums."""
+        return self.shape.w[0] * self.shape.w[1]
+
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds that it makes, transforms not counted."""
@@ -54,8 +58,8 @@ class Method:
 class Blocks(Method):
     """Forward, or `transposed` backward-input: a task owns a block of a grid and a range of output channels.
 
-    Subclasses give `grids`; `points()`, packed weights for each channel of input and output; `size`, pixels or tiles of
-    a block; `nest`, the compiled loop over tasks; `tasks()`, how many to aim at.
+    Subclasses give `grids`; `size`, pixels or tiles of a block; `nest`, the compiled loop over tasks; `tasks()`, how
+    many to aim at.
     """
 
     form = PACKED
@@ -64,12 +68,9 @@ class Blocks(Method):
         super().__init__(shape)
         self.transposed = transposed
         depth, width = (shape.k_group, shape.w[2]) if transposed else (shape.w[2], shape.k_group)
-        self.width = width  # output channels of a group
+        self.depth, self.width = depth, width  # channels of input and output, of a group
         self.all_taps = self.points()  # that the packed weights have
         self.packed_size = shape.groups * ceil(width, BLOCK) * self.all_taps * depth * BLOCK  # numbers of `panels`
-
-    def points(self) -> int:
-        return self.shape.w[0] * self.shape.w[1]
 
     def tasks(self, threads: int) -> int:
         """How many to aim at: a task owns whole sums, so no bit depends on it."""
@@ -113,7 +114,7 @@ class Blocks(Method):
         ranges, past = self.cut(numba.get_num_threads()), goes_past(y, self.width)
         job = Job(
             x.reshape(-1), self.zeros, weights.reshape(-1).view(np.float32), bias, y.reshape(-1), moments, *behind,
-            *self.stack, self.order, self.all_taps, self.form, x.shape[0], ranges, accumulate, relu, past,
+            *self.stack, self.order, self.all_taps, self.form, self.size, x.shape[0], ranges, accumulate, relu, past,
             self.staged, np.empty(0, self.panels.dtype),
         )  # fmt: skip
         self.nest(len(self.order) * ranges, job)
@@ -151,7 +152,7 @@ class Gradient(Method):
         partial = workspace[self.workspace_size - self.partial_size : self.workspace_size]
         job = GradientJob(
             x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.stack, x.shape[0],
-            self.splits, wide, np.empty(0, self.panels.dtype),
+            self.splits, wide, self.points(), np.empty(0, self.panels.dtype),
         )  # fmt: skip
         self.nest(tasks, job)
         if self.splits > 1:

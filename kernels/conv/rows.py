@@ -175,7 +175,7 @@ def _multiply(group, job, part, rows, c, ahead, end):
 @inlined
 def _rows_task(task, job):
     """PIXELS pixels of the grid times one of the ranges of output channels, for every group."""
-    part = place(task, job, PIXELS)
+    part = place(task, job)
     pitch = (part.hi - part.lo) * BLOCK
     padded = -(-part.count // MR) * MR  # the last tile reads the last pixel again: to rows of C that nobody reads
     rows, out_rows = gather(job, part, padded)

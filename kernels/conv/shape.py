@@ -8,7 +8,9 @@ from ..number import BF16, FP32, Number
 
 TASKS = 64  # tasks to aim at when a dimension is split; a constant, so that no result depends on the machine
 MERGE_BELOW = 17  # input channels under which the taps of a filter row are merged
-TILE = 6  # input pixels on a side of a Winograd tile: it has 7 - R output pixels on a side
+# inputs on a side of a tile of Winograd's method, by bytes of a number and side of a filter; larger ones round more
+SIDES = {4: {3: (6,), 5: (7,)}, 2: {3: (8, 6), 5: (8,)}}
+FILTERS_BYTES = 1 << 25  # of transformed filters, which every block of tiles reads: more are to stay with smaller tiles
 
 
 def ceil(a, b):
@@ -48,6 +50,13 @@ class Shape:
         """Whether they are multiplied in tiles, which hold 32 numbers of the depth and 32 channels."""
         whole = BLOCK == 32 and self.w[2] % 32 == 0 and self.k_group % 32 == 0
         return self.pairs and self.dot == "amx" and whole
+
+    @property
+    def side(self) -> int:
+        """Input pixels on a side of a tile of Winograd's method; it has side + 1 - R output pixels on a side."""
+        sides = SIDES[self.number.bytes][self.w[0]]
+        small_enough = (side for side in sides if side**2 * self.w[2] * self.w[3] * FP32.bytes <= FILTERS_BYTES)
+        return next(small_enough, sides[-1])
 
     @property
     def k_group(self) -> int:

@@ -49,6 +49,7 @@ class Job(NamedTuple):
     order: np.ndarray  # (blocks, 3): grid, block of that grid, number among the blocks of all grids
     all_taps: int  # that the packed weights have
     form: int  # of the weights
+    size: int  # pixels or tiles of a block
     images: int
     ranges: int  # into which the output channels are cut
     accumulate: bool
@@ -73,6 +74,7 @@ class GradientJob(NamedTuple):
     images: int
     splits: int  # shares into which the pixels are cut
     wide: int  # blocks of output channels of a task, at most
+    points: int  # of a whole tile
     panels: np.ndarray  # empty; its dtype is that of the panels of x and dy
 
 
@@ -98,8 +100,9 @@ def block_count(things, size):
 
 
 @inlined
-def place(task, job, size):
-    """The part of a task, where blocks have `size` things of a grid."""
+def place(task, job):
+    """The part of a task."""
+    size = job.size
     index, part = divmod(task, job.ranges)
     grid, block, number = job.order[index]
     geometry = job.geometries[grid]

@@ -11,7 +11,7 @@ from ..arch import BLOCK, V
 from ..tile_amx import SIDE, STEP, configure_tiles, release_tiles, tile_block
 from .grid import DEPTH, GROUPS, WIDTH
 from .panels import ROW
-from .rows import PANEL_BYTES, PIXELS, Rows, begin_with, gather, near_rows, stage, taps_in_a_row
+from .rows import PANEL_BYTES, Rows, begin_with, gather, near_rows, stage, taps_in_a_row
 from .task import F32_BYTES, aligned, finish, place
 
 PIXELS_AT_ONCE = 2 * SIDE
@@ -57,7 +57,7 @@ def _multiply(group, job, part, rows, c):
 @inlined
 def _tiles_task(task, job):
     """PIXELS pixels of the grid times one of the ranges of output channels, for every group."""
-    part = place(task, job, PIXELS)
+    part = place(task, job)
     pitch, padded = (part.hi - part.lo) * BLOCK, -(-part.count // PIXELS_AT_ONCE) * PIXELS_AT_ONCE
     rows, out_rows = gather(job, part, padded)
     c = aligned(padded * pitch)

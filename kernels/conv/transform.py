@@ -1,15 +1,21 @@
 """Winograd's transforms: a two-dimensional filter becomes 36 products (Winograd 1980; Lavin and Gray 2015).
 
-Six values of x give m = 7 - r outputs of a filter with r taps, in one dimension:
+n values of x give m = n + 1 - r outputs of a filter with r taps, in one dimension:
 
-    y = A^T ((G w) * (B^T x))        six products in place of m r; in two dimensions 36 in place of m^2 r^2
+    y = A^T ((G w) * (B^T x))        n products in place of m r; in two dimensions n^2 in place of m^2 r^2
 
-It is the transpose of multiplying two polynomials by their values at six points. The matrices are made here from the
-points, exactly, as fractions. The usual points 0, +-1, +-2 and infinity give five to six times the error of direct
-sums. With +-2/3 and +-3/2 it is 2.2 times, root mean square: a number and its inverse keep all powers near 1.
+It is the transpose of multiplying two polynomials by their values at n points. The matrices are made here from the
+points, exactly, as fractions. More points need fewer products, and round more:
+
+- six, 3 x 3 in float32: the usual 0, +-1, +-2 and infinity give five to six times the error of direct sums. With
+  +-2/3 and +-3/2 it is 2.2 times, root mean square: a number and its inverse keep all powers near 1;
+- seven, 5 x 5 in float32: 3 times, at +-1/3, +-3/4, +-7/4 and infinity;
+- eight, for tensors of 16 bits: 6 times, at 0, +-1/2, +-1, +-2 and infinity, which is a thousandth of what such a
+  tensor loses when it is stored.
 
 A tile of fewer outputs needs as many points less, and the same G w there: B^T takes what the divisors of G differ by.
-Which points are left was chosen by the error: 1.8 times that of direct sums with five, 0.7 with four, 0.5 with three.
+Which points are left was chosen by the error. Of six: 1.8 times that of direct sums with five, 0.7 with four, 0.5 with
+three. Of eight: 2.7 with six, 1.0 with four, 0.8 with three.
 """
 
 from fractions import Fraction
@@ -20,13 +26,28 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .._ir import I64, Lanes, literals, load_address, number_type, times
-from .shape import TILE
+from .shape import SIDES
 
-POINTS = TILE * TILE  # products of a whole tile
-_ROOTS = [Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)]  # and infinity, the sixth
-PLACES = {6: (0, 1, 2, 3, 4, 5), 5: (1, 2, 3, 4, 5), 4: (1, 2, 3, 4), 3: (1, 2, 5)}  # of an axis's points, by number
-# forms of a tile: taps on a side of the filter, outputs along the long axis and along the short one
-FORMS = [(3, 4, 4), (3, 4, 3), (3, 3, 3), (3, 4, 2), (3, 2, 2), (3, 4, 1), (3, 1, 1), (5, 2, 2)]
+_HALF, _ONE, _TWO = Fraction(1, 2), Fraction(1), Fraction(2)
+_ROOTS = {  # points of an axis by the side of a tile, and infinity, the last
+    6: [Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)],
+    7: [Fraction(1, 3), Fraction(-1, 3), Fraction(3, 4), Fraction(-3, 4), Fraction(7, 4), Fraction(-7, 4)],
+    8: [Fraction(0), _HALF, -_HALF, _TWO, -_TWO, _ONE, -_ONE],
+}
+PLACES = {  # of the points of an axis that has fewer of them, by side and number
+    6: {6: range(6), 5: (1, 2, 3, 4, 5), 4: (1, 2, 3, 4), 3: (1, 2, 5)},
+    7: {7: range(7)},
+    8: {8: range(8), 6: (1, 2, 3, 4, 5, 6), 4: (1, 2, 3, 4), 3: (1, 2, 7)},
+}
+# forms of a tile: its side, taps on a side of the filter, outputs along the long axis and along the short one
+FORMS = [(6, 3, long, short) for long, short in ((4, 4), (4, 3), (3, 3), (4, 2), (2, 2), (4, 1), (1, 1))]
+FORMS += [(8, 3, long, short) for long, short in ((6, 6), (6, 4), (4, 4), (6, 2), (2, 2), (6, 1), (1, 1))]
+FORMS += [(7, 5, 3, 3), (8, 5, 4, 4)]
+
+
+def lengths(side, r) -> list:
+    """Outputs that a tile of a side may have along an axis."""
+    return [short for *what, long, short in FORMS if what == [side, r] and long == side + 1 - r]
 
 
 def _product_of_roots(roots):
@@ -46,18 +67,18 @@ def _divisor(p, roots):
     return product
 
 
-def _matrices(r, m):
-    """B^T (n, n), G (n, r), A^T (m, n), n = m + r - 1, as lists of rows; G is cut from that of six points."""
-    n, infinity = m + r - 1, len(_ROOTS)
-    roots = [_ROOTS[place] for place in PLACES[n] if place != infinity]
+def _matrices(side, r, m):
+    """B^T (n, n), G (n, r), A^T (m, n), n = m + r - 1, as lists of rows; G is cut from that of all points."""
+    n, everywhere, infinity = m + r - 1, _ROOTS[side], len(_ROOTS[side])
+    roots = [everywhere[place] for place in PLACES[side][n] if place != infinity]
     bt, g, a = [], [], []
     for p in roots:
         row = _product_of_roots([q for q in roots if q != p])
-        factor = _divisor(p, _ROOTS) / _divisor(p, roots)
+        factor = _divisor(p, everywhere) / _divisor(p, roots)
         bt.append([factor * value for value in row] + [Fraction(0)] * (n - len(row)))
-        g.append([p**k / _divisor(p, _ROOTS) for k in range(r)])
+        g.append([p**k / _divisor(p, everywhere) for k in range(r)])
         a.append([p**k for k in range(m)])
-    if infinity in PLACES[n]:
+    if infinity in PLACES[side][n]:
         bt.append(_product_of_roots(roots))
         g.append([Fraction(k == r - 1) for k in range(r)])
         a.append([Fraction(k == m - 1) for k in range(m)])
@@ -68,10 +89,10 @@ def _transposed(rows):
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _choose(what, r, m):
+def _choose(what, side, r, m):
     """The matrix of a transform along an axis with m outputs."""
-    bt, _, at = _matrices(r, m)
-    g = _matrices(r, TILE + 1 - r)[1]
+    bt, _, at = _matrices(side, r, m)
+    g = _matrices(side, r, side + 1 - r)[1]
     return (bt, g, at, _transposed(at), _transposed(g))[what]
 
 
@@ -136,23 +157,25 @@ def _differ_in_signs(rows):
 
 @intrinsic
 def transform(
-    typing, what, width, form, kind, sources, source_pitch, shift, targets, target_pitch, target_shift, vectors
+    typing, what, width, form, like, kind, sources, source_pitch, shift, targets, target_pitch, target_shift, vectors
 ):
     """Y = L X R^T for `vectors` vectors of V floats side by side; L and R for `what`, of the axes of a tile of `form`.
 
-    sources: address of the address of X[0, 0], of dtype `kind`; that of X[i, j], number t of X in rows, stands
-    t * source_pitch bytes on. `shift` bytes are added to each address. The same for Y, float32, and targets.
+    like: dtype of the tensors that are convolved, whose tiles these are. sources: address of the address of X[0, 0], of
+    dtype `kind`; that of X[i, j], number t of X in rows, stands t * source_pitch bytes on. `shift` bytes are added to
+    each address. The same for Y, float32, and targets.
     """
     constants = literals(what, width)
     if constants is None:
         return None
     cases = {}  # pairs of matrices, and the forms that have them
-    for number, (r, long, short) in enumerate(FORMS):
-        axes = [_choose(constants[0], r, m) for m in (long, short)]
-        cases.setdefault(repr(axes), (axes, []))[1].append(number)
+    for number, (side, r, long, short) in enumerate(FORMS):
+        if side in SIDES[number_type(like).bytes][r]:
+            axes = [_choose(constants[0], side, r, m) for m in (long, short)]
+            cases.setdefault(repr(axes), (axes, []))[1].append(number)
 
     def codegen(context, builder, sig, args):
-        form_, _, sources_, source_pitch_, shift_, targets_, target_pitch_, target_shift_, vectors_ = args[2:]
+        form_, _, _, sources_, source_pitch_, shift_, targets_, target_pitch_, target_shift_, vectors_ = args[2:]
         sums, stored = _Sums(builder, constants[1]), Lanes(builder, constants[1], number_type(kind))
 
         def place(table, pitch, number, offset):
@@ -183,4 +206,4 @@ def transform(
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(what, width, types.int64, kind, *([types.int64] * 7)), codegen
+    return types.void(what, width, types.int64, like, kind, *([types.int64] * 7)), codegen

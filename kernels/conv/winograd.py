@@ -1,11 +1,12 @@
-"""Convolution with stride 1 by Winograd's method: 36 small products of matrices in place of one with 9 or 25 taps.
+"""Convolution with stride 1 by Winograd's method: small products of matrices in place of a large one with 9 or 25 taps.
 
-An image is cut into tiles of m x m outputs, m = 7 - r, each of which reads 6 x 6 inputs. Tiles, channel by channel, are
-transformed to 36 points; there the convolution is a product of matrices, tiles by input channels times input by
-output channels, each of the 36 alone; the sums are transformed back. That is 36 multiplications for m x m outputs in
-place of m x m x r x r: a quarter for 3 x 3, 36 % for 5 x 5. Matrices and precision: `transform`.
+An image is cut into tiles of m x m outputs, each of which reads n x n inputs, n = m + r - 1. Tiles, channel by channel,
+are transformed to n x n points; there the convolution is a product of matrices, tiles by input channels times input by
+output channels, at each point alone; the sums are transformed back. That is n x n multiplications in place of
+m x m x r x r: with n = 6 a quarter for 3 x 3, with n = 7 22 % for 5 x 5. With tensors of 16 bits n = 8: 20 and 16 %.
+Matrices and precision: `transform`; edges of an image: `cover`.
 
-A task owns TILES tiles and a range of output channels. It transforms the inputs of its tiles once, into planes that
+A task owns some tiles and a range of output channels. It transforms the inputs of its tiles once, into planes that
 stay in L2; then, for each block of output channels, the micro-kernel runs over the 36 points, and the results are
 transformed back into C, which is finished when it is whole, as in `rows`. Backward-input is the same with dy for x, and
 with filters that are turned around, their channels exchanged.
@@ -21,20 +22,20 @@ from .cover import tile_grids
 from .grid import DEPTH, FORM, GROUPS, WIDTH, row_addresses
 from .method import Blocks
 from .panels import ROW, pack_columns, pack_rows
-from .shape import ceil
+from .shape import FILTERS_BYTES, ceil
 from .task import F32_BYTES, aligned, finish, place
-from .transform import FILTER, FORMS, INPUT, OUTPUT, POINTS, transform
+from .transform import FILTER, INPUT, OUTPUT, transform
 
-TILES = 28  # tiles of a block: two of the micro-kernel; their 36 planes of inputs stay in L2
+TILES = 28  # tiles of a block: two of the micro-kernel, or one where
+PLANES_BYTES = 1000000  # would not hold the planes of their inputs, which are to stay in L2
 FILTER_ROWS = 32  # of the depth of filters that a task transforms
-WHOLE_3, WHOLE_5 = FORMS.index((3, 4, 4)), FORMS.index((5, 2, 2))
 
 
 @inlined
-def planes(floats):
-    """POINTS planes of at least `floats` floats, aligned; a line more keeps them in other sets of a cache."""
+def planes(points, floats):
+    """Planes of at least `floats` floats, aligned; a line more keeps them in other sets of a cache."""
     plane = floats + LINE_FLOATS
-    return aligned(POINTS * plane).reshape(POINTS, plane)
+    return aligned(points * plane).reshape(points, plane)
 
 
 @inlined
@@ -65,19 +66,19 @@ def at_points(array, taps):
 
 @inlined
 def _transform_inputs(group, job, part, sources, v):
-    """v (36 planes, tiles x depth) = B^T x B of the tiles whose pixels stand at sources (points, tiles)."""
+    """v (planes, tiles x depth) = B^T x B of the tiles whose pixels stand at sources (points, tiles)."""
     depth, form, count, to = part.geometry[DEPTH], part.geometry[FORM], part.count, at_points(v, part.taps)
     shift, start = group * depth * job.x.itemsize, v.ctypes.data
     for t in range(count):
         transform(
-            INPUT, V, form, job.x.dtype, sources.ctypes.data + 8 * t, 8 * count, shift,
+            INPUT, V, form, job.x.dtype, job.x.dtype, sources.ctypes.data + 8 * t, 8 * count, shift,
             to.ctypes.data, 8, start + t * depth * F32_BYTES, depth // V,
         )  # fmt: skip
 
 
 @inlined
 def _multiply(panel, taps, depth, count, v, p):
-    """p = v times a panel of filters (36, depth, BLOCK) at its points; p is padded with tiles that nobody reads."""
+    """p = v times a panel of filters (points, depth, BLOCK) at its points; p is padded with tiles that nobody reads."""
     padded, rest = p.shape[1] // BLOCK // MR * MR, count % MR
     v_rows, p_rows = np.minimum(np.arange(padded), count - 1) * depth * F32_BYTES, np.arange(padded) * ROW
     start, whole = np.zeros(BLOCK, np.float32), count - rest if rest <= REST else padded
@@ -97,12 +98,12 @@ def _multiply(panel, taps, depth, count, v, p):
 
 
 @inlined
-def _transform_outputs(part, p, c_rows, target, vectors):
+def _transform_outputs(job, part, p, c_rows, target, vectors):
     """Rows of C from `target` on = A^T p A."""
     count, sources, start, form = c_rows.shape[1], at_points(p, part.taps), p.ctypes.data, part.geometry[FORM]
     for t in range(count):
         transform(
-            OUTPUT, V, form, p.dtype, sources.ctypes.data, 8, start + t * ROW,
+            OUTPUT, V, form, job.x.dtype, p.dtype, sources.ctypes.data, 8, start + t * ROW,
             c_rows.ctypes.data + 8 * t, 8 * count, target, vectors,
         )  # fmt: skip
 
@@ -116,8 +117,8 @@ def _add_bias(job, channel, c, pitch, count):
 
 @inlined
 def _tiles_task(task, job):
-    """TILES tiles of the grid times one of the ranges of output channels, for every group."""
-    part = place(task, job, TILES)
+    """The tiles of a block times one of the ranges of output channels, for every group."""
+    part = place(task, job)
     geometry, count, outputs = part.geometry, part.count, part.y_taps.shape[0]
     depth, width = geometry[DEPTH], geometry[WIDTH]
     blocks, pitch = -(-width // BLOCK), part.valid
@@ -125,14 +126,15 @@ def _tiles_task(task, job):
     row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, geometry, part.taps, part.first, count, sources)
     out_rows, c_rows = np.empty(outputs * count, np.int64), np.empty((outputs, count), np.int64)
     inside = _place_outputs(job, part, pitch * F32_BYTES, out_rows, c_rows)
-    v, p, c = planes(count * depth), planes(-(-count // MR) * MR * BLOCK), aligned((outputs * count + 1) * pitch)
+    v, p = planes(job.all_taps, count * depth), planes(job.all_taps, -(-count // MR) * MR * BLOCK)
+    c = aligned((outputs * count + 1) * pitch)
     for group in range(geometry[GROUPS]):
         _transform_inputs(group, job, part, sources, v)
         for block in range(part.lo, part.hi):
-            panel = job.weights.ctypes.data + (group * blocks + block) * POINTS * depth * ROW
+            panel = job.weights.ctypes.data + (group * blocks + block) * job.all_taps * depth * ROW
             _multiply(panel, part.taps, depth, count, v, p)
             target, vectors = c.ctypes.data + (block - part.lo) * ROW, min(BLOCK, width - block * BLOCK) // V
-            _transform_outputs(part, p, c_rows, target, vectors)
+            _transform_outputs(job, part, p, c_rows, target, vectors)
         if job.bias.size > 0:
             _add_bias(job, group * width + part.lo * BLOCK, c, pitch, inside)
         finish(job, part, group, c, pitch, inside, out_rows)
@@ -148,10 +150,11 @@ def _tiles_nest(tasks, job):
 
 
 @inlined
-def _filter_task(task, w, groups, transposed, out):
-    """A block of channels of w (taps, C/groups, K), some rows of its depth, as transformed filters (36, depth, BLOCK).
+def _filter_task(task, w, groups, transposed, form, points, like, out):
+    """A block of channels of w (taps, C/groups, K), some rows of its depth, as transformed filters.
 
-    transposed: for backward-input, with filters turned around and C and K exchanged.
+    transposed: for backward-input, with filters turned around and C and K exchanged. out: (points, depth, BLOCK) each;
+    form: of whole tiles; like: an array of what is convolved.
     """
     taps, depth, width = w.shape
     k_group, pitch = width // groups, width * w.itemsize
@@ -161,7 +164,7 @@ def _filter_task(task, w, groups, transposed, out):
     first, channel = part * FILTER_ROWS, block * BLOCK
     count, valid = min(FILTER_ROWS, rows - first), min(BLOCK, columns - channel)
     panels, sources = np.empty((taps, FILTER_ROWS, BLOCK), np.float32), np.empty(taps, np.int64)
-    targets = ROW * ((index * POINTS + np.arange(POINTS)) * rows + first)
+    targets = ROW * ((index * points + np.arange(points)) * rows + first)
     for t in range(taps):
         panel = panels[t].ctypes.data
         if transposed:
@@ -171,16 +174,17 @@ def _filter_task(task, w, groups, transposed, out):
             source = w.ctypes.data + ((t * depth + first) * width + group * k_group + channel) * w.itemsize
             pack_rows(w.dtype, np.float32, source, pitch, count, valid, panel, 0)
         sources[taps - 1 - t if transposed else t] = t * FILTER_ROWS * ROW
-    form = WHOLE_3 if taps == 9 else WHOLE_5
     for row in range(count):
         here, there = panels.ctypes.data + row * ROW, out.ctypes.data + row * ROW
-        transform(FILTER, V, form, panels.dtype, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV)
+        transform(
+            FILTER, V, form, like.dtype, panels.dtype, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV
+        )  # fmt: skip
 
 
 @kernel(parallel=True)
-def _transform_filters(tasks, w, groups, transposed, out):
+def _transform_filters(tasks, w, groups, transposed, form, points, like, out):
     for task in numba.prange(tasks):
-        _filter_task(np.int64(task), w, groups, transposed, out)
+        _filter_task(np.int64(task), w, groups, transposed, form, points, like, out)
 
 
 # ---- method --------------------------------------------------------------------------------------------------
@@ -211,10 +215,12 @@ def tile_products(shape, grids) -> int:
 class Winograd(Blocks):
     """Filters of 3 x 3 and 5 x 5, transformed once a step."""
 
-    size, nest = TILES, staticmethod(_tiles_nest)
+    nest = staticmethod(_tiles_nest)
 
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
+        inputs, filters = TILES * self.depth * F32_BYTES, self.packed_size * F32_BYTES
+        self.size = TILES // 2 if self.all_taps * inputs > PLANES_BYTES and filters <= FILTERS_BYTES else TILES
         self.grids = forward_tiles(shape)
         if transposed:
             dy, dx, channels = (shape.y, shape.number), (shape.x, shape.number), (shape.k_group, shape.w[2])
@@ -225,7 +231,7 @@ class Winograd(Blocks):
         return tiles_save(shape)
 
     def points(self):
-        return POINTS
+        return self.shape.side**2
 
     @property
     def multiply_adds(self):
@@ -235,4 +241,6 @@ class Winograd(Blocks):
         shape, (r, s, depth, k) = self.shape, self.shape.w
         rows, columns = (shape.k_group, depth) if self.transposed else (depth, shape.k_group)
         tasks = shape.groups * ceil(columns, BLOCK) * ceil(rows, FILTER_ROWS)
-        _transform_filters(tasks, w.reshape(r * s, depth, k), shape.groups, self.transposed, packed)
+        form, like = self.grids[0][0].geometry[FORM], np.empty(0, shape.number.dtype)
+        w = w.reshape(r * s, depth, k)
+        _transform_filters(tasks, w, shape.groups, self.transposed, form, self.all_taps, like, packed)

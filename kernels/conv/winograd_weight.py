@@ -19,7 +19,7 @@ from .method import Gradient
 from .panels import ROW
 from .shape import ceil
 from .task import F32_BYTES, share
-from .transform import GRADIENT, INPUT, POINTS, WEIGHT, transform
+from .transform import GRADIENT, INPUT, WEIGHT, transform
 from .winograd import TILES, at_points, forward_tiles, planes, tile_products, tiles_save
 
 MOST_TAPS = 25  # of a filter
@@ -60,35 +60,35 @@ def _place(task, job):
 
 @inlined
 def _transform_inputs(job, part, geometry, taps, count, sources, v):
-    """v (36 planes, tiles x channels) = B^T x B of `count` tiles, whose pixels stand at sources (points, tiles)."""
+    """v (planes, tiles x channels) = B^T x B of `count` tiles, whose pixels stand at sources (points, tiles)."""
     to, form, pitch = at_points(v, taps), geometry[FORM], sources.strides[0]
     shift, start = (part.group * geometry[DEPTH] + part.c_lo) * job.x.itemsize, v.ctypes.data
     for t in range(count):
         transform(
-            INPUT, V, form, job.x.dtype, sources.ctypes.data + 8 * t, pitch, shift,
+            INPUT, V, form, job.x.dtype, job.x.dtype, sources.ctypes.data + 8 * t, pitch, shift,
             to.ctypes.data, 8, start + t * part.channels * F32_BYTES, part.channels // V,
         )  # fmt: skip
 
 
 @inlined
 def _transform_gradients(job, part, geometry, taps, count, sources, g):
-    """g (36 planes, blocks x tiles x BLOCK) = A dy A^T of `count` tiles; sources (outputs, tiles)."""
+    """g (planes, blocks x tiles x BLOCK) = A dy A^T of `count` tiles; sources (outputs, tiles)."""
     to, form, pitch, most = at_points(g, taps), geometry[FORM], sources.strides[0], sources.shape[1]
     first, start = part.group * geometry[WIDTH], g.ctypes.data
     for t in range(count):
         for k in range(part.k_lo, part.k_hi, BLOCK):
             there = start + ((k - part.k_lo) // BLOCK * most + t) * ROW
             transform(
-                GRADIENT, V, form, job.dy.dtype, sources.ctypes.data + 8 * t, pitch, (first + k) * job.dy.itemsize,
-                to.ctypes.data, 8, there, min(BLOCK, part.k_hi - k) // V,
+                GRADIENT, V, form, job.x.dtype, job.dy.dtype, sources.ctypes.data + 8 * t, pitch,
+                (first + k) * job.dy.itemsize, to.ctypes.data, 8, there, min(BLOCK, part.k_hi - k) // V,
             )  # fmt: skip
 
 
 @inlined
 def _multiply(channels, taps, count, most, v, g, sums, fresh):
-    """sums (36 planes, blocks x channels x BLOCK) = or += v^T g at its points, over `count` of `most` tiles.
+    """sums (planes, blocks x channels x BLOCK) = or += v^T g at its points, over `count` of `most` tiles.
 
-    fresh (36,): whether nothing was summed at a point until now.
+    fresh (points,): whether nothing was summed at a point until now.
     """
     v_rows, nowhere = np.arange(count) * channels * F32_BYTES, np.empty(BLOCK, np.float32)
     blocks = sums.shape[1] // (channels * BLOCK)
@@ -110,13 +110,16 @@ def _finish(job, part, sums):
     """The part's channels of dw, or of its share of the partial sums, = G^T sums G."""
     geometry, item = job.geometries[0], job.dw.itemsize
     depth, form, pitch = geometry[DEPTH], geometry[FORM], geometry[GROUPS] * geometry[WIDTH] * item
-    sources, targets = np.arange(POINTS) * sums.shape[1] * F32_BYTES, np.arange(MOST_TAPS) * depth * pitch
+    sources, targets = np.arange(sums.shape[0]) * sums.shape[1] * F32_BYTES, np.arange(MOST_TAPS) * depth * pitch
     for k in range(part.k_lo, part.k_hi, BLOCK):
         vectors, shift = min(BLOCK, part.k_hi - k) // V, (part.group * geometry[WIDTH] + k) * item
         for c in range(part.channels):
             here = sums.ctypes.data + ((k - part.k_lo) // BLOCK * part.channels + c) * ROW
             there = part.out + (part.c_lo + c) * pitch + shift
-            transform(WEIGHT, V, form, sums.dtype, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, vectors)
+            transform(
+                WEIGHT, V, form, job.x.dtype, sums.dtype, sources.ctypes.data, 8, here,
+                targets.ctypes.data, 8, there, vectors,
+            )  # fmt: skip
 
 
 @inlined
@@ -142,12 +145,13 @@ def _add_tiles(job, part, grid, v, g, sums, fresh):
 def _tiles_weight_task(task, job):
     """Up to CHANNELS input and CHANNELS output channels of one group, over one share of the tiles."""
     part = _place(task, job)
-    blocks, fresh = -(-(part.k_hi - part.k_lo) // BLOCK), np.ones(POINTS, np.bool_)
-    v, g, sums = planes(TILES * part.channels), planes(blocks * TILES * BLOCK), planes(blocks * part.channels * BLOCK)
+    blocks, points = -(-(part.k_hi - part.k_lo) // BLOCK), job.points
+    v, g = planes(points, TILES * part.channels), planes(points, blocks * TILES * BLOCK)
+    sums, fresh = planes(points, blocks * part.channels * BLOCK), np.ones(points, np.bool_)
     g[:] = 0  # behind the last channel
     for grid in range(job.geometries.shape[0]):
         _add_tiles(job, part, grid, v, g, sums, fresh)
-    for point in range(POINTS):
+    for point in range(points):
         if fresh[point]:  # an image smaller than a whole tile
             sums[point] = 0
     _finish(job, part, sums)
@@ -175,6 +179,9 @@ class WinogradWeight(Gradient):
     @property
     def multiply_adds(self):
         return tile_products(self.shape, self.grids)
+
+    def points(self):
+        return self.shape.side**2
 
     def apart(self):
         return self.shape.groups * ceil(self.shape.w[2], CHANNELS)
