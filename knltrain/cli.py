@@ -149,9 +149,14 @@ def _plan(args):
 
         published(args.json)
     elif args.measure:
-        from .plan.measure import measure
+        from .comm import world
 
-        print(measure(args.measure, args.allreduce))
+        with all_ranks(world()) as comm:
+            from .plan.measure import measure
+
+            line = measure(args.measure, comm, args.allreduce)
+            if comm.rank == 0:
+                print(line)
     elif args.recipe is None:
         raise ValueError("no recipe; expected one, as `knltrain plan resnet50_8k_sgd --on skx8160`, or --published")
     else:

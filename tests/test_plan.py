@@ -107,7 +107,8 @@ def test_cost__flops_made_count_and_shares_divide(alexnet):
 def test_cost__waste_of_tiles(alexnet):
     by = {(op.owner.name, op.kind): waste(op) for op in alexnet.ops if op.flops}
     assert by["conv1", "forward"] == pytest.approx(1 + 48 / 363)  # 11 x 11 x 3 steps, 96 channels are three tiles
-    assert by["conv2", "backward_input"] == pytest.approx(64 / 48 * (1 + 8 * (1 / 48 + 1 / 128)))  # two groups, 5x5
+    filters = 1 + 120 / (64 * 27 * 27)
+    assert by["conv2", "backward_input"] == pytest.approx(64 / 48 * (1 + 10 * (1 / 48 + 1 / 128)) * filters)  # 2 groups
     assert by["fc8", "forward"] == pytest.approx(1024 / 1000 * 70 / 64)  # 64 images are five tiles of 14 rows
 
 

@@ -59,7 +59,8 @@ def _measure(comm, work, bucket_bytes, delay, links) -> dict:
         if delay:
             record["delay_seconds"] = delay * backward
             floats = parameters.gradient.size
-            slow = make_block(links(4 * floats / record["delay_seconds"]), floats, of=parameters.block)
+            sent = 2 * parameters.block.crossing * 4 * floats
+            slow = make_block(links(sent / record["delay_seconds"]), floats, of=parameters.block)
             ways["hidden_delayed"] = exchanging(slow, bucket_bytes, True)
             ways["between_delayed"] = exchanging(slow, bucket_bytes, False)
         return record | _in_turn(comm, ways)

@@ -143,7 +143,7 @@ class MessageBlock(GradientBlock):
         begin, wire = time.perf_counter(), self.links.exact if exact else self.links.wire
         self._sum(start, stop, wire)
         copies = 1 + len(self.coding.mine) if wire.feeds_back and self.coding else 2
-        self.pretend(begin, copies * (stop - start), wire)
+        self.pretend(begin, self.crossing * copies * (stop - start), wire)
 
     def part(self, start: int, stop: int) -> slice:
         """This rank's own share of [start:stop], as `reduce_scatter` leaves it."""
@@ -161,7 +161,7 @@ class MessageBlock(GradientBlock):
             self._scattering(wire).reduce_scatter(mine, self._inner(start, stop), rows)
         if self.links.every_sum:
             wire.round(self.total[self.part(start, stop)])
-        self.pretend(begin, stop - start, wire)
+        self.pretend(begin, self.crossing * (stop - start), wire)
 
     def allgather(self, start: int, stop: int):
         """total[start:stop] = what the owner of each `part` has put there, to the bit: it may be weights."""
@@ -170,7 +170,7 @@ class MessageBlock(GradientBlock):
             first, last = self._slice(start, stop)
             self._scattering(wire).allgather(self.total[first:last], self._inner(start, stop))
         self.meet(1)
-        self.pretend(begin, stop - start, wire)
+        self.pretend(begin, self.crossing * (stop - start), wire)
 
     def release(self):
         """This rank has read all sums it wants. Returns when all of the node have: the block may be written again."""
@@ -188,11 +188,17 @@ class MessageBlock(GradientBlock):
     def _scattering(self, wire) -> Algorithm:
         return self._methods[wire][1]
 
-    def pretend(self, begin: float, numbers: int, wire):
-        """Sleep until a network of `bandwidth` would be done with so many numbers, out and in together."""
+    @property
+    def crossing(self) -> float:
+        """The share of what is spread over nodes, or ranks of one node, that is another's: (P - 1) / P."""
+        peers = len(self.links.nodes) if len(self.links.nodes) > 1 else self.links.comm.size
+        return 1 - 1 / peers
+
+    def pretend(self, begin: float, numbers: float, wire):
+        """Sleep until a node would have sent so many numbers over a network of `bandwidth`."""
         bandwidth = self.links.bandwidth
         if bandwidth and self.links.comm.size > 1:
-            left = begin + numbers * wire.dtype().itemsize / 2 / bandwidth - time.perf_counter()
+            left = begin + numbers * wire.dtype().itemsize / bandwidth - time.perf_counter()
             if left > 0:
                 time.sleep(left)
 

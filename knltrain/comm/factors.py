@@ -125,7 +125,7 @@ class Factors(Way):
             bounds = [(bound - first) * numbers for bound in self.bounds]
             gather_parts(self.group, self.block.links.exact, part, bounds)
         self.block.meet(1)
-        self.block.pretend(begin, self.memory.nbytes // 4, self.block.links.exact)
+        self.block.pretend(begin, self.block.crossing * self.memory.nbytes / 4, self.block.links.exact)
 
     def sum_factors(self, dw):
         """dw (1, 1, C, K) = the sum over all slots; on a node that shares it each rank makes some rows. Collective."""

@@ -121,7 +121,8 @@ class Split(Way):
             self.methods[mine.nbytes > SMALL_BYTES].allreduce(mine, [*self.rows, mine])
         else:
             self.wire.round(mine)
-        self.block.pretend(begin, 2 * mine.size if self.methods else 0, self.wire)
+        groups = self.block.links.comm.size // self.group.size
+        self.block.pretend(begin, 2 * (1 - 1 / groups) * mine.size, self.wire)
 
     def complete(self, kinds: Collection[str], everywhere: bool = True):
         """Blocks of these kinds are whole, for this parameter, on all ranks, or on the first alone."""

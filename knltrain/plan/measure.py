@@ -1,17 +1,19 @@
 """The machine file of this machine: its ceilings, and what share of them the ops of three networks reach.
 
 Ops run on one core and are timed by the CPU time of their thread, the best of some looks: a neighbour's work makes a
-machine slower, never quicker. Only memory on all cores and starting threads are timed by the clock. Network and storage
-cannot be seen from one process: what an allreduce between nodes took may be given, the rest is `extends`.
+machine slower, never quicker. Only memory on all cores, starting threads and sums are timed by the clock. Several ranks
+measure at the same time, so that each sees what the others leave of caches, memory and, with more ranks than cores, of
+its core; and what a core spends on sums is measured too. Network and storage cannot be seen from one machine: what an
+allreduce between nodes took may be given, the rest is `extends`.
 """
 
 import json
+import os
 import statistics
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
-
-import numba
 
 from knltrain.kernels import fma_peak, set_threads, stream
 
@@ -19,18 +21,21 @@ from ..bench.ceiling import Ceiling
 from ..bench.rings import predicted
 from ..bench.workload import Workload
 from ..claims.whole import write_whole
-from ..comm import Curve
+from ..comm import Curve, Links, make_block
+from ..comm import measure as curve_points
 from ..layers import Observer
 from ..node.hardware import machine_facts
+from ..node.machine import take_share
 from .cost import op_cost
 from .machine import KNOWN, Machine, load_machine
 
-NETWORKS = (("resnet50", 8), ("alexnet", 16), ("resnet_cifar20", 32))  # and images
+NETWORKS = (("resnet50", 8), ("alexnet", 32), ("resnet_cifar20", 32))  # and images
 LOOKS = 8  # at an op; at a ceiling, which takes milliseconds, PEAKS
 PEAKS = 100
 STREAM_BYTES = 64 << 20
 SMALL_S = 2e-6  # of roofline: a call of such an op is nothing but a call
 CACHE_SIZES = [1 << k for k in range(17, 27)]  # bytes
+SUM_BYTES, SUMS = 1 << 25, 8  # larger than caches, as the gradients of a step are
 BASE = "skx8160"  # for what is not measured
 
 
@@ -59,29 +64,35 @@ def least(run, looks: int, clock=time.thread_time) -> float:
     return min(times)
 
 
-def measure(path: Path, allreduce: Path | None = None) -> str:
-    """Write the file of this machine to `path`; returns a line. allreduce: rows of `bench allreduce --json`.
+def measure(path: Path, comm, allreduce: Path | None = None) -> str:
+    """Write the file of this machine to `path`, by rank 0; returns a line. allreduce: rows of `bench allreduce --json`.
 
-    Raises ValueError for rows that are no such thing.
+    Collective. Raises ValueError for rows that are no such thing.
     """
     link = read_link(allreduce) if allreduce else {}
-    numbers = ceilings()
+    numbers = ceilings(comm)
     rough = Machine("rough", numbers=dict.fromkeys(KNOWN, 1.0) | numbers | {"node.call_us": 0.0, "node.fork_us": 0.0})
     set_threads(1)
-    looks = [best_ops(name, images) for name, images in NETWORKS]
+    looks = []
+    for name, images in NETWORKS:
+        comm.barrier()
+        looks.append(best_ops(name, images))
+    comm.barrier()
     seen = [(op_cost(op, rough, 1), seconds) for ops, _ in looks for op, seconds in ops.items()]
     numbers["node.call_us"] = call_us(seen, between=looks[-1][1])  # of many small ops: there it counts
-    numbers |= shares(seen, numbers["node.call_us"])
-    write_whole(path, _toml(numbers | link))
-    load_machine(path)
+    numbers |= shares(seen, numbers["node.call_us"]) | sums(comm, numbers["node.memory_gb_s"])
+    if comm.rank == 0:
+        write_whole(path, _toml(numbers | link))
+        load_machine(path)
     return f"{path}: {numbers['node.core_gflops']:.0f} GFLOP/s and {numbers['node.core_memory_gb_s']:.0f} GB/s a core"
 
 
-def ceilings() -> dict[str, float]:
+def ceilings(comm) -> dict[str, float]:
     """Arithmetic and memory of one core, memory and forks of all."""
-    threads = numba.get_num_threads()
+    threads = take_share(comm).threads
     ceiling = Ceiling(STREAM_BYTES)
-    memory = copy_rate(ceiling, STREAM_BYTES, time.perf_counter)
+    comm.barrier()
+    memory = sum(comm.gather(copy_rate(ceiling, STREAM_BYTES, time.perf_counter)))
     forked = least(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter)
     set_threads(1)
     alone = least(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter)
@@ -92,13 +103,29 @@ def ceilings() -> dict[str, float]:
     set_threads(threads)
     most = max((size for size, rate in rates.items() if rate > 1.5 * core), default=0)
     return {
-        "node.cores": float(threads),
+        "node.cores": float(min(threads * comm.size, os.cpu_count())),
         "node.core_gflops": peak / 1e9,
         "node.memory_gb_s": max(memory, core) / 1e9,
         "node.core_memory_gb_s": core / 1e9,
         "node.cache_mb": 2 * most / 1e6,  # both sides of a copy
         "node.core_cache_gb_s": rates[max(most // 4, CACHE_SIZES[0])] / 1e9,
-        "node.fork_us": 1e6 * max(0.0, forked - alone),
+    } | ({"node.fork_us": 1e6 * max(0.0, forked - alone)} if threads > 1 else {})
+
+
+def sums(comm, memory_gb_s: float) -> dict[str, float]:
+    """What a sum over these ranks costs: in shared memory, and by messages as between nodes."""
+    if comm.size == 1:
+        return {}
+    seconds, ghz = [], load_machine(BASE).core_ghz
+    for nodes in (1, comm.size):
+        block = make_block(Links(comm, pretended_nodes=nodes), SUM_BYTES // 4)
+        ((_, taken),) = curve_points(partial(block.allreduce, 0, SUM_BYTES // 4), [SUM_BYTES], comm.gather, SUMS)
+        seconds.append(taken)
+    name = "halving" if comm.size & (comm.size - 1) == 0 else "direct"
+    moved = (comm.size + 1) * SUM_BYTES / (1e9 * memory_gb_s)
+    return {
+        "program.node_sum": min(moved / seconds[0], 2.0),
+        "program.exchange_cycles": seconds[1] / predicted(name, comm.size, SUM_BYTES, Curve(0.0, 1e9 * ghz)),
     }
 
 
@@ -168,7 +195,7 @@ def read_link(path: Path) -> dict[str, float]:
 
 def _toml(numbers: dict) -> str:
     lines = [f'extends = "{BASE}"', ""]
-    for section in ("node", "network", "shares"):
+    for section in ("node", "network", "program", "shares"):
         own = {name.partition(".")[2]: value for name, value in numbers.items() if name.startswith(f"{section}.")}
         if own:
             lines.append(f"[{section}]")

@@ -21,6 +21,7 @@ RANKS = (1, 2, 4, 8, 16)  # a node, that are tried
 GROUP = 8  # ranks that split a layer, of which a recipe does not say
 LEAST_CORES = 4  # of a rank that is tried
 JPEG_BYTES = 110_000  # of a picture of ImageNet as it comes
+OF_A_CORE = ("core_gflops", "core_bf16_gflops", "core_ghz", "core_memory_gb_s", "core_cache_gb_s")
 
 
 @dataclass(frozen=True)  # and so a key of a cache
@@ -81,11 +82,22 @@ def cores_of(machine: Machine, ranks: int) -> tuple[int, int]:
     return max(1, own - 2 * kept), kept
 
 
+def in_turns(machine: Machine, ranks: int) -> Machine:
+    """A node on which more ranks than cores take turns: as many cores, each so much slower."""
+    turns = ranks / machine.cores
+    if turns <= 1:
+        return machine
+    changed = {f"node.{key}": machine.numbers[f"node.{key}"] / turns for key in OF_A_CORE}
+    changed |= {"node.cores": float(ranks), "node.call_us": machine.call_us * turns}
+    return replace(machine, numbers=machine.numbers | changed)
+
+
 def predict(training: Training, machine: Machine, scheme: Scheme) -> Prediction | None:
     """None where there are fewer slots than ranks, or parts of workers on a node."""
     slots, ranks = training.global_batch // training.slot_batch, scheme.nodes * scheme.ranks
     if slots < ranks:
         return None
+    machine = in_turns(machine, scheme.ranks)
     cores, kept = cores_of(machine, scheme.ranks)
     program, step = training.program(training.slot_batch), _step(training, machine, cores, scheme.ranks)
     workers = training.workers if scheme.wire == "int8" else 0

@@ -94,7 +94,7 @@ class Comm:
     stall_warn_s: float = key(60.0, "seconds without progress until ranks are named", above=0, free=True)
     stall_end_s: float = key(600.0, "and until the job is ended", above=0, free=True)
     pretended_nodes: int = key(0, "cut one machine's ranks into so many nodes; 0: as it is", most=2**16, free=True)
-    pretended_bandwidth: float = key(0.0, "bytes/s, by sleeping; 0: as it is", most=10**13, free=True)
+    pretended_bandwidth: float = key(0.0, "bytes/s out of a node, by sleeping; 0: as it is", most=10**13, free=True)
 
 
 @dataclass(frozen=True)
