@@ -43,6 +43,14 @@ def test_cut__fuses_small_tensors():
     assert len(cut(_tensors([16] * 10, 16), 16, 4 * 80)) == 3
 
 
+def test_cut__ends_with_little():
+    """What backward makes last waits neither for a share of a large tensor, nor that for it."""
+    tensors = _tensors([16, 16, 1000, 16], 32)
+    assert [(b.start, b.stop, *sorted(b.waits_for)) for b in cut(tensors, 32, 4 * 600)] == [
+        (1064, 1080, "t3"), (464, 1064, "t2"), (64, 464, "t2"), (32, 64, "t0", "t1"), (0, 32),
+    ]  # fmt: skip
+
+
 def test_cut__rejects_a_limit_below_one_float():
     with pytest.raises(ValueError, match="bucket_bytes is 3"):
         cut(_tensors([16], 16), 16, 3)

@@ -7,8 +7,9 @@ import numba
 import numpy as np
 import pytest
 
+from knltrain.bench.rings import predicted
 from knltrain.cli import main
-from knltrain.comm import Curve, predicted
+from knltrain.comm import Curve
 from knltrain.kernels import ARCH
 from knltrain.models import build
 from knltrain.plan import command, measure

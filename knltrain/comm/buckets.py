@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+LAST = 8  # see `cut`
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -30,6 +32,8 @@ def cut(
     apart: Collection[str] = (),
 ) -> list[Bucket]:  # fmt: skip
     """Buckets of at most `bucket_bytes`, last tensor first; small tensors are fused, huge ones split.
+
+    The sum of the first layer's tensors hides behind nothing: they wait with few others, 1/LAST of a bucket at most.
 
     tensors: (name, start, stop) in floats, ascending and gapless from `head`; a tensor may have several pieces. The
     last bucket of the list is [0, head): the numbers that belong to the whole pass; it waits for no tensor and is sent
@@ -61,7 +65,10 @@ def cut(
             stop = edge
         names.add(name)
     if stop is not None:
-        slices.append((head, stop, names))
+        first = {name: end for name, _, end in tensors if end < stop and end - head <= limit // LAST}
+        edge = max(first.values(), default=head)
+        slices.append((edge, stop, {name for name, _, end in tensors if end > edge and name in names}))
+        slices += [(head, edge, {*first})] * bool(first)
     return _numbered([*slices, (0, head, ())])
 
 

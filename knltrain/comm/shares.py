@@ -105,7 +105,7 @@ class Shares:
         return {"slots": sizes, "partial_sums": sums, "over_mean": round(self.over_mean, 4)}
 
     def __str__(self):
-        sizes, sums = list(map(len, self.ranges)), list(map(len, self.parts))
+        sizes, sums, _ = self.facts().values()
         each = f"{sizes[0]}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
         return (
             f"{self.slots} slots on {len(sizes)} ranks: {each} on a rank, the most {self.over_mean:.1%} over the mean; "

@@ -26,9 +26,7 @@ class Travel:
     bucket_bytes: 0 chooses by measuring. cut_before: instead, buckets begin at these tensors. overlap: exchange in a
     thread of its own, while backward goes on. shard: leave each rank with its part of a sum, for `ShardedUpdate`.
     watch: is told of every exchange. fc: which layers may travel as factors, those that do are whole on every rank, or
-    be split.
-
-    ways: of the tensors that do not travel as `sums`.
+    be split. ways: of the tensors that do not travel as `sums`.
     """
 
     def __init__(

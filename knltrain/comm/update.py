@@ -18,12 +18,9 @@ from ..arena import Parameters
 
 
 class Update:
-    """Every rank updates every parameter, as its sum arrives.
+    """Every rank updates every parameter, as its sum arrives."""
 
-    single: kinds of the state of which a rank has what no other has.
-    """
-
-    single: tuple[str, ...] = ("residual",)
+    single: tuple[str, ...] = ("residual",)  # kinds of the state of which a rank has what no other has
 
     def __init__(self, parameters: Parameters, optimizer, reducer):
         self.parameters, self.optimizer, self.reducer = parameters, optimizer, reducer
