@@ -1,13 +1,15 @@
 """What must be true before Numba is imported, and the order of files when several workers share them.
 
 Two threads exist, also on one core, so that 1 and 2 can be compared; they do not spin where they wait, since other
-workers (`pytest -n 4 --dist loadfile`) want the cores.
+workers (`pytest -n 4 --dist loadfile`) want the cores. Python keeps what it compiles, also where the environment says
+otherwise: tests start some 300 processes, and reading the sources anew is a fifth of what one costs.
 """
 
 import os
 
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, len(os.sched_getaffinity(0)))))
 os.environ.setdefault("KMP_BLOCKTIME", "0")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # the longest first: whoever takes one of these last would leave the other workers idle. The first of all has other
 # processes compile, while its worker waits

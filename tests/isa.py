@@ -11,18 +11,23 @@ import pkgutil
 import sys
 from pathlib import Path
 
+import llvmlite.binding as llvm
+import numba
 import pytest
+from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 
 from knltrain import kernels
 
 
 def compiled_functions():
-    """(file.name, dispatcher) of every compiled function of the package."""
+    """(file.name, dispatcher) of every kernel of the package: with all that is a part of it."""
     for module in pkgutil.walk_packages(kernels.__path__, "knltrain.kernels."):
         names = vars(importlib.import_module(module.name))
         for name, function in sorted(names.items()):
-            if isinstance(function, CPUDispatcher) and function.py_func.__module__ == module.name:
+            own = isinstance(function, CPUDispatcher) and function.py_func.__module__ == module.name
+            if own and not function.targetoptions.get("no_cpython_wrapper"):
                 yield f"{module.name.removeprefix('knltrain.kernels.')}.{name}", function
 
 
@@ -30,6 +35,26 @@ def note_signatures(out, *tests):
     code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
     Path(out).write_bytes(pickle.dumps({name: function.signatures for name, function in compiled_functions()}))
     return code
+
+
+def assembly(function, signature, cpus):
+    """(CPU, text) of what a kernel is on each of some CPUs: translated once, optimized for each."""
+    optimize, before = JITCodeLibrary._optimize_final_module, []
+
+    def keep(library):
+        before.append(str(library._final_module))
+        optimize(library)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITCodeLibrary, "_optimize_final_module", keep)
+        function.compile(signature)
+    for cpu in cpus:
+        with pytest.MonkeyPatch.context() as patch, global_compiler_lock:
+            patch.setattr(numba.config, "CPU_NAME", cpu)
+            library = JITCPUCodegen(cpu).create_library(cpu)
+            library.add_llvm_module(llvm.parse_assembly(before[-1]))
+            library.finalize()
+        yield cpu, library.get_asm_str()
 
 
 def compile_all(signatures, out):

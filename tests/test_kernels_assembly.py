@@ -1,7 +1,8 @@
 """The inner loops for CPUs with bf16 instructions, and for those without, read in the assembly generated for them.
 
-Compiled in processes of their own, without running: no such CPU is needed. Types are those of convolutions that this
-process ran before. What was compiled is kept beside the usual cache of these kernels.
+Compiled in processes of their own, without running: no such CPU is needed. What CPUs with the same registers share is
+LLVM's intermediate code, which takes longest; machine code is made of it for each. Types are those of convolutions that
+this process ran before. What was compiled is kept beside the usual cache of these kernels.
 """
 
 import os
@@ -22,25 +23,26 @@ NESTS = {"rows": rows._rows_nest, "outer": outer._weight_nest}
 NESTS |= {"tiles": tiles._tiles_nest, "tiles weight": tiles_weight._tiles_weight_nest}
 WEIGHTS = ("outer", "tiles weight")
 SHAPE = (1, 4, 4, 64, 32, 1, 1, 1, 0, 1)
-# CPU → nest, kind of tensors
+# CPU that is compiled for → nest, kind of tensors → CPUs for which machine code is made of it
 WANTED = {
-    "sapphirerapids": [
-        *((nest, "bf16 in tiles") for nest in ("tiles", "tiles weight")),
-        *((nest, "bf16 in pairs") for nest in ("rows", "outer")),
-    ],
-    "cooperlake": [("outer", "bf16 in pairs")],
-    "znver4": [("rows", "bf16 in pairs"), ("rows", "fp32")],
-    "haswell": [("outer", "bf16 widened")],
+    "sapphirerapids": {
+        ("tiles", "bf16 in tiles"): ["sapphirerapids"],
+        ("tiles weight", "bf16 in tiles"): ["sapphirerapids"],
+        ("rows", "bf16 in pairs"): ["sapphirerapids", "znver4"],
+        ("outer", "bf16 in pairs"): ["sapphirerapids", "cooperlake"],
+        ("rows", "fp32"): ["znver4"],
+    },
+    "haswell": {("outer", "bf16 widened"): ["haswell"]},
 }
 COMPILE = """
 import os, pickle, sys
 from pathlib import Path
-from test_kernels_assembly import NESTS
-for nest, kind, signature in pickle.loads(Path(sys.argv[1]).read_bytes()):
-    NESTS[nest].compile(signature)
-    path = Path(sys.argv[2], f"{nest}, {kind}.s")
-    path.with_suffix(".tmp").write_text(NESTS[nest].inspect_asm(signature))
-    os.replace(path.with_suffix(".tmp"), path)
+import isa, test_kernels_assembly as test
+for nest, kind, signature, cpus in pickle.loads(Path(sys.argv[1]).read_bytes()):
+    for cpu, text in isa.assembly(test.NESTS[nest], signature, cpus):
+        path = Path(sys.argv[2], cpu, f"{nest}, {kind}.s")
+        path.with_suffix(".tmp").write_text(text)
+        os.replace(path.with_suffix(".tmp"), path)
 """
 
 
@@ -64,17 +66,22 @@ def signature(nest, kind):
 
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory):
-    """(CPU, nest, kind) → text; all CPUs are compiled for at once."""
-    kept, running = Path(f"{kernels.cache_folder()}-assembly"), []
+    """(CPU, nest, kind) → text."""
+    kept, running, files = Path(f"{kernels.cache_folder()}-assembly"), [], {}
     path = os.pathsep.join([*map(str, Path(__file__).parents[:2]), os.environ.get("PYTHONPATH", "")])
-    files = {(cpu, *one): kept / cpu / f"{one[0]}, {one[1]}.s" for cpu, nests in WANTED.items() for one in nests}
-    for cpu, nests in WANTED.items():
-        (kept / cpu).mkdir(parents=True, exist_ok=True)
-        if left := [(*one, signature(*one)) for one in nests if not files[cpu, *one].exists()]:
-            folder = tmp_path_factory.mktemp(cpu)
+    for first, nests in WANTED.items():
+        left = []
+        for one, cpus in nests.items():
+            own = {(cpu, *one): kept / cpu / f"{one[0]}, {one[1]}.s" for cpu in cpus}
+            left += [] if all(file.exists() for file in own.values()) else [(*one, signature(*one), cpus)]
+            for file in own.values():
+                file.parent.mkdir(parents=True, exist_ok=True)
+            files |= own
+        if left:
+            folder = tmp_path_factory.mktemp(first)
             (folder / "signatures").write_bytes(pickle.dumps(left))
-            own = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(folder)}
-            command = [sys.executable, "-c", COMPILE, folder / "signatures", kept / cpu]
+            own = {"NUMBA_CPU_NAME": first, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(folder)}
+            command = [sys.executable, "-c", COMPILE, folder / "signatures", kept]
             how = {"env": os.environ | own | {"PYTHONPATH": path}, "stderr": subprocess.PIPE, "text": True}
             running.append(subprocess.Popen(command, **how))
     for process in running:

@@ -97,7 +97,7 @@ KINDS = {
 }
 DOTS = os.environ.get("TEST_DOTS", "amx dot2 widen").split()  # spelled out where the CPU has no instruction for one
 KINDS_HERE = [name for name, (number, dot) in KINDS.items() if number in NUMBERS and dot in DOTS]
-TRANSFORMED = os.environ.get("TEST_WINOGRAD", "fp32 bf16 fp16").split()
+TRANSFORMED = os.environ.get("TEST_WINOGRAD", "fp32 bf16 fp16").split()  # or copied, for taps that are merged
 
 
 def _plan(shape, kind, **options):
@@ -113,12 +113,13 @@ def _case(shape, kind="fp32", **options):
 
 
 def _pairs(shapes):
-    """Each shape in each kind, but by Winograd's method only what goes through it here."""
+    """Each shape in each kind; but by Winograd's method, or in 16 bits with merged taps, only what does so here."""
 
     def goes(shape, kind):
-        plan = _plan(shape, kind)
-        methods = (type(method).__name__ for method in (plan.forward, plan.backward_input, plan.backward_weight))
-        return KINDS[kind][0].name in TRANSFORMED or not any(name.startswith("Winograd") for name in methods)
+        plan, number = _plan(shape, kind), KINDS[kind][0]
+        methods = [type(method).__name__ for method in (plan.forward, plan.backward_input, plan.backward_weight)]
+        compiled = ("Winograd",) if number is FP32 else ("Winograd", "Merged")
+        return number.name in TRANSFORMED or not any(name.startswith(compiled) for name in methods)
 
     inside = [(s, k) for s in shapes for k in KINDS_HERE if goes(s, k)]
     return pytest.mark.parametrize(("shape", "kind"), inside, ids=str)
@@ -207,8 +208,7 @@ PASSED = [SHAPES[4], SHAPES[6], SHAPES[16], WINOGRAD[1]]
 PASSED += [(3, 9, 7, 64, 32, 1, 1, 1, 0, 1), (2, 7, 9, 17, 24, 3, 3, 2, 1, 1)]
 
 
-@pytest.mark.parametrize("kind", KINDS_HERE)
-@pytest.mark.parametrize("shape", PASSED, ids=str)
+@_pairs(PASSED)
 def test_conv2d_backward_input__passes_on_what_the_relu_of_a_batch_norm_does_and_sums_it(shape, kind):
     plan, (x, w, _, dy), options = _case(shape, kind)
     number, panels, rng = plan.shape.number, plan.backward_input.panels, np.random.default_rng(7)
@@ -230,7 +230,7 @@ def test_conv2d_backward_input__passes_on_what_the_relu_of_a_batch_norm_does_and
         _close(sums[:, 1].sum(0), (rows * centred).sum(0))
 
 
-@pytest.mark.parametrize("kind", KINDS_HERE[1:])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS_HERE if kind in ("bf16 in pairs", "fp16 widened")])
 @pytest.mark.parametrize("shape", [SHAPES[7], SHAPES[8]], ids=str)  # fully connected, as what logits come from
 def test_conv2d__stores_logits_as_float32(shape, kind):
     plan, (x, w, b, _), options = _case(shape, kind, y_number=FP32)
