@@ -1,6 +1,7 @@
 """`bench compare`: two revisions in turn, ratios of neighbours, rows that are kept with commit and machine."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,15 @@ def test_seconds__are_told_apart_by_what_a_row_is_about():
 
 def test_this_checkout__is_found():
     assert (compare.HERE / "setup.py").exists() and Path(sys.modules["knltrain"].__file__).parents[1] == compare.HERE
+
+
+def test_readme__says_what_its_rows_that_are_kept_say():
+    root, count = Path(__file__).parents[1], 0
+    for line in (root / "README.md").read_text(encoding="utf-8").splitlines():
+        for kept in re.findall(r"\(([^()]*/rows/[^()]*\.json)\)", line):
+            rows = json.loads((root / kept).read_text())["rows"]
+            said = re.search(r"\| ([\d.]+) images/s \| ([\d.]+)[^|]*\| \*\*([\d.]+)\*\*", line).groups()
+            measured = [rows[name] for name in ("images_per_s", "torch_images_per_s", "ratio_to_torch")]
+            assert [float(number) for number in said] == pytest.approx(measured, rel=0.01)
+            count += 1
+    assert count >= 4
