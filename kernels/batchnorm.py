@@ -10,6 +10,8 @@ forward reads x only once.
 What a pass does to a row of pixels is in `affine`.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
@@ -29,6 +31,26 @@ from .affine import ALL, COEFFICIENTS, MEAN, SCALE, SHIFT, WHERE_X, WHERE_Y, gra
 from .ahead import ask_ahead
 from .moments import merge_moments, part_moments
 from .store import goes_past
+
+
+class Affine(NamedTuple):
+    """gamma * (x - mean) / sqrt(var + eps) + beta; vectors (C,), gamma and beta may be empty: 1 and 0."""
+
+    gamma: np.ndarray
+    beta: np.ndarray
+    mean: np.ndarray
+    var: np.ndarray
+    eps: float
+
+
+class Passed(NamedTuple):
+    """g, what of dy is passed on, by `mask`: all of it, or where y or the normalized x is above 0; (rows, columns)."""
+
+    x: np.ndarray
+    y: np.ndarray  # empty where the mask does not ask for it
+    dy: np.ndarray
+    mask: int
+
 
 # ---- workspace: two partial results per chunk, and the rows of coefficients ------------------------------------
 
@@ -85,22 +107,22 @@ def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
 
 
 @inlined
-def _affine_rows(gamma, beta, var, eps, scale_row, shift_row):
-    """scale = gamma / std and shift = beta, of y = (x - mean) * scale + shift."""
-    channels = var.size
+def _affine_rows(affine, mean_row, scale_row, shift_row):
+    """mean, scale = gamma / std and shift = beta, of y = (x - mean) * scale + shift."""
+    channels = affine.var.size
     scale, shift = np.empty(channels, np.float32), np.zeros(channels, np.float32)
     for c in range(channels):
-        scale[c] = (gamma[c] if gamma.size else 1.0) / np.sqrt(var[c] + eps)
-        if beta.size:
-            shift[c] = beta[c]
+        scale[c] = (affine.gamma[c] if affine.gamma.size else 1.0) / np.sqrt(affine.var[c] + affine.eps)
+        if affine.beta.size:
+            shift[c] = affine.beta[c]
+    _fill_row(mean_row, affine.mean)
     _fill_row(scale_row, scale)
     _fill_row(shift_row, shift)
 
 
 @kernel(parallel=True)
-def _normalize(rows, x, gamma, beta, mean, var, eps, coefficients, residual, low, y, past):
-    _fill_row(coefficients[MEAN], mean)
-    _affine_rows(gamma, beta, var, eps, coefficients[1], coefficients[2])
+def _normalize(rows, x, affine, coefficients, residual, low, y, past):
+    _affine_rows(affine, coefficients[MEAN], coefficients[1], coefficients[2])
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
         _normalize_body(np.int64(i), rows, x, coefficients, residual, low, y, past)
 
@@ -125,16 +147,20 @@ def _check(x, gamma, beta, mean, var):
     return x.size // channels, channels
 
 
-def _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residual, relu):
-    channels, columns = x.shape[-1], coefficients.shape[1]
+def _affine(gamma, beta, mean, var, eps):
+    """Both learned vectors may be None."""
+    gamma, beta = (optional(f"batchnorm: {name}", v, mean.shape) for name, v in (("gamma", gamma), ("beta", beta)))
+    return Affine(gamma, beta, mean, var, float(eps))
+
+
+def _run_normalize(rows, x, affine, coefficients, y, residual, relu):
+    columns = coefficients.shape[1]
     check_tensor("batchnorm: y", y, x.shape)
-    gamma = optional("batchnorm: gamma", gamma, (channels,))
-    beta = optional("batchnorm: beta", beta, (channels,))
     residual = optional_tensor("batchnorm: residual", residual, x)
     low = np.float32(0 if relu else -np.inf)
     x, y, residual = x.reshape(-1, columns), y.reshape(-1, columns), residual.reshape(-1, columns)
     past = int(goes_past(y, columns, x, residual))
-    _normalize(rows, x, gamma, beta, mean, var, float(eps), coefficients, residual, low, y, past)
+    _normalize(rows, x, affine, coefficients, residual, low, y, past)
 
 
 def batchnorm_forward(
@@ -151,6 +177,8 @@ def batchnorm_forward(
     moments, counts : (parts, 2, C) float32, mean and M2 of each part of the pixels, and (parts,) int64, how many
         pixels it has; as `conv2d_forward` writes them of its y. None: x is read for them
 
+    Cost: 4 flops an element for the statistics, 4 to 5 for y; reads x twice, residual, writes y. With moments reads x
+    once, and makes half of the flops.
     Raises: TypeError, ValueError. Twin: reference.batchnorm_forward.
     """
     pixels, channels = _check(x, gamma, beta, mean, var)
@@ -163,39 +191,43 @@ def batchnorm_forward(
         if counts.sum() != pixels or counts.min() < 1:
             raise ValueError(f"batchnorm: found moments of {counts.sum()} pixels, expected {pixels}, no part empty")
         merge_moments(counts, moments, mean, var)
-    _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residual, relu)
+    _run_normalize(rows, x, _affine(gamma, beta, mean, var, eps), coefficients, y, residual, relu)
 
 
 def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=False):
-    """The same with given statistics, e.g. running averages. Twin: reference.batchnorm_inference."""
+    """The same with given statistics, e.g. running averages. Twin: reference.batchnorm_inference.
+
+    Cost: 4 flops an element, 5 with a residual; reads x, residual, writes y.
+    """
     pixels, channels = _check(x, gamma, beta, mean, var)
     columns, rows, _ = _partition(pixels, channels)
     coefficients = np.empty((COEFFICIENTS, columns), np.float32)
-    _run_normalize(rows, x, gamma, beta, mean, var, eps, coefficients, y, residual, relu)
+    _run_normalize(rows, x, _affine(gamma, beta, mean, var, eps), coefficients, y, residual, relu)
 
 
 # ---- backward ------------------------------------------------------------------------------------------------
 
 
 @inlined
-def _ask_for_gradient(r, x, y, dy):
-    ask_ahead(x, r)
-    ask_ahead(dy, r)
-    if y.size:
-        ask_ahead(y, r)
+def _ask_for_gradient(r, g):
+    ask_ahead(g.x, r)
+    ask_ahead(g.dy, r)
+    if g.y.size:
+        ask_ahead(g.y, r)
 
 
 @inlined
-def _sums_body(i, rows, x, y, dy, mask, coefficients, dresidual, partial):
+def _sums_body(i, rows, g, coefficients, dresidual, partial):
     # sums of g and of g * (x - mean)
     partial[i] = 0
+    x, y, dy = g.x, g.y, g.dy
     sum_g, pitch, shift = partial.ctypes.data + i * partial.strides[0], coefficients.strides[0], dy.strides[0]
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        _ask_for_gradient(r, x, y, dy)
+        _ask_for_gradient(r, g)
         here = r * x.strides[0]
         sum_row(
             x.shape[1], x.ctypes.data + here, x.dtype, y.ctypes.data + here, dy.ctypes.data + r * shift, dy.dtype,
-            mask, coefficients.ctypes.data, pitch, sum_g, sum_g + partial.strides[1], min(1, dresidual.size),
+            g.mask, coefficients.ctypes.data, pitch, sum_g, sum_g + partial.strides[1], min(1, dresidual.size),
             dresidual.ctypes.data + r * shift,
         )  # fmt: skip
 
@@ -212,49 +244,50 @@ def _merge_sums(partial, sum_g, sum_gx):
 
 
 @inlined
-def _input_gradient_body(i, rows, x, y, dy, mask, coefficients, dx, past):
+def _input_gradient_body(i, rows, g, coefficients, dx, past):
+    x, y, dy = g.x, g.y, g.dy
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        _ask_for_gradient(r, x, y, dy)
+        _ask_for_gradient(r, g)
         here = r * x.strides[0]
         gradient_row(
             x.shape[1], x.ctypes.data + here, x.dtype, y.ctypes.data + here, dy.ctypes.data + r * dy.strides[0],
-            dy.dtype, mask, coefficients.ctypes.data, coefficients.strides[0],
+            dy.dtype, g.mask, coefficients.ctypes.data, coefficients.strides[0],
             dx.ctypes.data + r * dx.strides[0], dx.dtype, past,
         )  # fmt: skip
 
 
 @kernel
-def _fill_table(gamma, beta, mean, var, eps, coefficients):
-    _fill_row(coefficients[MEAN], mean)
-    _affine_rows(gamma, beta, var, eps, coefficients[SCALE], coefficients[SHIFT])
+def _fill_table(affine, coefficients):
+    _affine_rows(affine, coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT])
 
 
 def batchnorm_table(gamma, beta, mean, var, eps, table):
-    """What a pass over rows of x needs: float32 table (COEFFICIENTS, C), as `conv2d_backward_input` reads it."""
-    channels = mean.size
-    check_array("batchnorm: table", table, (COEFFICIENTS, channels))
-    gamma, beta = optional("batchnorm: gamma", gamma, (channels,)), optional("batchnorm: beta", beta, (channels,))
-    _fill_table(gamma, beta, mean, var, float(eps), table)
+    """What a pass over rows of x needs: float32 table (COEFFICIENTS, C), as `conv2d_backward_input` reads it.
+
+    Cost: 3 flops a channel, of which one is a root.
+    """
+    check_array("batchnorm: table", table, (COEFFICIENTS, mean.size))
+    _fill_table(_affine(gamma, beta, mean, var, eps), table)
 
 
 @kernel(parallel=True)
-def _sums(rows, x, y, dy, mask, gamma, beta, mean, var, eps, dresidual, partial, coefficients, dgamma, dbeta):
-    _fill_table(gamma, beta, mean, var, eps, coefficients)
+def _sums(rows, g, affine, dresidual, partial, coefficients, dgamma, dbeta):
+    _fill_table(affine, coefficients)
     if rows > 0:  # else they are told
         for i in numba.prange(partial.shape[0]):
-            _sums_body(np.int64(i), rows, x, y, dy, mask, coefficients, dresidual, partial)
-    channels = mean.size
+            _sums_body(np.int64(i), rows, g, coefficients, dresidual, partial)
+    channels, pixels = affine.mean.size, g.x.size // affine.mean.size
     sum_g, sum_gx = np.zeros(channels), np.zeros(channels)
     _merge_sums(partial, sum_g, sum_gx)
     # dx = a*g + b*(x - mean) + c: a = gamma/std, b = -a * sum_gx / (std^2 * M), c = -a * sum_g / M
     factors = np.empty((3, channels), np.float32)
     for c in range(channels):
-        inverse = 1.0 / np.sqrt(var[c] + eps)
-        a = (gamma[c] if gamma.size else 1.0) * inverse / (x.size // channels)
-        factors[0, c] = a * (x.size // channels)
+        inverse = 1.0 / np.sqrt(affine.var[c] + affine.eps)
+        a = (affine.gamma[c] if affine.gamma.size else 1.0) * inverse / pixels
+        factors[0, c] = a * pixels
         factors[1, c] = -a * inverse * inverse * sum_gx[c]
         factors[2, c] = -a * sum_g[c]
-        if gamma.size:
+        if affine.gamma.size:
             dgamma[c] = sum_gx[c] * inverse
             dbeta[c] = sum_g[c]
     for k in range(3):
@@ -262,9 +295,9 @@ def _sums(rows, x, y, dy, mask, gamma, beta, mean, var, eps, dresidual, partial,
 
 
 @kernel(parallel=True)
-def _input_gradient(rows, x, y, dy, mask, coefficients, dx, past):
-    for i in numba.prange((x.shape[0] + rows - 1) // rows):
-        _input_gradient_body(np.int64(i), rows, x, y, dy, mask, coefficients, dx, past)
+def _input_gradient(rows, g, coefficients, dx, past):
+    for i in numba.prange((g.x.shape[0] + rows - 1) // rows):
+        _input_gradient_body(np.int64(i), rows, g, coefficients, dx, past)
 
 
 def batchnorm_backward(
@@ -286,6 +319,9 @@ def batchnorm_backward(
     sums : (parts, 2, C) float32, of g and of g * (x - mean) over some pixels each, as `conv2d_backward_input` tells
         them; dy is g then, relu False and dresidual None. None: x and dy are read for them
 
+    Cost: 4 flops an element for the sums, 5 for dx, in both 3 for the mask of a ReLU; reads x twice, dy twice, writes
+    dx. Behind a residual the mask is 1 flop of the sums, which read y too and write dresidual; dx is made of that in
+    place of dy. With sums reads x and dy once.
     Raises: TypeError, ValueError. Twin: reference.batchnorm_backward.
     """
     if not (gamma is None) == (dgamma is None) == (dbeta is None):
@@ -301,8 +337,6 @@ def batchnorm_backward(
         check_tensor(f"batchnorm: {name}", array, x.shape)
     dgamma = optional("batchnorm: dgamma", dgamma, (channels,))
     dbeta = optional("batchnorm: dbeta", dbeta, (channels,))
-    gamma = optional("batchnorm: gamma", gamma, (channels,))
-    beta = optional("batchnorm: beta", beta, (channels,))
     dresidual = optional_tensor("batchnorm: dresidual", dresidual, dy)
 
     shape = (-1, partial.shape[2])
@@ -314,8 +348,8 @@ def batchnorm_backward(
             raise ValueError("batchnorm: found sums and a ReLU or residual, expected dy to be what is behind them")
         check_array("batchnorm: sums", sums, (len(sums), 2, channels))
         summed, partial = 0, sums
-    _sums(summed, x, y, dy, mask, gamma, beta, mean, var, float(eps), dresidual, partial, coefficients, dgamma, dbeta)
+    affine, g = _affine(gamma, beta, mean, var, eps), Passed(x, y, dy, mask)
+    _sums(summed, g, affine, dresidual, partial, coefficients, dgamma, dbeta)
     if dresidual.size:  # holds g already, masked
-        mask, y, dy = ALL, y[:0], dresidual
-    past = int(goes_past(dx, dx.shape[1], x, dy, y))
-    _input_gradient(rows, x, y, dy, mask, coefficients, dx, past)
+        g = Passed(x, y[:0], dresidual, ALL)
+    _input_gradient(rows, g, coefficients, dx, int(goes_past(dx, dx.shape[1], x, g.dy, g.y)))

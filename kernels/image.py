@@ -59,6 +59,8 @@ def resample_normalize(image, box, mirror, mean, inverse_std, out):
     mean, inverse_std : (3,) float32, in units of 0..255
     out : (P, Q, 3) float32, overwritten
 
+    Cost: 2 flops a tap, 2 * max(scale, 1) taps down for each number of a line of the box, as many across for each of
+    an output line; reads the box, writes out.
     Raises: ValueError if a shape disagrees or the box leaves the picture, TypeError for another dtype.
     """
     _check(image, mean, inverse_std, out)
@@ -77,6 +79,7 @@ def transform_colors(out, matrix, offset):
     """out[p, q] = matrix @ out[p, q] + offset, in place: every linear change of colours in one pass.
 
     out : (P, Q, 3) float32; matrix (3, 3) and offset (3,) float32
+    Cost: 18 flops, 12 bytes read and 12 written a pixel.
     """
     if out.dtype != np.float32 or out.ndim != 3 or out.shape[2] != 3 or not out.flags.c_contiguous:
         raise ValueError(f"out is {out.dtype} {out.shape}, expected contiguous float32 (P, Q, 3)")
@@ -85,7 +88,10 @@ def transform_colors(out, matrix, offset):
 
 
 def mean_color(out):
-    """Mean over all pixels of (P, Q, 3) float32: (3,) float64, summed in the order of the pixels."""
+    """Mean over all pixels of (P, Q, 3) float32: (3,) float64, summed in the order of the pixels.
+
+    Cost: 3 flops and 12 bytes read a pixel.
+    """
     return _mean_color(out.reshape(-1, 3))
 
 

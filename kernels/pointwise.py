@@ -25,7 +25,10 @@ def _raise(chunk, x, low, y):
 
 
 def relu_forward(x, y):
-    """y = max(x, 0); same shape, y may be x. Raises: TypeError, ValueError. Twin: reference.relu_forward."""
+    """y = max(x, 0); same shape, y may be x. Raises: TypeError, ValueError. Twin: reference.relu_forward.
+
+    Cost: 1 flop an element; reads x, writes y.
+    """
     check_input("relu_forward: x", x)
     check_tensor("relu_forward: y", y, x.shape)
     _raise(CHUNK, x.reshape(-1), np.float32(0), y.reshape(-1))
@@ -34,7 +37,7 @@ def relu_forward(x, y):
 def convert(x, y):
     """y = x, rounded to nearest, ties to even, where y holds a narrower Number. Raises: TypeError, ValueError.
 
-    Twin: Number.narrow and Number.widen.
+    Cost: no flops; reads x, writes y. Twin: Number.narrow and Number.widen.
     """
     check_input("convert: x", x)
     check_tensor("convert: y", y, x.shape)
@@ -51,6 +54,7 @@ def _relu_backward(chunk, y, dy, dx):
 def relu_backward(y, dy, dx):
     """dx = dy where y > 0, else 0; y is the output of the forward pass, dx may be dy.
 
+    Cost: 1 flop an element; reads y, dy, writes dx.
     Raises: TypeError, ValueError. Twin: reference.relu_backward.
     """
     check_input("relu_backward: y", y)
@@ -69,6 +73,7 @@ def _add(chunk, a, b, low, y):
 def add_forward(a, b, y, relu=False):
     """y = a + b, then max(y, 0) if relu; y may be a or b.
 
+    Cost: 1 flop an element, 2 with relu; reads a, b, writes y.
     Raises: TypeError, ValueError. Twin: reference.add_forward.
     """
     check_input("add_forward: a", a)
@@ -78,7 +83,7 @@ def add_forward(a, b, y, relu=False):
 
 
 def accumulate(a, b):
-    """a += b. Raises: TypeError, ValueError."""
+    """a += b. Cost: 1 flop an element; reads a, b, writes a. Raises: TypeError, ValueError."""
     add_forward(a, b, a)
 
 
@@ -112,6 +117,7 @@ def dropout_forward(x, rate, keys, y, purpose=0):
     keys : (N,) uint64, from `sample_key`: the mask is a pure function of (keys[n] ^ purpose, j), so nothing is stored
     purpose : a number that tells layers apart
 
+    Cost: 1 flop and 8 integer operations of the hash an element; reads x, writes y.
     Raises: TypeError, ValueError. Twin: reference.dropout_forward.
     """
     check_input("dropout: x", x)
@@ -126,7 +132,10 @@ def dropout_forward(x, rate, keys, y, purpose=0):
 
 
 def dropout_backward(dy, rate, keys, dx, purpose=0):
-    """dx = dy / (1 - rate) where kept, else 0: the forward pass again, on the gradient. dx may be dy."""
+    """dx = dy / (1 - rate) where kept, else 0: the forward pass again, on the gradient. dx may be dy.
+
+    Cost: 1 flop and 8 integer operations an element; reads dy, writes dx.
+    """
     dropout_forward(dy, rate, keys, dx, purpose)
 
 
@@ -174,6 +183,7 @@ def bias_gradient(dy, db, workspace):
 
     Sums of a fixed partition in float32, added up in float64 in fixed order.
     workspace : flat float32, at least `bias_gradient_workspace(pixels, K)`.
+    Cost: 1 flop an element; reads dy, writes db.
     Raises: TypeError, ValueError. Twin: reference.bias_gradient.
     """
     check_input("bias_gradient: dy", dy)

@@ -85,6 +85,7 @@ def maxpool_forward(x, size, stride, pad, y, argmax):
     """y[n,p,q,c] = max over (r, s) of x[n,h,w,c]; argmax = r*size + s of the first maximum. Padding never wins.
 
     x : (N,H,W,C) and y : (N,P,Q,C) of a Number, argmax : (N,P,Q,C) uint8, both overwritten
+    Cost: size**2 comparisons an element of y; reads x, writes y, argmax.
     Raises: TypeError, ValueError. Twin: reference.maxpool_forward.
     """
     check_input("maxpool: x", x, 4)
@@ -120,6 +121,7 @@ def _maxpool_backward(dy, argmax, size, stride, pad, dx):
 def maxpool_backward(dy, argmax, size, stride, pad, dx):
     """dx[n,h,w,c] = sum of dy over the windows whose maximum was there; dx (N,H,W,C) overwritten.
 
+    Cost: (size/stride)**2 flops an element of dx; reads dy, argmax, writes dx.
     Raises: TypeError, ValueError. Twin: reference.maxpool_backward.
     """
     check_input("maxpool: dx", dx, 4)
@@ -156,6 +158,7 @@ def _avgpool_forward(x, size, stride, pad, y):
 def avgpool_forward(x, size, stride, pad, y):
     """y[n,p,q,c] = sum over (r, s) of x[n,h,w,c] / size**2, padding counted as zeros; y (N,P,Q,C) overwritten.
 
+    Cost: size**2 + 1 flops an element of y; reads x, writes y.
     Raises: TypeError, ValueError. Twin: reference.avgpool_forward.
     """
     check_input("avgpool: x", x, 4)
@@ -189,6 +192,7 @@ def _avgpool_backward(dy, size, stride, pad, dx):
 def avgpool_backward(dy, size, stride, pad, dx):
     """dx[n,h,w,c] = sum of dy over the windows that cover it / size**2; dx (N,H,W,C) overwritten.
 
+    Cost: (size/stride)**2 + 1 flops an element of dx; reads dy, writes dx.
     Raises: TypeError, ValueError. Twin: reference.avgpool_backward.
     """
     check_input("avgpool: dx", dx, 4)
@@ -218,6 +222,7 @@ def _global_avgpool_forward(x, y):
 def global_avgpool_forward(x, y):
     """y[n,c] = mean over h,w of x[n,h,w,c]; y (N,C) overwritten.
 
+    Cost: 1 flop an element of x; reads x, writes y.
     Raises: TypeError, ValueError. Twin: reference.global_avgpool_forward.
     """
     check_input("global_avgpool: x", x, 4)
@@ -244,6 +249,7 @@ def _global_avgpool_backward(dy, dx):
 def global_avgpool_backward(dy, dx):
     """dx[n,h,w,c] = dy[n,c] / (H*W); dx (N,H,W,C) overwritten.
 
+    Cost: 1 flop an element of dy; reads dy, writes dx.
     Raises: TypeError, ValueError. Twin: reference.global_avgpool_backward.
     """
     check_input("global_avgpool: dx", dx, 4)

@@ -191,6 +191,7 @@ def node_allreduce(words, entering, leaving, blocks, start, stop, sums, spins, p
     words : (2, 16) int32 or more, two meeting points; entering, leaving : the numbers of these two meetings
     phase : 0 at first; where the result is not 0 the others are late: call again with it
     One call and no more for the whole exchange of a node: for small messages the way into a kernel is what costs.
+    Cost: ranks - 1 flops, 4 * ranks bytes read and 4 written a number of [start, stop).
     """
     ranks = blocks.shape[0]
     entered, done = np.uintp(words[0].ctypes.data), np.uintp(words[1].ctypes.data)

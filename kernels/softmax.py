@@ -69,6 +69,7 @@ def softmax_cross_entropy(logits, labels, smoothing, scale, loss, dlogits, other
     loss : (N,) float32, overwritten
     dlogits : (N, K) of a Number, overwritten; may be logits
 
+    Cost: 6 flops and an exp an element; reads logits, writes dlogits, loss.
     Raises: TypeError, ValueError. Twin: reference.softmax_cross_entropy.
     """
     _check(logits, labels)
@@ -105,6 +106,7 @@ def rank_of_label(logits, labels, ranks):
 
     An image counts for top-1 where the rank is 0, for top-5 where it is < 5.
     logits : (N, K) float32; labels, ranks : (N,) int64, ranks overwritten
+    Cost: 1 to 2 comparisons an element; reads logits, writes ranks.
     Raises: TypeError, ValueError. Twin: reference.rank_of_label.
     """
     _check(logits, labels)

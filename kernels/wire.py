@@ -21,49 +21,55 @@ _TIMES, _OVER = np.float32(FP16_SCALE), np.float32(1 / FP16_SCALE)
 
 @kernel
 def accumulate_serial(x, y):
-    """x += y, flat float32 of equal size."""
+    """x += y, flat float32 of equal size. Cost: 1 flop, 8 bytes read and 4 written a number."""
     for i in range(x.size):
         x[i] += y[i]
 
 
 @kernel
 def encode_bf16(x, wire):
-    """wire = x as bf16 bits; x flat float32, wire uint16 of equal size."""
+    """wire = x as bf16 bits; x flat float32, wire uint16 of equal size. Cost: 4 bytes read, 2 written a number."""
     for i in range(x.size):
         wire[i] = narrow(np.uint16, x[i])
 
 
 @kernel
 def decode_bf16(wire, x):
-    """x = wire, bf16 bits."""
+    """x = wire, bf16 bits. Cost: 2 bytes read and 4 written a number."""
     for i in range(x.size):
         x[i] = widen(wire[i])
 
 
 @kernel
 def accumulate_bf16(x, wire):
-    """x = bf16(x) + wire: both addends rounded, so that the sum is the same whichever of them travelled."""
+    """x = bf16(x) + wire: both addends rounded, so that the sum is the same whichever of them travelled.
+
+    Cost: 1 flop, 6 bytes read and 4 written a number.
+    """
     for i in range(x.size):
         x[i] = widen(narrow(np.uint16, x[i])) + widen(wire[i])
 
 
 @kernel
 def encode_fp16(x, wire):
-    """wire = FP16_SCALE x as half bits; x flat float32, wire uint16 of equal size."""
+    """wire = FP16_SCALE x as half bits; x flat float32, wire uint16 of equal size.
+
+    Cost: 1 flop, 4 bytes read and 2 written a number.
+    """
     for i in range(x.size):
         wire[i] = narrow(np.int16, x[i] * _TIMES)
 
 
 @kernel
 def decode_fp16(wire, x):
-    """x = wire / FP16_SCALE, half bits."""
+    """x = wire / FP16_SCALE, half bits. Cost: 1 flop, 2 bytes read and 4 written a number."""
     for i in range(x.size):
         x[i] = widen(np.int16(wire[i])) * _OVER
 
 
 @kernel
 def accumulate_fp16(x, wire):
-    """x = fp16(x) + wire, as accumulate_bf16."""
+    """x = fp16(x) + wire, as accumulate_bf16. Cost: 4 flops, 6 bytes read and 4 written a number."""
     for i in range(x.size):
         x[i] = widen(narrow(np.int16, x[i] * _TIMES)) * _OVER + widen(np.int16(wire[i])) * _OVER
 
@@ -74,6 +80,7 @@ def encode_int8(x, residual, edges, coded):
 
     edges: int64, ascending, where blocks begin, and where the last one ends; the first is that of x[0]. coded: uint8,
     for each block the exponent of its scale and a code for each number: x.size + edges.size - 1 bytes.
+    Cost: 6 flops, 8 bytes read and 5 written a number.
     """
     sums, scales = np.empty(INT8_BLOCK, np.float32), np.empty(2, np.float32)
     sum_bits, scale_bits = sums.view(np.int32), scales.view(np.int32)
@@ -103,7 +110,7 @@ def encode_int8(x, residual, edges, coded):
 
 @kernel
 def decode_int8(coded, edges, x):
-    """x = coded, as `encode_int8` left it."""
+    """x = coded, as `encode_int8` left it. Cost: 1 flop, 1 byte read and 4 written a number."""
     scales = np.empty(1, np.float32)
     scale_bits = scales.view(np.int32)
     for block in range(edges.size - 1):

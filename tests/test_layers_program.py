@@ -1,5 +1,8 @@
 """A program: what is fused and what is not, that results do not depend on it, and where its tensors lie."""
 
+import re
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -21,7 +24,8 @@ from knltrain.layers import (
     Tensor,
     fuse,
 )
-from knltrain.models import Model, build, model
+from knltrain.layers.program import MEMORY
+from knltrain.models import Model, build, declare, model
 
 BATCH, SHAPE = 4, (9, 8, 3)
 
@@ -198,3 +202,23 @@ def test_models__of_the_same_layers_do_not_disturb_each_other():
     one.forward()
     one.backward()
     assert all((p.dw == b).all() for p, b in zip(one.parameters.parameters, before, strict=True))
+
+
+COST = re.compile(r"Cost: [^;]*;\s+reads\s([\w\s,]+),\s+writes\s([\w\s,]+)[.;]")
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet50", "every layer"])
+def test_kernels_bound_by_memory__say_in_their_docstrings_what_programs_count(name):
+    layers, shape = (_network(between=True), SHAPE) if name == "every layer" else build(name)
+    ops = [op for op in declare(layers, shape).ops if op.kind == MEMORY]
+    assert len({op.name for op in ops}) > 3
+    for op in ops:
+        if "residual" in op.reads or "dresidual" in op.writes:
+            continue  # which the sentence tells of behind it
+        for said, counted in zip(COST.search(op.kernel.__doc__).groups(), (0, 1), strict=True):
+            passes = op.passes or ((tuple(op.reads), tuple(op.writes)),)
+            found = Counter(name for one in passes for name in one[counted])
+            words = re.findall(r"(\w+)( twice)?", said)
+            told = Counter({name: 2 if twice else 1 for name, twice in words if name in op.reads | op.writes})
+            of_channels = {"dgamma", "dbeta"}
+            assert told == Counter({n: c for n, c in found.items() if n not in of_channels}), (op.name, said)
