@@ -1,7 +1,7 @@
 """How tiles cover an image: whole ones, and smaller ones at its lower and right edge, which use a part of the points.
 
-With m = 4 outputs on a side of a tile, 13 x 13 are 3 x 3 whole tiles, 3 of 4 x 1 at either edge and one of 1 x 1: 441
-products in place of 576. For filters of 5 x 5, m = 2, they save too little, and whole tiles stick out.
+With 4 x 4 outputs a tile, 13 x 13 are 3 x 3 whole tiles, 3 of 4 x 1 at either edge and one of 1 x 1: 441 products in
+place of 576. For filters of 5 x 5 that would save too little, and whole tiles stick out.
 
 Each kind of tile is a grid of its own. A tile's long axis comes first in its form, so that those at the lower edge are
 turned over: the order of taps says so, and no transform has to know.
@@ -19,35 +19,41 @@ def _cut(length, m, lengths):
     return (whole + 1, 0) if last == m else (whole, last)
 
 
+def _kinds(height, width, m, lengths):
+    """Of each kind of tile: where its first one begins, in whole tiles; how many there are; outputs of one."""
+    (down, low), (across, right) = (_cut(length, m, lengths) for length in (height, width))
+    corner = max(low, right) if low and right else 0  # a little sticks out there if the two differ
+    yield (0, 0), (down, across), (m, m)
+    yield (0, across), (down, 1), (m, right)
+    yield (down, 0), (1, across), (low, m)
+    yield (down, across), (1, 1), (corner, corner)
+
+
+def _taps(side, r, outputs):
+    """Inputs (i, j), points and outputs (i, j) of a tile with `outputs` on its two axes, in the order of its form."""
+    rows, columns = outputs
+    inputs = [(a, b) for a in range(rows + r - 1) for b in range(columns + r - 1)]
+    pixels = [(a, b) for a in range(rows) for b in range(columns)]
+    if rows < columns:  # turned over
+        inputs, pixels = (sorted(taps, key=lambda tap: tap[::-1]) for taps in (inputs, pixels))
+    down, across = (PLACES[side][count + r - 1] for count in outputs)
+    return inputs, [side * down[a] + across[b] for a, b in inputs], pixels
+
+
 def tile_grids(shape, read, written, pad, channels) -> list:
     """Pairs of grids of tiles of `written`, each of whose pixels (0, 0) reads (-pad, -pad) of `read`.
 
     read, written: shape and Number of a tensor. A tap of what is read has the number of its point.
     """
     side, r, m = shape.side, shape.w[0], shape.side + 1 - shape.w[0]
-    (read, number), (written, y_number) = read, written
-    (height, rest_i), (width, rest_j) = (_cut(length, m, lengths(side, r)) for length in written[1:3])
-    corner = max(rest_i, rest_j) if rest_i and rest_j else 0  # a little sticks out there if the two differ
-    kinds = [
-        ((0, 0), (height, width), (m, m), False),
-        ((0, width), (height, 1), (m, rest_j), False),
-        ((height, 0), (1, width), (m, rest_i), True),
-        ((height, width), (1, 1), (corner, corner), False),
-    ]
-    grids = []
-    for (i, j), sides, (long, short), turned in kinds:
-        if min(*sides, short) == 0:
-            continue
-        form = FORMS.index((side, r, long, short))
-        places = [(a, b) for a in range(long + r - 1) for b in range(short + r - 1)]
-        points = [(PLACES[side][long + r - 1][a], PLACES[side][short + r - 1][b]) for a, b in places]
-        outputs = [(a, b) for a in range(long) for b in range(short)]
-        if turned:
-            places, points, outputs = ([(b, a) for a, b in pairs] for pairs in (places, points, outputs))
-        i, j = i * m, j * m
-        reads = [(i + a - pad, j + b - pad, side * p + q) for (a, b), (p, q) in zip(places, points, strict=True)]
-        writes = [(i + a, j + b, 0) for a, b in outputs]
-        common = *channels, shape.groups
-        reads = make_grid(sides, m, image(read, number), common, reads, form)
-        grids.append((reads, make_grid(sides, m, image(written, y_number), common, writes, form)))
-    return grids
+    channels, pairs = (*channels, shape.groups), []
+    for first, sides, outputs in _kinds(*written[0][1:3], m, lengths(side, r)):
+        if min(*sides, *outputs) > 0:
+            form = FORMS.index((side, r, max(outputs), min(outputs)))
+            inputs, points, pixels = _taps(side, r, outputs)
+            i, j = (m * place for place in first)
+            reads = [(i + a - pad, j + b - pad, point) for (a, b), point in zip(inputs, points, strict=True)]
+            writes = [(i + a, j + b, 0) for a, b in pixels]
+            tensors = (read, reads), (written, writes)
+            pairs.append(tuple(make_grid(sides, m, image(*tensor), channels, taps, form) for tensor, taps in tensors))
+    return pairs
