@@ -16,7 +16,18 @@ from knltrain.comm import Reducer, Serial, Shares
 from knltrain.comm.split import group_sizes
 from knltrain.comm.tree import joins
 from knltrain.data.synthetic import Synthetic
-from knltrain.kernels import NORM_CHUNK, digest, number_named
+from knltrain.kernels import (
+    FP32,
+    NORM_CHUNK,
+    aligned_zeros,
+    conv2d_backward_input,
+    conv2d_forward,
+    conv2d_pack,
+    conv2d_pack_transposed,
+    conv2d_plan,
+    digest,
+    number_named,
+)
 from knltrain.layers import Linear, ReLU, Sequential
 from knltrain.models import Among, Model
 from knltrain.models.state import load, state
@@ -216,6 +227,31 @@ def test_sharded__is_the_layer(precision, depth, width, shards):
     off = 0.02 if precision == "bf16" else 1e-5  # y is rounded, and w too where pairs are multiplied
     np.testing.assert_allclose(found[some][0].reshape(3, width), terms[0], rtol=off, atol=off)
     assert np.array_equal(found[some][1], found[whole][1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("depth", "width"), [(96, 64), (298, 33), (2304, 40)])
+def test_sharded__images_of_all_members_at_once_are_those_of_each(precision, depth, width):
+    """An element of y and of dx is one sum, in an order that does not depend on how many images there are."""
+    number, rng, found = number_named(precision), np.random.default_rng(depth), []
+    x, dy = (number.narrow(rng.standard_normal((150, 1, 1, n)).astype(np.float32)) for n in (depth, width))
+    w = rng.standard_normal((1, 1, depth, width)).astype(np.float32)
+    for images in (3, 150):
+        plan = conv2d_plan((images, 1, 1, depth), w.shape, number=number, y_number=FP32)
+        packed, packed_t = (np.zeros(size, m.panels.dtype) for size, m in (
+            (plan.packed_size, plan.forward), (plan.packed_t_size, plan.backward_input)
+        ))  # fmt: skip
+        if not plan.unpacked:
+            conv2d_pack(plan, w, packed)
+            conv2d_pack_transposed(plan, w, packed_t)
+        y, dx = np.empty((150, 1, 1, width), np.float32), np.empty_like(x)
+        workspace = aligned_zeros(plan.workspace_size)
+        for at in range(0, 150, images):
+            own = slice(at, at + images)
+            conv2d_forward(plan, x[own], w if plan.unpacked else packed, None, y[own], workspace)
+            conv2d_backward_input(plan, dy[own], w if plan.unpacked else packed_t, dx[own])
+        found.append((y, dx))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*found, strict=True))
 
 
 def _slice(rows):

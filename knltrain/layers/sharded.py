@@ -69,13 +69,7 @@ class ShardedDense:
         self.dtype, units = shape.number.dtype, self.depth // STEP
         edges = [units * shard // count * STEP for shard in range(count)]
         self.rows = [range(start, stop) for start, stop in pairwise([*edges, self.depth])]
-        sizes = {n: ((self.images, 1, 1, n), (1, 1, n, self.width)) for n in map(len, self.rows)}
-        self.plans = {n: conv2d_plan(*both, number=shape.number, y_number=FP32) for n, both in sizes.items()}
-        self.workspace, self.packed = (
-            aligned_zeros(max(max(sizes(plan)) for plan in self.plans.values()))
-            for sizes in (lambda plan: (plan.workspace_size,), lambda plan: (plan.packed_size, plan.packed_t_size))
-        )
-        self.spare = np.empty((count.bit_length(), self.images * self.width), np.float32)
+        self.number_type = shape.number
         self.share(1, 0, lambda what, out, into: None)
 
     def share(self, size: int, number: int, swap: Swap, slots: int = 1, slot: Callable[[], int] = lambda: 0):
@@ -88,6 +82,14 @@ class ShardedDense:
         self.number, self.own, self.swap, self.slot = number, members[number], swap, slot
         self.cuts = [range(self.rows[m[0]].start, self.rows[m[-1]].stop) for m in members]
         own, (n, k) = len(self.cuts[number]), (self.images, self.width)
+        sizes = {rows: ((size * n, 1, 1, rows), (1, 1, rows, k)) for rows in map(len, self.rows)}
+        self.plans = {rows: conv2d_plan(*both, number=self.number_type, y_number=FP32) for rows, both in sizes.items()}
+        self.workspace, self.packed = (
+            aligned_zeros(max(max(sizes(plan)) for plan in self.plans.values()))
+            for sizes in (lambda plan: (plan.workspace_size,), lambda plan: (plan.packed_size, plan.packed_t_size))
+        )
+        self.spare = np.empty((each.bit_length(), size * n * k), np.float32)
+        self.some = np.empty((size, n * max(map(len, self.rows))), self.dtype)
         self.held = np.empty((slots, size, n * own), self.dtype)  # lives until dw is made
         self.back = np.empty((size, n * own), self.dtype)
         self.travel = [np.empty(n * len(cut), self.dtype) for cut in self.cuts]
@@ -109,8 +111,7 @@ class ShardedDense:
         for shard, rows in enumerate(self.rows):
             np.copyto(self.columns(out[self._member(shard)], shard), x[:, rows.start : rows.stop])
         self.swap("inputs", out, held)
-        for x_columns, total in zip(held, self.sums, strict=True):
-            self._sum(x_columns, w, self.own, total, 0)
+        self._sum(held, w, self.own, self.sums.reshape(-1), 0)
         self.terms[self.number] = self.sums[self.number]
         self.swap("outputs", self.sums, self.terms)
         total = _folded(list(self.terms)).reshape(self.images, self.width)
@@ -120,12 +121,13 @@ class ShardedDense:
 
     def sharded_backward_input(self, dy, w, dx):
         """dx (N, 1, 1, C) = dy (N, 1, 1, K) w^T. Collective in the group, whose `dys` are there."""
-        dys = [dy] if self.dys is None else self.dys
-        for one, columns in zip(dys, self.back, strict=True):
-            for shard in self.own:
-                plan, weights = self._weights(w, shard, True)
-                out = self.columns(columns, shard).reshape(plan.x_shape)
-                conv2d_backward_input(plan, one.reshape(plan.y_shape), weights, out)
+        dys = dy if self.dys is None else self.dys
+        for shard in self.own:
+            plan, weights = self._weights(w, shard, True)
+            made = self._of_all(shard)
+            conv2d_backward_input(plan, dys.reshape(plan.y_shape), weights, made.reshape(plan.x_shape))
+            for columns, part in zip(self.back, made, strict=True):
+                self.columns(columns, shard)[...] = part
         self.travel[self.number][...] = self.back[self.number]
         self.swap("gradients of inputs", self.back, self.travel)
         dx = dx.reshape(self.images, self.depth)
@@ -135,18 +137,25 @@ class ShardedDense:
     def _member(self, shard: int) -> int:
         return shard * len(self.cuts) // len(self.rows)
 
-    def _sum(self, x, w, shards: range, total, level: int):
-        """total (N K) = the sum over a power of two of neighbouring shards."""
+    def _of_all(self, shard: int) -> np.ndarray:
+        """Room for columns of a shard, of all members: (members, N, columns)."""
+        columns = len(self.rows[shard])
+        return self.some.reshape(-1)[: len(self.cuts) * self.images * columns].reshape(-1, self.images, columns)
+
+    def _sum(self, held, w, shards: range, total, level: int):
+        """total (members N K) = the sum over a power of two of neighbouring shards."""
         if len(shards) > 1:
             half, spare = len(shards) // 2, self.spare[level]
-            self._sum(x, w, shards[:half], total, level + 1)
-            self._sum(x, w, shards[half:], spare, level + 1)
+            self._sum(held, w, shards[:half], total, level + 1)
+            self._sum(held, w, shards[half:], spare, level + 1)
             accumulate(total, spare)
             return
         plan, weights = self._weights(w, shards[0], False)
-        columns = self.columns(x, shards[0]).reshape(plan.x_shape)
+        x = self._of_all(shards[0])
+        for own, columns in zip(x, held, strict=True):
+            own[...] = self.columns(columns, shards[0])
         y, workspace = total.reshape(plan.y_shape), self.workspace[: plan.workspace_size]
-        conv2d_forward(plan, columns, weights, None, y, workspace)
+        conv2d_forward(plan, x.reshape(plan.x_shape), weights, None, y, workspace)
 
     def _weights(self, w, shard: int, backward: bool):
         """The plan of a shard, and its weights as the kernel of that direction wants them."""
