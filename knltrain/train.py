@@ -35,9 +35,9 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         sweep()
     data, val = open_data(recipe, comm)
     _phase(observers, "shards")
-    plan = legs(recipe, len(data))
-    total, check_every = plan[-1].stop, recipe.comm.check_every_steps
-    journal, boards = told.journal_of(recipe, plan, life, comm, screen, (len(data), len(val)))
+    route = legs(recipe, len(data))
+    total, check_every = route[-1].stop, recipe.comm.check_every_steps
+    journal, boards = told.journal_of(recipe, route, life, comm, screen, (len(data), len(val)))
     observers = [*observers, Tracer(run_dir, comm, traced_steps(recipe.run.trace)), journal, boards, Gauge(comm, total)]
     observers.append(Balance(comm, recipe.run.shares == "measured"))
 

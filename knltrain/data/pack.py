@@ -28,7 +28,7 @@ import numpy as np
 from ..claims.text import counted
 from ..claims.whole import put
 from .decode import DecodeError, require_decoder, to_stored
-from .plan import Packing, make_plan
+from .packing import Packing, make_plan
 from .progress import Progress, on_first_rank
 from .ranks import from_first
 from .shards import Row, Shard, ShardError, finish_shard, write_shard
