@@ -23,7 +23,7 @@ from knltrain.recipe.config import Comm
 ROUND = dict.fromkeys(KNOWN, 1.0) | {  # a machine to calculate by hand with
     "node.cores": 10.0, "node.core_gflops": 10.0, "node.core_bf16_gflops": 20.0, "node.memory_gb_s": 50.0,
     "node.core_memory_gb_s": 10.0, "node.cache_mb": 0.001, "node.call_us": 0.0, "node.fork_us": 0.0,
-    "program.exchange_cycles": 0.0, "network.latency_us": 1.0, "network.gb_s": 1.0,
+    "program.exchange_cycles": 0.0, "program.exchange_us": 0.0, "network.latency_us": 1.0, "network.gb_s": 1.0,
 }  # fmt: skip
 MACHINE = Machine("round", numbers=ROUND)
 

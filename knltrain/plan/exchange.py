@@ -12,7 +12,7 @@ fully connected layers, each of weights (C, K), B images in all, P nodes, groups
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..bench.rings import predicted
@@ -75,11 +75,13 @@ def sum_seconds(nbytes: float, machine: Machine, scheme: Scheme) -> tuple[float,
     even, parts = nodes & (nodes - 1) == 0 and not scheme.parts, scheme.parts or 1
     name = ("halving" if even else "direct") if share > SMALL_BYTES else "doubling" if even else "tree"
     core = predicted(name, nodes, share, Curve(0.0, 1e9 * machine.core_ghz), parts) * machine.exchange_cycles
-    return inside + core, predicted(name, nodes, share, link(machine, ranks), parts) - core
+    wire = predicted(name, nodes, share, link(machine, ranks), parts) - core
+    return inside + core + 1e-6 * machine.exchange_us, wire
 
 
 def bucket_size(total_bytes: float, machine: Machine, scheme: Scheme) -> int:
-    """As `Reducer` chooses it, from the curve of its exchanges."""
+    """As `Travel` chooses it, from the curve of its exchanges before anything is computed."""
+    machine = replace(machine, numbers=machine.numbers | {"program.exchange_us": 0.0})
     small, large = (sum(sum_seconds(n, machine, scheme)) for n in (1 << 17, 1 << 22))
     slope = max((large - small) / ((1 << 22) - (1 << 17)), 1e-15)
     return Curve(max(small - slope * (1 << 17), 1e-7), 1 / slope).bucket_bytes(total_bytes)

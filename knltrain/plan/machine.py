@@ -33,6 +33,7 @@ RULES = {
     "storage.read_gb_s": Rule("GB/s that a node reads of pictures", float, above=0, most=1e4),
     "storage.write_gb_s": Rule("GB/s that one node writes of a checkpoint", float, above=0, most=1e4),
     "program.exchange_cycles": Rule("clock cycles of a core for each byte it sends and sums", float, most=1e3),
+    "program.exchange_us": Rule("us of a core for each sum between nodes, besides its bytes", float, most=1e6),
     "program.node_sum": Rule("share of memory_gb_s that a sum in shared memory reaches", float, **_SHARE),
     "program.reader_images_ghz": Rule("JPEG pictures/s of a reader thread and GHz", float, above=0, most=1e5),
 }

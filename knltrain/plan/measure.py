@@ -10,6 +10,7 @@ allreduce between nodes took may be given, the rest is `extends`.
 import json
 import os
 import statistics
+import threading
 import time
 from collections import defaultdict
 from functools import partial
@@ -36,6 +37,7 @@ STREAM_BYTES = 64 << 20
 SMALL_S = 2e-6  # of roofline: a call of such an op is nothing but a call
 CACHE_SIZES = [1 << k for k in range(17, 27)]  # bytes
 SUM_BYTES, SUMS = 1 << 25, 8  # larger than caches, as the gradients of a step are
+BUCKETS, ROUNDS = (1 << 18, 1 << 22), 20_000  # bytes; of products, about 100 us
 BASE = "skx8160"  # for what is not measured
 
 
@@ -96,7 +98,7 @@ def ceilings(comm) -> dict[str, float]:
     forked = least(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter)
     set_threads(1)
     alone = least(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter)
-    rounds = 100_000
+    rounds = 5 * ROUNDS
     peak = fma_peak(rounds) / least(lambda: fma_peak(rounds), PEAKS)
     core = copy_rate(ceiling, STREAM_BYTES)
     rates = {size: copy_rate(ceiling, size) for size in CACHE_SIZES}
@@ -113,20 +115,42 @@ def ceilings(comm) -> dict[str, float]:
 
 
 def sums(comm, memory_gb_s: float) -> dict[str, float]:
-    """What a sum over these ranks costs: in shared memory, and by messages as between nodes."""
+    """What a sum over these ranks costs: in shared memory, and a core that computes, by messages as between nodes."""
     if comm.size == 1:
         return {}
-    seconds, ghz = [], load_machine(BASE).core_ghz
-    for nodes in (1, comm.size):
-        block = make_block(Links(comm, pretended_nodes=nodes), SUM_BYTES // 4)
-        ((_, taken),) = curve_points(partial(block.allreduce, 0, SUM_BYTES // 4), [SUM_BYTES], comm.gather, SUMS)
-        seconds.append(taken)
+    block = make_block(Links(comm, "hierarchical"), SUM_BYTES // 4)
+    ((_, taken),) = curve_points(partial(block.allreduce, 0, SUM_BYTES // 4), [SUM_BYTES], comm.gather, SUMS)
+    found = {"program.node_sum": min((comm.size + 1) * SUM_BYTES / (1e9 * memory_gb_s) / taken, 2.0)}
+    if not comm.threads_may_call:
+        return found
+    block = make_block(Links(comm, pretended_nodes=comm.size), BUCKETS[1] // 4)
+    small, large = (beside_computing(comm, block, nbytes) for nbytes in BUCKETS)
+    rate = max(0.0, large - small) / (BUCKETS[1] - BUCKETS[0])
     name = "halving" if comm.size & (comm.size - 1) == 0 else "direct"
-    moved = (comm.size + 1) * SUM_BYTES / (1e9 * memory_gb_s)
-    return {
-        "program.node_sum": min(moved / seconds[0], 2.0),
-        "program.exchange_cycles": seconds[1] / predicted(name, comm.size, SUM_BYTES, Curve(0.0, 1e9 * ghz)),
-    }
+    cycle = predicted(name, comm.size, 1, Curve(0.0, 1e9 * load_machine(BASE).core_ghz))
+    cycles, once = rate / cycle, max(0.0, small - rate * BUCKETS[0])
+    return found | {"program.exchange_cycles": cycles, "program.exchange_us": 1e6 * once}
+
+
+def beside_computing(comm, block, nbytes: int) -> float:
+    """CPU seconds of the slowest rank that a sum of so many bytes adds to what a core computes meanwhile."""
+    alone = least(lambda: fma_peak(ROUNDS), PEAKS)
+
+    def exchange():
+        for _ in range(SUMS):
+            block.allreduce(0, nbytes // 4)
+
+    added = []
+    for _ in range(SUMS):
+        thread, calls = threading.Thread(target=exchange), 0
+        comm.barrier()
+        begin = time.process_time()
+        thread.start()
+        while thread.is_alive():
+            fma_peak(ROUNDS)
+            calls += 1
+        added.append((time.process_time() - begin - calls * alone) / SUMS)
+    return max(comm.gather(min(added)))
 
 
 def copy_rate(ceiling: Ceiling, nbytes: int, clock=time.thread_time) -> float:
