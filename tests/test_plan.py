@@ -289,6 +289,7 @@ def test_simulated_step__sums_to_its_whole(capsys):
         (["plan", "alexnet_bn_32k_lars", "--on", "sky8160"], "did you mean skx8160"),
         (["plan", "alexnet_bn_32k_lar"], "did you mean the published alexnet_bn_32k_lars"),
         (["plan", "alexnet_bn_32k_lars", "--nodes", "1024"], "512 slots"),
+        (["plan", "--measure", "/nowhere/here.toml"], "found no folder /nowhere"),
         (["bench", "step", "--cores", "68"], "expected --machine"),
         (["bench", "step", "--cores", "99", "--machine", "knl7250"], "has 68 cores"),
     ],

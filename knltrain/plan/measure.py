@@ -69,8 +69,10 @@ def least(run, looks: int, clock=time.thread_time) -> float:
 def measure(path: Path, comm, allreduce: Path | None = None) -> str:
     """Write the file of this machine to `path`, by rank 0; returns a line. allreduce: rows of `bench allreduce --json`.
 
-    Collective. Raises ValueError for rows that are no such thing.
+    Collective. Raises ValueError for rows that are no such thing, or where there is no folder for the file.
     """
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: found no folder {path.absolute().parent}; expected one for the machine file")
     link = read_link(allreduce) if allreduce else {}
     numbers = ceilings(comm)
     rough = Machine("rough", numbers=dict.fromkeys(KNOWN, 1.0) | numbers | {"node.call_us": 0.0, "node.fork_us": 0.0})
