@@ -156,14 +156,12 @@ def _differ_in_signs(rows):
 
 
 @intrinsic
-def transform(
-    typing, what, width, form, like, kind, sources, source_pitch, shift, targets, target_pitch, target_shift, vectors
-):
+def transform(typing, what, width, form, like, kind, sources, targets, vectors):
     """Y = L X R^T for `vectors` vectors of V floats side by side; L and R for `what`, of the axes of a tile of `form`.
 
-    like: dtype of the tensors that are convolved, whose tiles these are. sources: address of the address of X[0, 0], of
-    dtype `kind`; that of X[i, j], number t of X in rows, stands t * source_pitch bytes on. `shift` bytes are added to
-    each address. The same for Y, float32, and targets.
+    like: dtype of the tensors that are convolved, whose tiles these are. sources: (table, pitch, shift): the address of
+    X[i, j], of dtype `kind`, number t of X in rows, stands at table + t * pitch; to it `shift` is added, all in bytes.
+    targets: the same for Y, float32.
     """
     constants = literals(what, width)
     if constants is None:
@@ -175,24 +173,26 @@ def transform(
             cases.setdefault(repr(axes), (axes, []))[1].append(number)
 
     def codegen(context, builder, sig, args):
-        form_, _, _, sources_, source_pitch_, shift_, targets_, target_pitch_, target_shift_, vectors_ = args[2:]
+        form_, _, _, sources_, targets_, vectors_ = args[2:]
+        sources_, targets_ = (cgutils.unpack_tuple(builder, table) for table in (sources_, targets_))
         sums, stored = _Sums(builder, constants[1]), Lanes(builder, constants[1], number_type(kind))
 
-        def place(table, pitch, number, offset):
-            return builder.add(load_address(builder, builder.add(table, times(builder, pitch, number)), 0), offset)
+        def place(where, number, offset):
+            table, pitch, shift = where
+            address = load_address(builder, builder.add(table, times(builder, pitch, number)), 0)
+            return builder.add(address, builder.add(shift, offset))
 
         def emit(left, right):
             p, q = len(left[0]), len(right[0])
             with cgutils.for_range(builder, vectors_) as loop:
-                here = builder.add(shift_, times(builder, loop.index, stored.bytes))
-                there = builder.add(target_shift_, times(builder, loop.index, sums.bytes))
+                here, there = (times(builder, loop.index, lanes.bytes) for lanes in (stored, sums))
                 half = []  # L X, column by column
                 for j in range(q):
-                    column = [place(sources_, source_pitch_, i * q + j, here) for i in range(p)]
+                    column = [place(sources_, i * q + j, here) for i in range(p)]
                     half.append(sums.times(left, [stored.load(x) for x in column]))
                 for i in range(len(left)):
                     for j, value in enumerate(sums.times(right, [column[i] for column in half])):
-                        sums.store(value, place(targets_, target_pitch_, i * len(right) + j, there))
+                        sums.store(value, place(targets_, i * len(right) + j, there))
 
         end = builder.append_basic_block("transformed")
         switch = builder.switch(form_, end)
@@ -206,4 +206,5 @@ def transform(
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(what, width, types.int64, like, kind, *([types.int64] * 7)), codegen
+    table = types.UniTuple(types.int64, 3)
+    return types.void(what, width, types.int64, like, kind, table, table, types.int64), codegen

@@ -70,10 +70,9 @@ def _transform_inputs(group, job, part, sources, v):
     depth, form, count, to = part.geometry[DEPTH], part.geometry[FORM], part.count, at_points(v, part.taps)
     shift, start = group * depth * job.x.itemsize, v.ctypes.data
     for t in range(count):
-        transform(
-            INPUT, V, form, job.x.dtype, job.x.dtype, sources.ctypes.data + 8 * t, 8 * count, shift,
-            to.ctypes.data, 8, start + t * depth * F32_BYTES, depth // V,
-        )  # fmt: skip
+        pixels = sources.ctypes.data + 8 * t, 8 * count, shift
+        points = to.ctypes.data, 8, start + t * depth * F32_BYTES
+        transform(INPUT, V, form, job.x.dtype, job.x.dtype, pixels, points, depth // V)
 
 
 @inlined
@@ -102,10 +101,8 @@ def _transform_outputs(job, part, p, c_rows, target, vectors):
     """Rows of C from `target` on = A^T p A."""
     count, sources, start, form = c_rows.shape[1], at_points(p, part.taps), p.ctypes.data, part.geometry[FORM]
     for t in range(count):
-        transform(
-            OUTPUT, V, form, job.x.dtype, p.dtype, sources.ctypes.data, 8, start + t * ROW,
-            c_rows.ctypes.data + 8 * t, 8 * count, target, vectors,
-        )  # fmt: skip
+        points, pixels = (sources.ctypes.data, 8, start + t * ROW), (c_rows.ctypes.data + 8 * t, 8 * count, target)
+        transform(OUTPUT, V, form, job.x.dtype, p.dtype, points, pixels, vectors)
 
 
 @inlined
@@ -175,10 +172,9 @@ def _filter_task(task, w, groups, transposed, form, points, like, out):
             pack_rows(w.dtype, np.float32, source, pitch, count, valid, panel, 0)
         sources[taps - 1 - t if transposed else t] = t * FILTER_ROWS * ROW
     for row in range(count):
-        here, there = panels.ctypes.data + row * ROW, out.ctypes.data + row * ROW
-        transform(
-            FILTER, V, form, like.dtype, panels.dtype, sources.ctypes.data, 8, here, targets.ctypes.data, 8, there, NV
-        )  # fmt: skip
+        taps = sources.ctypes.data, 8, panels.ctypes.data + row * ROW
+        places = targets.ctypes.data, 8, out.ctypes.data + row * ROW
+        transform(FILTER, V, form, like.dtype, panels.dtype, taps, places, NV)
 
 
 @kernel(parallel=True)

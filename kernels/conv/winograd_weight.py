@@ -64,10 +64,9 @@ def _transform_inputs(job, part, geometry, taps, count, sources, v):
     to, form, pitch = at_points(v, taps), geometry[FORM], sources.strides[0]
     shift, start = (part.group * geometry[DEPTH] + part.c_lo) * job.x.itemsize, v.ctypes.data
     for t in range(count):
-        transform(
-            INPUT, V, form, job.x.dtype, job.x.dtype, sources.ctypes.data + 8 * t, pitch, shift,
-            to.ctypes.data, 8, start + t * part.channels * F32_BYTES, part.channels // V,
-        )  # fmt: skip
+        pixels = sources.ctypes.data + 8 * t, pitch, shift
+        points = to.ctypes.data, 8, start + t * part.channels * F32_BYTES
+        transform(INPUT, V, form, job.x.dtype, job.x.dtype, pixels, points, part.channels // V)
 
 
 @inlined
@@ -78,10 +77,9 @@ def _transform_gradients(job, part, geometry, taps, count, sources, g):
     for t in range(count):
         for k in range(part.k_lo, part.k_hi, BLOCK):
             there = start + ((k - part.k_lo) // BLOCK * most + t) * ROW
-            transform(
-                GRADIENT, V, form, job.x.dtype, job.dy.dtype, sources.ctypes.data + 8 * t, pitch,
-                (first + k) * job.dy.itemsize, to.ctypes.data, 8, there, min(BLOCK, part.k_hi - k) // V,
-            )  # fmt: skip
+            pixels = sources.ctypes.data + 8 * t, pitch, (first + k) * job.dy.itemsize
+            points, vectors = (to.ctypes.data, 8, there), min(BLOCK, part.k_hi - k) // V
+            transform(GRADIENT, V, form, job.x.dtype, job.dy.dtype, pixels, points, vectors)
 
 
 @inlined
@@ -116,10 +114,8 @@ def _finish(job, part, sums):
         for c in range(part.channels):
             here = sums.ctypes.data + ((k - part.k_lo) // BLOCK * part.channels + c) * ROW
             there = part.out + (part.c_lo + c) * pitch + shift
-            transform(
-                WEIGHT, V, form, job.x.dtype, sums.dtype, sources.ctypes.data, 8, here,
-                targets.ctypes.data, 8, there, vectors,
-            )  # fmt: skip
+            points, taps = (sources.ctypes.data, 8, here), (targets.ctypes.data, 8, there)
+            transform(WEIGHT, V, form, job.x.dtype, sums.dtype, points, taps, vectors)
 
 
 @inlined
