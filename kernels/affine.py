@@ -16,7 +16,8 @@ from .number import FP32
 
 AT_ONCE = 2 * V  # numbers
 COEFFICIENTS = 6  # rows of a table
-MEAN, SCALE, SHIFT = 0, 4, 5  # rows of the table: what x is normalized by, for the mask
+MEAN, FACTORS, SCALE, SHIFT = 0, 1, 4, 5  # rows of the table: what x is normalized by, scale and shift for the mask;
+# FACTORS: the first of up to three that the loop at hand multiplies by or adds
 ALL, WHERE_Y, WHERE_X = range(3)  # of dy is passed on: all; where y > 0; where the normalized x is
 FRESH, ONTO, PAST = range(3)  # how a result is stored
 _I64 = types.int64

@@ -27,7 +27,19 @@ from ._shapes import (
     optional,
     optional_tensor,
 )
-from .affine import ALL, COEFFICIENTS, MEAN, SCALE, SHIFT, WHERE_X, WHERE_Y, gradient_row, normalize_row, sum_row
+from .affine import (
+    ALL,
+    COEFFICIENTS,
+    FACTORS,
+    MEAN,
+    SCALE,
+    SHIFT,
+    WHERE_X,
+    WHERE_Y,
+    gradient_row,
+    normalize_row,
+    sum_row,
+)  # fmt: skip
 from .ahead import ask_ahead
 from .moments import merge_moments, part_moments
 from .store import goes_past
@@ -122,7 +134,7 @@ def _affine_rows(affine, mean_row, scale_row, shift_row):
 
 @kernel(parallel=True)
 def _normalize(rows, x, affine, coefficients, residual, low, y, past):
-    _affine_rows(affine, coefficients[MEAN], coefficients[1], coefficients[2])
+    _affine_rows(affine, coefficients[MEAN], coefficients[FACTORS], coefficients[FACTORS + 1])
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
         _normalize_body(np.int64(i), rows, x, coefficients, residual, low, y, past)
 
@@ -291,7 +303,7 @@ def _sums(rows, g, affine, dresidual, partial, coefficients, dgamma, dbeta):
             dgamma[c] = sum_gx[c] * inverse
             dbeta[c] = sum_g[c]
     for k in range(3):
-        _fill_row(coefficients[k + 1], factors[k])
+        _fill_row(coefficients[FACTORS + k], factors[k])
 
 
 @kernel(parallel=True)

@@ -28,9 +28,12 @@ from .trainer import Trainer
 
 
 def make_trainer(
-    recipe: Recipe, data, comm, placement, watch=None, layers=None, observers: Sequence[StepObserver] = ()
+    recipe: Recipe, data, comm, placement, watch=None, layers=None, observers: Sequence[StepObserver] = (), journal=None
 ) -> Trainer:
-    """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's."""
+    """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's.
+
+    journal: of the run, which prints lines and keeps facts; None: nobody does.
+    """
     found, speeds = legs(recipe, len(data)), rank_speeds(recipe, comm)
     check_sizes([leg.recipe for leg in found], len(data.class_names))
     parts = _Parts(recipe, found, data, comm, placement, watch, layers)
@@ -46,6 +49,8 @@ def make_trainer(
     made["optimizer"].check_start(*(found[0].rate(early) for early in (0, 1)))
     made |= {"total": found[-1].stop, "epochs": recipe.run.epochs, "seed": recipe.run.seed, "observers": observers}
     made |= {"workers": recipe.comm.workers, "scaling": make_loss_scale(recipe), "begun_with": begun}
+    if journal:
+        made |= {"note": journal.note, "record": journal.record}
     return Trainer(**made, legs=found, speeds=speeds, remake=parts.of)
 
 

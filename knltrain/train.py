@@ -45,10 +45,9 @@ def train(recipe: Recipe, life: Lifecycle, resume: str, comm, observers: list[St
         closing(journal),
         closing(boards),
         closing(watch_ranks(recipe, data, comm, lambda: advice(run_dir))) as watch,
-        closing(make_trainer(recipe, data, comm, placement, watch, observers=observers)) as trainer,
+        closing(make_trainer(recipe, data, comm, placement, watch, observers=observers, journal=journal)) as trainer,
         closing(Restart(run_dir, trainer, comm, identity(recipe, data), recipe.run, journal.note)) as restart,
     ):
-        trainer.note, trainer.record = journal.note, journal.record
         _phase(observers, "model")
         trainer.done = restart.restore(resume)
         if comm.gather(life.finished(trainer.total))[0]:

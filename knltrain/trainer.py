@@ -60,7 +60,7 @@ class Trainer:
         self.global_batch = self.total_slots * self.model.slot_batch
         self.done, self.stopped = 0, False  # done: steps done
         self.epochs = self.epochs or max(self.total / self.steps_per_epoch, 1e-9)
-        self.offset = 0  # steps that the epochs before would have had in batches of this size, less those they had
+        self.offset = 0  # see `own`
         self.leg = self.legs[0] if self.legs else None
         self._last = time.perf_counter()
 
@@ -88,7 +88,7 @@ class Trainer:
         previous_lr, told = self.optimizer.previous_lr, self.batches.told
         self.update.complete()
         self.close()
-        self.reducer.block.links.comm.barrier()  # nobody reads sums any more: the gradient block is used again
+        self.reducer.settle()  # the gradient block is used again
         self.model = self.update = self.optimizer = None  # their memory first
         for name, part in self.remake(leg, self.speeds, before).items():
             setattr(self, name, part)
@@ -153,7 +153,7 @@ class Trainer:
         self.stopped = stop > 0
         now = time.perf_counter()
         rate, self._last = self.global_batch / (now - self._last), now
-        waits = {"data_wait_s": self.batches.stall_seconds} | self.reducer.worker.seconds()
+        waits = {"data_wait_s": self.batches.stall_seconds} | self.reducer.waits()
         loss, accuracy, epoch = loss / self.global_batch, correct / self.global_batch, self.own / self.steps_per_epoch
         asked = (stop > 0, save > 0)
         return Step(self.done, epoch, lr, loss, accuracy, rate, backward, finite, *asked, waits, scale, skipped)
@@ -172,7 +172,10 @@ class Trainer:
 
     @property
     def own(self) -> int:
-        """Steps done, had all been of the size of this leg's: an epoch is steps_per_epoch of them."""
+        """Steps done, counted in batches of this leg's size: an epoch is steps_per_epoch of them.
+
+        Where batches were half as large before, two steps of then are one here.
+        """
         return self.done + self.offset
 
     def close(self):

@@ -46,7 +46,7 @@ ELSEWHERE = {  # of README and tutorial: the words a command begins with, and th
     "knltrain drill": "test_tools_drill::test_drill__four_kinds_on_two_ranks",
     "srun --nodes=16": "test_jobs_slurm::test_tutorial__its_line_of_srun_trains",
 }
-SHORTER = {"train": ["--set", "run.max_steps=2", "--set", "comm.bucket_bytes=1048576", "--progress", "lines"]}
+SHORTER = {"train": ["--set", "run.max_steps=3", "--set", "comm.bucket_bytes=1048576", "--progress", "lines"]}
 
 
 def blocks(page):

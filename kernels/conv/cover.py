@@ -3,8 +3,8 @@
 With 4 x 4 outputs a tile, 13 x 13 are 3 x 3 whole tiles, 3 of 4 x 1 at either edge and one of 1 x 1: 441 products in
 place of 576. For filters of 5 x 5 that would save too little, and whole tiles stick out.
 
-Each kind of tile is a grid of its own. A tile's long axis comes first in its form, so that those at the lower edge are
-turned over: the order of taps says so, and no transform has to know.
+Each kind of tile is a grid of its own. Transforms know tiles of 4 x 1, but not of 1 x 4: those at the lower edge list
+their pixels column by column, and are tiles of 4 x 1 lying on their side.
 """
 
 from .grid import make_grid

@@ -1,4 +1,4 @@
-"""Winograd's transforms: a two-dimensional filter becomes 36 products (Winograd 1980; Lavin and Gray 2015).
+"""Winograd's transforms: a two-dimensional filter becomes n x n products (Winograd 1980; Lavin and Gray 2015).
 
 n values of x give m = n + 1 - r outputs of a filter with r taps, in one dimension:
 

@@ -7,7 +7,7 @@ m x m x r x r: with n = 6 a quarter for 3 x 3, with n = 7 22 % for 5 x 5. With t
 Matrices and precision: `transform`; edges of an image: `cover`.
 
 A task owns some tiles and a range of output channels. It transforms the inputs of its tiles once, into planes that
-stay in L2; then, for each block of output channels, the micro-kernel runs over the 36 points, and the results are
+stay in L2; then, for each block of output channels, the micro-kernel runs over all points, and the results are
 transformed back into C, which is finished when it is whole, as in `rows`. Backward-input is the same with dy for x, and
 with filters that are turned around, their channels exchanged.
 """
@@ -26,8 +26,8 @@ from .shape import FILTERS_BYTES, ceil
 from .task import F32_BYTES, aligned, finish, place
 from .transform import FILTER, INPUT, OUTPUT, transform
 
-TILES = 28  # tiles of a block: two of the micro-kernel, or one where
-PLANES_BYTES = 1000000  # would not hold the planes of their inputs, which are to stay in L2
+TILES = 28  # tiles of a block, two of the micro-kernel; half as many where
+PLANES_BYTES = 1000000  # is less than the planes of their inputs have: these are to stay in L2
 FILTER_ROWS = 32  # of the depth of filters that a task transforms
 
 

@@ -1,8 +1,8 @@
 """Gradient of a convolution's weights by Winograd's method: see `winograd` for tiles and points.
 
-With y = A^T ((G w G^T) * (B^T x B)) A, dw = G^T (sum over tiles of (B^T x B) * (A dy A^T)) G: at each of the 36
-points a product of matrices again, input channels by tiles times tiles by output channels. A task owns a range of
-input and one of output channels and a share of the tiles; the sums of its 36 points stay in L2 with the transformed
+With y = A^T ((G w G^T) * (B^T x B)) A, dw = G^T (sum over tiles of (B^T x B) * (A dy A^T)) G: at each
+point a product of matrices again, input channels by tiles times tiles by output channels. A task owns a range of
+input and one of output channels and a share of the tiles; the sums of its points stay in L2 with the transformed
 inputs and gradients of some tiles at a time, and are transformed to a gradient of weights once, at the end.
 """
 
@@ -23,7 +23,7 @@ from .transform import GRADIENT, INPUT, WEIGHT, transform
 from .winograd import TILES, at_points, forward_tiles, planes, tile_products, tiles_save
 
 MOST_TAPS = 25  # of a filter
-CHANNELS = 64  # of inputs and, at most, of outputs of a task: the sums of 36 points, 590 KB, stay in L2
+CHANNELS = 64  # of inputs and, at most, of outputs of a task: the sums of 36 points are 590 KB and stay in L2
 
 
 class _Part(NamedTuple):

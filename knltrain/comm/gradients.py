@@ -41,7 +41,7 @@ class Reducer:
         return self.travel.ways.get(bucket.tensor, self.sums)
 
     def unscale(self, scale: float) -> float:
-        """The gradients of the step that begins are `scale` times themselves; returns what their sums will be times.
+        """The loss of the step that begins is multiplied by `scale`; returns by what its sums will be multiplied.
 
         fp16 has a factor of its own on the wire, and residuals outlive a scale: for these it is taken off before.
         """
@@ -105,6 +105,14 @@ class Reducer:
         self.block.release()
         self.worker.end_step()
         self.jobs = {}
+
+    def settle(self):
+        """Return when no rank reads sums any more. Collective."""
+        self.block.links.comm.barrier()
+
+    def waits(self) -> dict[str, float]:
+        """Seconds of this step that were waited for sums, by name."""
+        return self.worker.seconds()
 
     def close(self):
         """End the communication thread; harmless when repeated."""

@@ -19,14 +19,13 @@ from .wire import Wire
 
 
 class Way:
-    """Of one bucket or several, slot by slot; `scale` is what their gradients are multiplied by.
+    """How the sum of one bucket or several is made, slot by slot."""
 
-    what: it sends, for the names of jobs. scattered: whether each rank has a part of a sum, which an update gathers.
-    counts: whether this rank is to tell of norms of what it has; where several have the same, one is. stops: whether
-    backward waits for exchanges of its own before the bucket's gradient is there.
-    """
-
-    what, scattered, counts, stops, scale = "", False, False, False, np.float32(1)
+    what = ""  # it sends, for the names of jobs
+    scattered = False  # whether each rank has a part of a sum, which an update gathers
+    counts = False  # whether this rank adds the squares of its part to norms: one of those that have the same part does
+    stops = False  # whether backward waits for exchanges of its own before the bucket's gradient is there
+    scale = np.float32(1)  # by which gradients are multiplied
 
     def end_slot(self, bucket: Bucket, number: int) -> Callable[[], None] | None:
         """The gradient of this rank's slot `number` is there; after the last one returns the exchange that is due."""
