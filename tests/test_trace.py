@@ -289,7 +289,8 @@ def test_trace__of_a_run_that_is_killed_holds_the_steps_before(tmp_path):
         step = rank.steps[3]
         kinds = {span.kind for span in step.compute}
         assert kinds >= {"forward", "backward_input", "backward_weight", "update", "wait for exchange"}
-        assert [span.name.partition(" (")[0] for span in step.exchanges] == ["bucket 0", "bucket 1"]
+        names = [span.name.partition(" (")[0] for span in step.exchanges]
+        assert len(names) > 1 and names == [f"bucket {number}" for number in range(len(names))]
         assert any(row.startswith("reader") for one in rank.steps.values() for row in one.rows)
         ops = [span for span in step.compute if not span.kind.startswith("wait")]
         assert all(a.end <= b.begin + 1e-6 for a, b in zip(ops, ops[1:], strict=False))
