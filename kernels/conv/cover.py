@@ -12,16 +12,16 @@ from .shape import image
 from .transform import FORMS, PLACES, lengths
 
 
-def _cut(length, m, lengths):
-    """Whole tiles along an axis, and the length of the one behind: 0, or the least that reaches the end."""
+def _cut(length, m, sizes):
+    """Whole tiles along an axis, and the outputs of the one behind: 0, or the least of `sizes` that reaches the end."""
     whole, rest = divmod(length, m)
-    last = min(n for n in [0, *lengths] if n >= rest)
+    last = min(n for n in [0, *sizes] if n >= rest)
     return (whole + 1, 0) if last == m else (whole, last)
 
 
-def _kinds(height, width, m, lengths):
+def _kinds(height, width, m, sizes):
     """Of each kind of tile: where its first one begins, in whole tiles; how many there are; outputs of one."""
-    (down, low), (across, right) = (_cut(length, m, lengths) for length in (height, width))
+    (down, low), (across, right) = (_cut(length, m, sizes) for length in (height, width))
     corner = max(low, right) if low and right else 0  # a little sticks out there if the two differ
     yield (0, 0), (down, across), (m, m)
     yield (0, across), (down, 1), (m, right)
