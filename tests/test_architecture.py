@@ -1,4 +1,4 @@
-"""The shape of the project, held: who may import whom, how long a file may be, what the README must name."""
+"""The shape of the project, held: who may import whom, how long a file and a line of a page may be."""
 
 import ast
 import sys
@@ -176,6 +176,19 @@ def test_recipes__load():
 def test_readme__names_its_two_commands():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "make demo" in readme and "make test" in readme
+
+
+PAGES = [path for folder in (".", "docs", "docs/*", "jobs") for path in sorted(ROOT.glob(f"{folder}/*.md"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_page__its_prose_has_lines_of_at_most_120(path):
+    fenced = False
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fenced ^= line.lstrip().startswith("```")
+        code = fenced or line.startswith("    ") and not line.lstrip().startswith("- ")
+        whole = len(line.split()) <= 2  # a long link, which no line can hold
+        assert code or whole or line.startswith("|") or len(line) <= 120, f"line {number}: {len(line)} characters"
 
 
 def test_setup__requires_exactly_five_packages():
