@@ -1,10 +1,11 @@
 """Run under mpiexec: a tiny network trains in every way in which ranks may exchange, to the bits of one rank alone.
 
-    mpiexec -n 128 python tests/rehearsal_ranks.py
+    mpiexec -n 128 python tests/rehearsal_ranks.py [WORD]      # only ways whose settings have that word
 
 Prints a line for each way; a rank that has other bits ends all. The launcher's time limit finds what hangs.
 """
 
+import sys
 import time
 from contextlib import closing
 
@@ -68,14 +69,16 @@ def train(comm, slots: int, settings, watch=None):
         return found
 
 
-def rehearse(comm):
-    """Every way with as many slots as ranks, and with half as many again. What one rank alone learns, rank 0 finds out."""
+def rehearse(comm, word=""):
+    """Every way with as many slots as ranks, and half as many again. What one rank alone learns, rank 0 finds out."""
     with closing(Watch(comm, 120.0, 600.0)) as watch:
         for slots in (comm.size, comm.size * 3 // 2):
             ever = train(Serial(), slots, []) if comm.rank == 0 else {}
             same = [*ways(comm.size)] if slots == comm.size else [[f"comm.fc={fc}"] for fc in FC[1:]]
             others = [*experiments(comm.size)] if slots == comm.size else []
             for number, settings in enumerate([*same, *others]):
+                if word not in " ".join(settings):
+                    continue
                 begin = time.monotonic()
                 found = train(comm, slots, settings, watch)
                 compare_replicas(comm, found, STEPS)
@@ -88,4 +91,4 @@ def rehearse(comm):
 
 
 if __name__ == "__main__":
-    rehearse(world())
+    rehearse(world(), *sys.argv[1:])
