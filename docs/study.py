@@ -76,7 +76,8 @@ class Probe(StepObserver):
         looks = {round(trainer.total * (i + 1) / LOOKS) for i in range(LOOKS)}
         if step.number not in looks or not step.finite:
             return
-        self.ratios.append({n: round(r, 9) for n, r in trainer.optimizer.trust_ratios.items() if n.endswith(".w")})
+        ratios = trainer.parts.optimizer.trust_ratios
+        self.ratios.append({name: round(r, 9) for name, r in ratios.items() if name.endswith(".w")})
         self.noise.append((round(step.epoch, 2), self._noise_scale(trainer.model)))
         if step.number == trainer.total:
             self.sharpness = self._sharpness(trainer.model)

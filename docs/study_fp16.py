@@ -5,6 +5,7 @@ The networks, pictures and schedules of study.py, LARS caffe2017 at the rates th
 network in fp16 and, from way to way, what LARS keeps. Each run is a line of docs/results/study_fp16.jsonl.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -15,6 +16,7 @@ import study
 from matplotlib.figure import Figure
 
 import knltrain as kt
+from knltrain.comm import Update
 from knltrain.optim.lars import Lars, trust_ratio
 from knltrain.run.observe import StepObserver
 
@@ -68,9 +70,11 @@ class Keep(StepObserver):
 
     def begin_step(self, trainer):
         if self.half and not self.lars:
-            options = trainer.optimizer.options
-            self.lars = HalfLars(trainer.model.parameters.parameters, options, self.half.endswith("norms"))
-            trainer.optimizer = trainer.update.optimizer = self.lars
+            parts, parameters = trainer.parts, trainer.model.parameters
+            options = parts.optimizer.options
+            self.lars = HalfLars(parameters.parameters, options, self.half.endswith("norms"))
+            update = Update(parameters, self.lars, parts.reducer)
+            trainer.parts = dataclasses.replace(parts, optimizer=self.lars, update=update)
 
 
 def measure(data, val, way: str, batch: int, rate: float, seed: int) -> dict:

@@ -233,11 +233,11 @@ class Trainer:
         self._trainer.seek(0)
         if before is not None:
             load_state(self._trainer.model.parameters, state(before.parameters, False), "the network", strict=False)
-        self._complete = net.complete = lambda: self._trainer.update.gather_weights()
+        self._complete = net.complete = lambda: self._trainer.parts.update.gather_weights()
         net.recipe, net.model, net.packed = recipe, self._trainer.model, Packed(data.encoding, data.size, data.fit)
 
     def __iter__(self) -> Iterator[Step]:
-        yield from self._trainer
+        yield from self._trainer.steps()
         self._complete()
         self.close()
 

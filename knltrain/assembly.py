@@ -7,54 +7,35 @@ from .arena import Parameters
 from .comm import LOCAL, Shares, check_whole, kept_sums, make_block
 from .models import Among
 from .optim.average import Average
+from .recipe import experiment
 from .recipe.config import Recipe
-from .recipe.experiment import (
-    asked_group,
-    begin_with,
-    check_sizes,
-    copies_of,
-    make_links,
-    make_loader,
-    make_loss_scale,
-    make_model,
-    make_optimizer,
-    make_reducer,
-    make_update,
-    rank_speeds,
-)
 from .recipe.phases import Leg, legs
 from .run.observe import StepObserver
-from .trainer import Trainer
+from .trainer import Parts, Trainer
 
 
 def make_trainer(
-    recipe: Recipe, data, comm, placement, watch=None, layers=None, observers: Sequence[StepObserver] = (), journal=None
+    recipe: Recipe, data, comm, placement, watch=None, observers: Sequence[StepObserver] = (), layers=None
 ) -> Trainer:
-    """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's.
-
-    journal: of the run, which prints lines and keeps facts; None: nobody does.
-    """
-    found, speeds = legs(recipe, len(data)), rank_speeds(recipe, comm)
-    check_sizes([leg.recipe for leg in found], len(data.class_names))
-    parts = _Parts(recipe, found, data, comm, placement, watch, layers)
-    for leg in parts.apart:
-        check_whole(parts.shares(leg, speeds))
-    made, begun = parts.of(found[0], speeds), []
+    """The trainer of a recipe on `data`, for this rank. layers: a network and its input shape, not the recipe's."""
+    found, speeds = legs(recipe, len(data)), experiment.rank_speeds(recipe, comm)
+    experiment.check_sizes([leg.recipe for leg in found], len(data.class_names))
+    assembly = _Assembly(recipe, found, data, comm, placement, watch, layers)
+    for leg in assembly.apart:
+        check_whole(assembly.shares(leg, speeds))
+    parts, begun = assembly.parts(found[0], speeds), []
     if recipe.model.weights:
-        fresh = begin_with(recipe.model.weights, made["model"].parameters, comm)
-        if made["average"]:
-            made["average"].begin()
+        fresh = experiment.begin_with(recipe.model.weights, parts.model.parameters, comm)
+        if parts.average:
+            parts.average.begin()
         begun = [f"beginning with the weights of {recipe.model.weights}"]
         begun += [f"fresh, for other classes: {', '.join(fresh)}"] if fresh else []
-    made["optimizer"].check_start(*(found[0].rate(early) for early in (0, 1)))
-    made |= {"total": found[-1].stop, "epochs": recipe.run.epochs, "seed": recipe.run.seed, "observers": observers}
-    made |= {"workers": recipe.comm.workers, "scaling": make_loss_scale(recipe), "begun_with": begun}
-    if journal:
-        made |= {"note": journal.note, "record": journal.record}
-    return Trainer(**made, legs=found, speeds=speeds, remake=parts.of)
+    parts.optimizer.check_start(*(found[0].rate(early) for early in (0, 1)))
+    how = {"legs": found, "speeds": speeds, "remake": assembly.parts, "begun_with": begun}
+    return Trainer(parts, **how, scaling=experiment.make_loss_scale(recipe), observers=observers)
 
 
-class _Parts:
+class _Assembly:
     """Makes what changes from leg to leg, or with the speeds of the ranks."""
 
     def __init__(self, recipe: Recipe, found: list[Leg], data, comm, placement, watch, layers):
@@ -65,31 +46,29 @@ class _Parts:
     def shares(self, leg: Leg, speeds: Sequence[float]) -> Shares:
         return Shares.of(leg.derived.slots, speeds, self.recipe.comm.workers)
 
-    def of(self, leg: Leg, speeds: Sequence[float], learned: Parameters | None = None) -> dict:
-        """Fields of a `Trainer`. learned: so far; its memory is used again."""
-        recipe, data, shares = self.recipe, self.data, self.shares(leg, speeds)
-        slots = shares.ranges[self.comm.rank]
+    def parts(self, leg: Leg, speeds: Sequence[float], learned: Parameters | None = None) -> Parts:
+        """What a trainer works with in a leg. learned: so far; its memory is used again."""
+        shares = self.shares(leg, speeds)
+        slots, keep = shares.ranges[self.comm.rank], self.recipe.optim.average
         model = self._model(leg, shares, slots, learned)
-        optimizer = make_optimizer(leg.recipe, model)
-        average = Average(model.parameters, recipe.optim.average) if recipe.optim.average else None
+        optimizer = experiment.make_optimizer(leg.recipe, model)
+        average = Average(model.parameters, keep) if keep else None
         with self.placement.on("communication"):
-            reducer = make_reducer(leg.recipe, model, self.watch)
+            reducer = experiment.make_reducer(leg.recipe, model, self.watch)
         with self.placement.on("readers"):
-            loader = make_loader(leg.recipe, leg.derived, data, slots)
-        update = make_update(leg.recipe, model, optimizer, reducer)
-        parts = {"model": model, "optimizer": optimizer, "reducer": reducer, "batches": loader, "update": update}
-        parts |= {"average": average, "rate": leg.rate, "slots": len(slots), "total_slots": leg.derived.slots}
-        return parts | {"steps_per_epoch": leg.derived.steps_per_epoch}
+            loader = experiment.make_loader(leg.recipe, leg.derived, self.data, slots)
+        update = experiment.make_update(leg.recipe, model, optimizer, reducer)
+        return Parts(leg, model, optimizer, reducer, update, loader, average)
 
     def _model(self, leg, shares, slots, learned):
         recipe = self.recipe
         old = learned and learned.block
-        block = partial(make_block, make_links(recipe, self.comm, shares)) if old is None else lambda _: old
+        block = partial(make_block, experiment.make_links(recipe, self.comm, shares)) if old is None else lambda _: old
         if old is not None:
             old.arrange(shares)
-        copies = kept_sums(slots, shares.slots, shares.most) + copies_of(recipe, bool(self.apart))
-        among = Among(self.placement.ranks_on_node, copies, block, fc_group=asked_group(leg.recipe, shares))
-        model = make_model(leg.recipe, len(self.data.class_names), among, layers=self.layers)
+        copies = kept_sums(slots, shares.slots, shares.most) + experiment.copies_of(recipe, bool(self.apart))
+        among = Among(self.placement.ranks_on_node, copies, block, fc_group=experiment.asked_group(leg.recipe, shares))
+        model = experiment.make_model(leg.recipe, len(self.data.class_names), among, layers=self.layers)
         if learned is not None:
             model.parameters.take(learned)
         elif self.apart:

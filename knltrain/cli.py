@@ -48,7 +48,7 @@ def _train(args):
             life.claim()
             try:
                 observers = [clock, Faults(args.inject, comm.rank, life.run_dir)]
-                screen = Screen(args.progress, args.verbose)
+                screen = Screen(args.progress, args.verbose, every=recipe.run.log_every_seconds)
                 return train(recipe, life, args.resume, comm, observers, screen)
             except Exception as error:
                 error.add_note(advice(life.run_dir))

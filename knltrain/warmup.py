@@ -30,7 +30,7 @@ from .data.shards import checksum
 from .data.synthetic import Synthetic
 from .evaluate import evaluate
 from .node.machine import arithmetic_peak, take_share
-from .recipe.config import Recipe, at_phase
+from .recipe.config import Recipe, Schedule, at_phase
 from .recipe.experiment import center_crop
 
 IMAGES = 8  # of a slot, at most: few, yet more than one share of the pixels in backward-weight
@@ -63,12 +63,11 @@ def _run(recipe: Recipe, comm, placement):
     slot_batch = min(recipe.batch.slot_batch, IMAGES)
     batch = dataclasses.replace(recipe.batch, slot_batch=slot_batch, global_batch=2 * slot_batch)
     section = dataclasses.replace(recipe.data, mean_image="")  # which is of another size, and compiles nothing more
-    recipe = dataclasses.replace(recipe, batch=batch, data=section)
+    recipe = dataclasses.replace(recipe, batch=batch, data=section, schedule=Schedule("constant", 0.0))
     classes = recipe.model.args.get("classes", 10)
     data = Synthetic(2 * slot_batch, recipe.data.crop + MARGIN, classes)
     with closing(make_trainer(recipe, data, comm, placement)) as trainer:
         trainer.seek(0)
-        trainer.rate = lambda step: 0.0
         trainer.step()
     crop = center_crop(recipe, data)
     evaluate(trainer.model, data, crop, comm)

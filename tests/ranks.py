@@ -125,5 +125,5 @@ def learned(trainer, steps: int, speeds=()) -> dict:
     if speeds:
         trainer.share(speeds)
     losses += [trainer.step().loss for _ in range(steps - 1)]
-    trainer.update.complete()
+    trainer.parts.update.complete()
     return {name: array.copy() for name, array in state(trainer.model.parameters).items()} | {"loss": losses}

@@ -63,7 +63,8 @@ def train(comm, slots: int, settings, watch=None):
     sizes = [f"batch.global_batch={SLOT * slots}", f"batch.slot_batch={SLOT}", "comm.fc_shards=4"]
     layers = Sequential("net", Linear("fc0", 130), ReLU("relu"), Linear("fc1", CLASSES)), (8, 8, 3)
     data = Synthetic(SLOT * slots * STEPS, 8, CLASSES)
-    with closing(make_trainer(parse_recipe(RECIPE, [*sizes, *settings]), data, comm, ALONE, watch, layers)) as trainer:
+    recipe = parse_recipe(RECIPE, [*sizes, *settings])
+    with closing(make_trainer(recipe, data, comm, ALONE, watch, layers=layers)) as trainer:
         found = learned(trainer, STEPS)
         del found["loss"]  # arrays alone are compared
         return found

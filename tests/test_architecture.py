@@ -44,8 +44,8 @@ MAY_IMPORT = {
     "startup": ".kernels .run .recipe numpy",
     "warmup": ALL,
     "api": ALL,
-    "bench": ".kernels .claims .node .arena .layers .models .optim .comm .data .run .tell .trace .trainer .assembly "
-             "numba numpy torch PIL simplejpeg",
+    "bench": ".kernels .claims .node .arena .layers .models .optim .comm .data .run .recipe .tell .trace .trainer "
+             ".assembly numba numpy torch PIL simplejpeg",
     "plan": ".kernels .claims .node .arena .layers .models .comm .tell .bench numba numpy",
     "tools": ALL,
     "arguments": ". .claims",

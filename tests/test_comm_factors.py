@@ -33,7 +33,7 @@ def train(comm, *settings, speeds=(), steps=STEPS):
     """What is learned, with the losses, and the trainer's facts; speeds: by which slots are shared after a step."""
     recipe, data = parse_recipe(RECIPE, [*SIZES, *settings]), Synthetic(3 * SLOTS * steps, SIDE, CLASSES)
     with closing(make_trainer(recipe, data, comm, ALONE, layers=layers())) as trainer:
-        return learned(trainer, steps, speeds), trainer.reducer.travel.facts()["factors"]
+        return learned(trainer, steps, speeds), trainer.parts.reducer.travel.facts()["factors"]
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,8 @@ def test_local__workers_differ_until_they_meet_but_in_momentum():
         begun, moved = trainer.model.parameters.value.copy(), []
         for _ in range(3):
             trainer.step()
-            moved.append(trainer.update.weights.copy())
-        momenta = trainer.update.momenta.copy()
+            moved.append(trainer.parts.update.weights.copy())
+        momenta = trainer.parts.update.momenta.copy()
     assert all(not np.array_equal(moved[0][0], moved[0][worker]) for worker in (1, 2, 3))
     assert all(np.array_equal(moved[2][0], moved[2][worker]) for worker in (1, 2, 3))  # they met
     assert not np.array_equal(momenta[0], momenta[1])  # these did not

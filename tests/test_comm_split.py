@@ -116,19 +116,19 @@ def test_split__goes_on_with_other_groups(trainer):
         groups, losses = [], []
         for speeds in ([1, 1, 1, 1], [1, 1, 0.5, 0.5], [1, 0.5, 1, 0.5]):
             one.share(speeds)
-            groups.append(_told(one.reducer)[1])
+            groups.append(_told(one.parts.reducer)[1])
             losses.append(one.step().loss)
-        one.update.complete()
+        one.parts.update.complete()
         return groups, losses, {name: array.copy() for name, array in state(one.model.parameters).items()}
 
     def rest(comm, arrays=None, done=3):
         one = trainer(comm, "comm.fc=split", "optim.average=0.9", "comm.shard_update=true")
         if arrays:
             load(one.model.parameters, arrays, "the first")
-            one.optimizer.previous_lr = one.rate(done - 1)
+            one.restore(done, {"previous_lr": one.parts.leg.rate(done - 1)})
         one.seek(done)
         losses = [one.step().loss for _ in range(5 - done)]
-        one.update.complete()
+        one.parts.update.complete()
         return losses, state(one.model.parameters)
 
     losses, expected = rest(Serial(), done=0)
@@ -154,7 +154,7 @@ def test_split__keeps_its_own_rows_alone(trainer):
                 flat, own = array.reshape(-1), p.own
                 found.append(np.count_nonzero(flat[: own.start]) + np.count_nonzero(flat[own.stop :]))
 
-        steps = (lambda: one.update.gather_weights(), lambda: one.update.complete(everywhere=False))
+        steps = (lambda: one.parts.update.gather_weights(), lambda: one.parts.update.complete(everywhere=False))
         for then in (one.step, *steps, one.step):
             then()
             look()
@@ -268,9 +268,9 @@ def test_lars__norms_of_a_tensor_in_pieces_are_those_of_its_chunks(trainer):
     expected = [(g[c.start : c.stop] ** 2).sum() for c in chunks]
     assert len(edges) == 9
     assert len(expected) == 16
-    np.testing.assert_allclose(one.optimizer.measure(p)[:, 1], expected, rtol=1e-12)
+    np.testing.assert_allclose(one.parts.optimizer.measure(p)[:, 1], expected, rtol=1e-12)
     start, stop = p.cuts[1], p.cuts[3]
-    np.testing.assert_allclose(one.optimizer.measure(p, slice(start, stop))[:, 1], expected[4:8], rtol=1e-12)
+    np.testing.assert_allclose(one.parts.optimizer.measure(p, slice(start, stop))[:, 1], expected[4:8], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

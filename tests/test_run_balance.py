@@ -11,40 +11,41 @@ from knltrain.run.balance import FIRST, SKIPPED, STEPS, Balance, read_speeds
 
 
 def _run(slot_s, steps, measured, monkeypatch):
-    """(notes, speeds, slots) of each rank after steps in which rank r takes slot_s[r] for each of its slots."""
+    """(notes, slots) of each rank after steps in which rank r takes slot_s[r] for each of its slots."""
     clocks = {}  # of each thread
     monkeypatch.setattr("knltrain.run.balance.time.perf_counter", lambda: clocks[current()])
 
     def work(comm):
         balance, notes, clocks[current()] = Balance(comm, measured), [], 0.0
         told = {"note": notes.append, "record": lambda *_: None}
-        trainer = SimpleNamespace(total_slots=24, workers=0, speeds=[1.0] * comm.size, **told)
+        trainer = SimpleNamespace(parts=None, **told)
 
         def share(speeds):
-            trainer.speeds = speeds
-            trainer.slots = len(Shares.of(24, speeds).ranges[comm.rank])
+            shares = Shares.of(24, speeds)
+            reducer = SimpleNamespace(slots=len(shares.ranges[comm.rank]))
+            trainer.parts = SimpleNamespace(shares=shares, reducer=reducer)
 
         trainer.share = share
-        share(trainer.speeds)
+        share([1.0] * comm.size)
         for _ in range(steps):
             balance.begin_step(trainer)
-            clocks[current()] += trainer.slots * slot_s[comm.rank] + 0.5
+            clocks[current()] += trainer.parts.reducer.slots * slot_s[comm.rank] + 0.5
             balance.end_step(trainer, SimpleNamespace(waits={"exchange_exposed_s": 0.5}))
-        return notes, trainer.speeds, trainer.slots
+        return notes, trainer.parts.reducer.slots
 
     return on_ranks(len(slot_s), work)
 
 
 def test_balance__slower_ranks_get_fewer_slots(monkeypatch):
     results = _run([0.1, 0.1, 0.2, 0.2], SKIPPED + FIRST, True, monkeypatch)
-    assert [slots for _, _, slots in results] == [8, 8, 4, 4]
-    assert all(notes[0].endswith("a step computes 800 ms, not 1200") for notes, _, _ in results)
+    assert [slots for _, slots in results] == [8, 8, 4, 4]
+    assert all(notes[0].endswith("a step computes 800 ms, not 1200") for notes, _ in results)
 
 
 def test_balance__equal_ranks_stay_as_they_are(monkeypatch):
     results = _run([0.1, 0.101, 0.1, 0.1], 2 * STEPS, True, monkeypatch)
-    assert [slots for _, _, slots in results] == [6, 6, 6, 6]
-    assert [len(notes) for notes, _, _ in results] == [1] * 4 and "shares stay" in results[0][0][0]
+    assert [slots for _, slots in results] == [6, 6, 6, 6]
+    assert [len(notes) for notes, _ in results] == [1] * 4 and "shares stay" in results[0][0][0]
 
 
 def test_balance__a_slow_rank_is_named_once(monkeypatch):

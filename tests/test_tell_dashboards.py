@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_sample__is_pixels_of_the_same_rows_in_each_epoch():
 
 
 class Trainer:
-    steps_per_epoch, batches = 3, Batches()
+    parts = SimpleNamespace(leg=SimpleNamespace(epoch=lambda done: done / 3), batches=Batches())
 
 
 class Done:

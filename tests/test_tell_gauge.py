@@ -32,7 +32,7 @@ class Trainer:
     def __init__(self, observer, total, ratios):
         self.model = SimpleNamespace(observer=None)
         parameters = [SimpleNamespace(name=name) for name in ("conv.w", "conv.b", "fc.w")]
-        self.optimizer = SimpleNamespace(trust_ratios=ratios, parameters=parameters)
+        self.parts = SimpleNamespace(optimizer=SimpleNamespace(trust_ratios=ratios, parameters=parameters))
         self.gauge, self.total, self.done, self.records = observer, total, 0, []
 
     def observe(self, observer):

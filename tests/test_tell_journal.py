@@ -54,7 +54,7 @@ def one_step(writer, clock, step, seconds=1.0, loss=None, accuracy=0.5, waits=()
     clock.now += seconds
     loss = 2.0 / step if loss is None else loss
     done = Step(step, step / 10, 0.1, loss, accuracy, 64, 0.5, True, False, False, dict(waits))
-    writer.end_step(SimpleNamespace(global_batch=64), done)
+    writer.end_step(SimpleNamespace(parts=SimpleNamespace(global_batch=64)), done)
 
 
 def run(writer, clock, steps, seconds=1.0):

@@ -310,8 +310,8 @@ def test_tracer__is_bounded_and_says_where_it_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(tracer, "MOST_SPANS", 40)
     monkeypatch.setattr(tracer, "MOST_BYTES", 5000)
     notes = []
-    reducer = SimpleNamespace(worker=SimpleNamespace(finished=[]))
-    trainer = SimpleNamespace(done=0, total=50, note=notes.append, reducer=reducer)
+    parts = SimpleNamespace(reducer=SimpleNamespace(worker=SimpleNamespace(finished=[])))
+    trainer = SimpleNamespace(done=0, total=50, note=notes.append, parts=parts)
     trainer.observe = lambda *_: None
     made = tracer.Tracer(tmp_path, Serial(), range(1, 10))
     op = SimpleNamespace(owner=SimpleNamespace(name="conv"), name="forward", kind="forward", flops=5)

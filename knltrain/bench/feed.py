@@ -81,7 +81,7 @@ def step(folder: Path, model: str) -> float:
     ratios, rates = [], []
     with Loader(data, order, augment, slots=range(1)) as loader:
         synthetic = work.step
-        fed = work.like(Batches(batch._replace(labels=batch.labels % classes) for batch in loader)).step
+        fed = work.like(batches=Batches(batch._replace(labels=batch.labels % classes) for batch in loader)).step
         for warm in (fed, synthetic, fed):
             warm()
         stall = loader.stall_seconds

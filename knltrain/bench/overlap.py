@@ -48,10 +48,10 @@ def _measure(comm, work, bucket_bytes, delay, links) -> dict:
 
         def exchanging(block, bucket_bytes, overlap):
             reducer = Reducer(parameters, Travel(parameters, block, bucket_bytes, overlap=overlap))
-            return stack.enter_context(closing(work.like(reducer=reducer, ranks=comm.size)))
+            return stack.enter_context(closing(work.like(reducer=reducer)))
 
         ways = {"alone": work, "hidden": exchanging(parameters.block, bucket_bytes, True)}
-        bucket_bytes = ways["hidden"].reducer.travel.bucket_bytes
+        bucket_bytes = ways["hidden"].parts.reducer.travel.bucket_bytes
         ways["between"] = exchanging(parameters.block, bucket_bytes, False)
         work.step()
         backward = max(comm.gather(statistics.median(work.step().backward_s for _ in range(3))))

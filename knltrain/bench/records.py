@@ -19,6 +19,7 @@ from ..tell.gauge import SAMPLES, Gauge
 from ..tell.journal import Journal
 from ..tell.screen import Screen
 from ..trace import Tracer
+from ..trainer import Trainer
 from .ceiling import machine_line
 from .workload import Workload
 
@@ -37,7 +38,7 @@ def run(model, slot_batch, threads=0, options=None, turns=100, as_json=False):
 
 def _measure(work, folder, turns) -> dict:
     comm, screen = Serial(), Screen("none")
-    journal = Journal(folder, 0, work.global_batch, RUN, RUN, {"evaluation": 0, "checkpoint": 0}, screen)
+    journal = Journal(folder, 0, work.parts.global_batch, RUN, RUN, {"evaluation": 0, "checkpoint": 0}, screen)
     tracer = Tracer(folder, comm, range(1, 10**9))
     kinds = {
         "bare": [],
@@ -45,15 +46,16 @@ def _measure(work, folder, turns) -> dict:
         "timed": [journal, Gauge(comm, 0)],  # in each step
         "traced": [tracer, journal, Gauge(comm, 100 * SAMPLES * RUN)],
     }
-    work.record = journal.record
+    observers = []  # of the step that follows
+    trainer = Trainer(work.parts, observers=observers)
     seconds = {kind: [] for kind in kinds}
     with contextlib.closing(journal):
         for _ in range(turns + 1):
-            for kind, observers in kinds.items():
-                work.observers, begin = observers, time.thread_time()
-                work.step()
+            for kind, own in kinds.items():
+                observers[:], begin = own, time.thread_time()
+                trainer.step()
                 seconds[kind].append(time.thread_time() - begin)
-        tracer.close(work)
+        tracer.close(trainer)
     bare = seconds.pop("bare")[1:]  # the first turn opens files, and compiles
     step = statistics.median(bare)
     found = {kind: [one - other for one, other in zip(taken[1:], bare, strict=True)] for kind, taken in seconds.items()}

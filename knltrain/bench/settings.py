@@ -72,9 +72,9 @@ def run(comm, placement, recipes, *, slow=(), by=0.3, steps=20, as_json=False):
         for way, (trainer, slots, times) in trained.items():
             slowest = [max(step) for step in zip(*comm.gather(times), strict=True)]
             slot_s = comm.gather(statistics.median(slots.seconds))
-            ideal = trainer.total_slots / sum(1 / seconds for seconds in slot_s)
-            notes = trainer.reducer.travel.notes() if comm.size > 1 else []
-            shares = list(map(len, trainer.reducer.block.links.shares.ranges))
+            shares = list(map(len, trainer.parts.shares.ranges))
+            ideal = sum(shares) / sum(1 / seconds for seconds in slot_s)
+            notes = trainer.parts.reducer.travel.notes() if comm.size > 1 else []
             row = {"settings": way, "step_s": statistics.median(slowest), "ideal_s": ideal, "slots": shares}
             rows.append(row | {"slot_s": slot_s, "notes": notes})
     if comm.rank == 0:

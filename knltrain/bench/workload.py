@@ -1,5 +1,6 @@
 """A model, a synthetic batch, and the trainer of both: one slot, alone where nothing else is said."""
 
+import dataclasses
 import itertools
 from functools import partial
 
@@ -11,7 +12,9 @@ from ..data.synthetic import Synthetic
 from ..models import Among, Model, build
 from ..optim.lars import Lars
 from ..optim.options import Optim
-from ..trainer import Trainer
+from ..recipe import config
+from ..recipe.phases import legs
+from ..trainer import Parts, Trainer
 
 LEARNING_RATE, SGD = 1e-4, Optim(momentum=0.9, weight_decay=5e-5)
 CLASSES = 1000
@@ -44,16 +47,17 @@ class Workload(Trainer):
         self.batch = Batch(images, labels, np.arange(slot_batch), 0)
         alone = make_block(Links(Serial()), parameters.gradient.size, of=parameters.block)
         reducer = Reducer(parameters, Travel(parameters, alone))
-        update, rate = Update(parameters, optimizer, reducer), lambda step: LEARNING_RATE
-        batches = Batches(itertools.repeat(self.batch))
-        super().__init__(model, optimizer, reducer, update, batches, rate=rate)
+        update, batches = Update(parameters, optimizer, reducer), Batches(itertools.repeat(self.batch))
+        how = {"optim": SGD, "schedule": config.Schedule("constant", LEARNING_RATE), "run": config.Run(epochs=1e9)}
+        recipe = config.Recipe(config.Model(name), config.Data("-"), config.Batch(slot_batch, slot_batch), **how)
+        (leg,) = legs(recipe, slot_batch)
+        super().__init__(Parts(leg, model, optimizer, reducer, update, batches))
 
-    def like(self, batches: Batches | None = None, reducer: Reducer | None = None, ranks: int = 1) -> Trainer:
-        """A trainer of the same weights on other batches, or one whose gradients a reducer sums over `ranks`."""
-        reducer = reducer or self.reducer
-        update = Update(self.model.parameters, self.optimizer, reducer)
-        parts = self.model, self.optimizer, reducer, update, batches or self.batches
-        return Trainer(*parts, rate=self.rate, total_slots=ranks)
+    def like(self, **parts) -> Trainer:
+        """A trainer of the same weights on other `batches`, or one whose gradients another `reducer` sums."""
+        parts = dataclasses.replace(self.parts, **parts)
+        update = Update(parts.model.parameters, parts.optimizer, parts.reducer)
+        return Trainer(dataclasses.replace(parts, update=update))
 
     @property
     def flops(self) -> int:

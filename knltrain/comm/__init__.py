@@ -1,8 +1,8 @@
 """Communication: who is there, which slices travel together, and in which order they are summed.
 
 communicator, links, shares   ranks, nodes, and which slots each has
-buckets, tree, gradients      which slices travel when; the one order of sums; the reducer that the trainer knows
-sums, travel                  how the sum of a bucket is made; which way each is, settled at the start
+buckets, tree, travel         which slices travel together; the one order of sums; what is settled at the start
+gradients                     which bucket is ready; how its sum is made; the reducer that the trainer knows
 block, algorithms, worker     rows in shared memory or by messages, each way to sum them, the thread that does
 piecewise, curve              parts of a block gathered; measured time of a sum by its bytes
 wire, coded                   numbers as they are, as two bytes, as one byte with residuals

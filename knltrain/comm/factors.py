@@ -13,9 +13,9 @@ import numpy as np
 from knltrain.kernels import accumulate, aligned_zeros
 
 from .block import MessageBlock
+from .gradients import Way
 from .links import Group
 from .piecewise import gather_parts
-from .sums import Way
 from .tree import kept_sums, turns
 from .wire import Wire
 

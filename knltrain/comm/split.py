@@ -15,10 +15,10 @@ from knltrain.kernels import aligned_zeros
 
 from .block import SMALL_BYTES, MessageBlock
 from .factors import SlotSums
+from .gradients import Way
 from .links import Group
 from .piecewise import gather_parts
 from .shares import Shares
-from .sums import Way
 from .wire import Wire
 
 

@@ -12,8 +12,8 @@ from .choice import Choice, FullyConnected, choose, seconds_per_flop, split_as_a
 from .coded import Residual
 from .curve import LARGEST_TRIED, Curve, fit, measure
 from .factors import Factors
+from .gradients import Sums
 from .split import Split
-from .sums import Sums
 from .wire import Wire
 from .worker import Worker
 

@@ -22,11 +22,12 @@ class LossScale:
         self.dynamic, self.scale = fixed is None, FIRST if fixed is None else float(fixed)
         self.good = self.failed = self.skipped = 0
 
-    def apply(self, program: Program, loss):
-        """From now on the gradient that `loss` hands to the backward pass of `program` is multiplied by the scale."""
+    def apply(self, program: Program, loss) -> float:
+        """Multiply the gradient that `loss` hands to the backward pass of `program` by the scale, which is returned."""
         for op in program.forward:
             if op.owner is loss and "scale" in op.arguments:
                 op.arguments["scale"] = loss.scale * self.scale
+        return self.scale
 
     def count(self, fits: bool):
         """A step is over; fits: no element of its gradient was out of range."""

@@ -34,6 +34,10 @@ class Leg(NamedTuple):
         """The leg's own number of a step of the run."""
         return step - self.start + self.first
 
+    def epoch(self, step: int) -> float:
+        """How many have passed before a step of the run."""
+        return self.own(step) / self.derived.steps_per_epoch
+
     def warming(self, step: int) -> bool:
         """Whether the rate still rises in a step of the run."""
         return self.own(step) - self.since < self.derived.rate.warmup_steps

@@ -37,7 +37,7 @@ class Balance(StepObserver):
         if self.skip:
             self.skip -= 1
             return
-        self.seconds.append((spent - data - step.waits["exchange_exposed_s"]) / trainer.slots)
+        self.seconds.append((spent - data - step.waits["exchange_exposed_s"]) / trainer.parts.reducer.slots)
         if len(self.seconds) < (FIRST if self.measured else STEPS):
             return
         everything = self.comm.gather([statistics.median(self.seconds), socket.gethostname()])
@@ -51,7 +51,8 @@ class Balance(StepObserver):
 
     def _share(self, trainer, seconds):
         speeds = [1 / s for s in seconds]
-        old, new = (Shares.of(trainer.total_slots, those, trainer.workers) for those in (trainer.speeds, speeds))
+        old = trainer.parts.shares
+        new = Shares.of(old.slots, speeds, old.workers)
         before, after = (max(_whole(shares, seconds)) for shares in (old, new))
         changed = after < (1 - GAIN) * before
         trainer.record("shares", {"changed": changed, "slot_s": [float(f"{s:.4g}") for s in seconds], **new.facts()})
@@ -63,7 +64,7 @@ class Balance(StepObserver):
 
     def _name(self, trainer, seconds, hosts):
         """Name the slowest rank, once, where it holds up every step."""
-        whole = _whole(Shares.of(trainer.total_slots, trainer.speeds, trainer.workers), seconds)
+        whole = _whole(trainer.parts.shares, seconds)
         slowest, usual = max(range(len(whole)), key=whole.__getitem__), statistics.median(whole)
         slower = seconds[slowest] / statistics.median(seconds) - 1
         if whole[slowest] < (1 + SLOW) * usual or slower < SLOW:

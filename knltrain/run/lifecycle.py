@@ -43,10 +43,7 @@ def could_not_begin(run_dir: Path):
 
 
 class Lifecycle:
-    """A context that holds from the reading of the recipe to the last word; rank 0 alone touches the files.
-
-    warn: prints a line; the report takes its place when there is one.
-    """
+    """A context that holds from the reading of the recipe to the last word; rank 0 alone touches the files."""
 
     def __init__(self, run_dir: Path, comm, warn):
         self.run_dir, self.comm, self.rank, self.warn = Path(run_dir), comm, comm.rank, warn
@@ -126,8 +123,9 @@ class Lifecycle:
 
     # ---- telling -----------------------------------------------------------------------------------------------
 
-    def begin(self, step: int):
-        """The run is about to train: from now on the first signal asks for a stop instead of ending the process."""
+    def begin(self, step: int, warn):
+        """The run is about to train: the first signal asks for a stop instead of ending it, and `warn` prints lines."""
+        self.warn = warn
         for number in (signal.SIGTERM, signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._note)
         self._say(f"running step {step}")

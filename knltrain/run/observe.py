@@ -39,3 +39,6 @@ class StepObserver:
 
     def end_step(self, trainer, step: Step):
         """It is done."""
+
+    def record(self, kind: str, facts: dict):
+        """Facts of a kind for the log."""

@@ -39,7 +39,7 @@ class Restart:
 
     def __init__(self, run_dir: Path, trainer, comm, experiment: dict, how, note):
         self.folder, self.comm, self.experiment = Path(run_dir) / FOLDER, comm, experiment
-        self.trainer, self.scaling = trainer, trainer.scaling  # model and optimizer change from phase to phase
+        self.trainer = trainer  # its model changes from phase to phase
         self.keep, self.every_s = how.keep_checkpoints, 60 * how.checkpoint_every_minutes
         self.note, self.warn = note, lambda message: note(f"warning: {message}")
         self.last_saved, self.last_time, self.missed = None, time.monotonic(), False
@@ -53,34 +53,31 @@ class Restart:
 
     # ---- coming back -----------------------------------------------------------------------------------------
 
-    def restore(self, resume: str) -> int:
-        """Load the newest good checkpoint on all ranks; returns the steps done, 0 in a fresh folder.
+    def restore(self, resume: str):
+        """Have all ranks go on from the newest good checkpoint; in a fresh folder they begin.
 
         Raises CheckpointError where resume is "never" and there is one, or where it is of another experiment.
         """
         found = self._read(resume) if self.comm.rank == 0 else None
-        step, self.trainer.optimizer.previous_lr, scaling = self.comm.gather(found)[0]
-        if scaling and self.scaling:
-            self.scaling.restore(scaling)
+        self.trainer.restore(*self.comm.gather(found)[0])
         for block in self.parameters.blocks:
             self.comm.broadcast(block)
             if block.shape == self.parameters.value.shape:
                 self.parameters.forget(block)  # the next may take as much memory
         self.last_time = time.monotonic()
-        return step
 
-    def _read(self, resume):
+    def _read(self, resume) -> tuple[int, dict]:
         if resume == "never":
             if checkpoints(self.folder):
                 raise CheckpointError(
                     f"{self.folder} already holds checkpoints; "
                     "continue with --resume auto, or choose another --run folder"
                 )
-            return 0, 0.0, None
+            return 0, {}
         found = load_latest(self.folder, self.warn)
         if found is None:
             self.note(f"no run here: beginning anew in {self.folder.parent}")
-            return 0, 0.0, None
+            return 0, {}
         arrays, meta = found
         begun = meta["experiment"]
         for key, now in self.experiment.items():
@@ -95,7 +92,7 @@ class Restart:
                 raise CheckpointError(f"{self.folder}: {what}: {way}")
         load_state(self.parameters, arrays, self.folder)
         self.last_saved = meta["step"]
-        return meta["step"], meta["previous_lr"], meta.get("loss_scale")
+        return meta["step"], {name: meta[name] for name in ("previous_lr", "loss_scale") if name in meta}
 
     # ---- saving ----------------------------------------------------------------------------------------------
 
@@ -110,7 +107,7 @@ class Restart:
         Training waits while the state is copied, and for the checkpoint before if that is not written yet. Where this
         takes PATIENCE_S the file system is too slow: this one is left out, and `due` asks for another. Collective.
         """
-        self.trainer.update.complete(everywhere=False)
+        self.trainer.parts.update.complete(everywhere=False)
         if self.comm.rank == 0 and self.last_saved != step:
             self._begin(step, metric)
 
@@ -120,11 +117,9 @@ class Restart:
         if self.missed:
             self.warn(f"a checkpoint is being written since {since:.0f} s, a slow file system: none of step {step}")
             return
-        meta = {"step": step, "previous_lr": self.trainer.optimizer.previous_lr, "experiment": self.experiment}
+        meta = {"step": step, "experiment": self.experiment, **self.trainer.state()}
         if "phases" in self.experiment:
-            meta["phase"] = self.trainer.leg.number
-        if self.scaling:
-            meta["loss_scale"] = self.scaling.state()
+            meta["phase"] = self.trainer.parts.leg.number
         self.writer.submit(lambda: (step, self._copy(), meta, metric))
         self.last_saved, self.last_time = step, time.monotonic()
 
@@ -164,8 +159,9 @@ class Restart:
         """
         if not math.isfinite(step.loss):
             self._fail("the loss", step)
-        if self.scaling and self.scaling.hopeless:
-            self._fail(f"the gradient of {self.scaling.failed} steps in a row, whatever the loss scale,", step)
+        scaling = self.trainer.scaling
+        if scaling and scaling.hopeless:
+            self._fail(f"the gradient of {scaling.failed} steps in a row, whatever the loss scale,", step)
         if weights and not all(self.comm.gather(self._finite())):
             self._fail("a weight", step)
 

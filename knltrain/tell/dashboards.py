@@ -68,10 +68,10 @@ class Dashboards(StepObserver):
 
     def end_step(self, trainer, step):
         """After the first step of an epoch: show what it trains on."""
-        epoch = (step.number - 1) // trainer.steps_per_epoch
+        epoch = int(trainer.parts.leg.epoch(step.number - 1))
         if self.boards and epoch != self.epoch:
             self.epoch = epoch
-            self._each("picture", "samples", sample(trainer.batches, epoch), step.number)
+            self._each("picture", "samples", sample(trainer.parts.batches, epoch), step.number)
 
     def close(self):
         """Send what is left; harmless when repeated."""

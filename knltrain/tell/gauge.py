@@ -48,8 +48,9 @@ class Gauge(StepObserver, Observer):
             trainer.observe(None)
             by_kernel = {kind: _short(kernels) for kind, kernels in self.seconds.items()}
             trainer.record("ops", {**_short(times), "seconds": by_kernel})
-        if ratios := trainer.optimizer.trust_ratios:  # in the order of the network, whatever bucket came first
-            names = [p.name for p in trainer.optimizer.parameters if p.name in ratios]
+        optimizer = trainer.parts.optimizer
+        if ratios := optimizer.trust_ratios:  # in the order of the network, whatever bucket came first
+            names = [p.name for p in optimizer.parameters if p.name in ratios]
             trainer.record("trust", {"ratios": _short({name: ratios[name] for name in names})})
         if self.comm.size > 1:
             means = [float(f"{seconds / self.steps:.4g}") for seconds in self.spent.values()]

@@ -78,7 +78,7 @@ class Journal(StepObserver):
         """A step of the trainer is done: log it, and show how far the run is."""
         if self.quiet:
             return
-        self.done, self.paused, self.images_per_step = step.number, time.perf_counter(), trainer.global_batch
+        self.done, self.paused, self.images_per_step = step.number, time.perf_counter(), trainer.parts.global_batch
         self.trained += self.paused - self.begun
         rate, one = self._rate(), (step.loss, step.accuracy)
         record = {"step": step.number, "epoch": step.epoch, "loss": step.loss, "lr": step.lr}

@@ -29,8 +29,8 @@ class Screen:
     seconds between plain lines.
     """
 
-    def __init__(self, progress: str = "auto", verbose: bool = False, stream=None):
-        self.stream, self.verbose, self.every = sys.stderr if stream is None else stream, verbose, 5.0
+    def __init__(self, progress: str = "auto", verbose: bool = False, stream=None, every: float = 5.0):
+        self.stream, self.verbose, self.every = sys.stderr if stream is None else stream, verbose, every
         self.terminal = _terminal(self.stream) if progress in ("auto", "bar") else None  # a file number
         self.redrawn, self.silent = progress == "bar" or self.terminal is not None, progress == "none"
         block = progress == "auto" and self.redrawn and os.environ.get("TERM") != "dumb" and available()

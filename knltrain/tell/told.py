@@ -1,6 +1,7 @@
 """What a run tells of itself around its steps: where it tells it, and the records of its start and of its end."""
 
 import dataclasses
+from contextlib import closing, contextmanager
 
 from knltrain.kernels import ARCH, THREADING_LAYER, product
 
@@ -12,32 +13,43 @@ from ..recipe.lint import lint
 from ..recipe.phases import leg_of, legs
 from ..run.checkpoint import FOLDER, advice, best_checkpoint
 from .dashboards import Dashboards
+from .gauge import Gauge
 from .journal import Journal
 from .mlperf import MlperfLog
 
 PEAK_S = 0.02  # that the machine's peak is looked at
 
 
-def journal_of(recipe, plan, life, comm, screen, images: tuple[int, int]) -> tuple[Journal, Dashboards]:
-    """What is told of the run: its records, from which the screen and the dashboards draw."""
-    derived, last, total, run = plan[0].derived, plan[-1], plan[-1].stop, recipe.run
-    screen.every = run.log_every_seconds
+@contextmanager
+def opened(recipe, sets, life, comm, screen):
+    """What is told of a run on the data `sets`: its journal, from which others draw, and who must hear of its steps."""
+    images, run = tuple(map(len, sets)), recipe.run
+    plan = legs(recipe, images[0])
+    derived, last, total = plan[0].derived, plan[-1], plan[-1].stop
     every = {"evaluation": derived.evaluate_every_steps, "checkpoint": derived.checkpoint_every_steps}
-    length = (recipe.batch.global_batch, total, last.own(total) / last.derived.steps_per_epoch, every)
+    length = (recipe.batch.global_batch, total, last.epoch(total), every)
     journal = Journal(life.run_dir, comm.rank, *length, screen, images[1])
     boards = Dashboards(life.run_dir, run.tensorboard, run.mlflow, resolved(recipe), journal.note)
     journal.listeners.append(boards.tell)
     if run.mlperf_log and comm.rank == 0:
         journal.listeners.append(MlperfLog(life.run_dir, recipe, plan[0], images, comm.size, journal.note).tell)
-    life.warn = journal.note
-    return journal, boards
+    with closing(journal), closing(boards):
+        yield journal, [journal, boards, Gauge(comm, total)]
 
 
-def notes(recipe, trainer, begun_epochs: float, data, val) -> list[str]:
+def start(journal, recipe, sets, comm, placement, watch, trainer, begun_epochs: float):
+    """The run begins: on what, with what, and what a reader should know besides. begun_epochs: see `Restart`."""
+    machine = _machine(recipe, trainer, comm, placement, watch)
+    journal.start(resolved(recipe), machine, _begin(recipe, sets[0], trainer, watch))
+    for line in _notes(recipe, trainer, begun_epochs, *sets):
+        journal.note(line)
+
+
+def _notes(recipe, trainer, begun_epochs: float, data, val) -> list[str]:
     """What a reader should know besides the numbers, a line each."""
     longer = [_prolonged(recipe, len(data), begun_epochs, trainer.done)] if begun_epochs else []
     findings = [f"lint: {finding}" for finding in lint(recipe, len(data), len(data.class_names))]
-    return [*trainer.begun_with, *longer, *trainer.reducer.travel.notes(), *misfits(recipe, data, val), *findings]
+    return [*trainer.begun_with, *longer, *trainer.parts.reducer.travel.notes(), *misfits(recipe, data, val), *findings]
 
 
 def _prolonged(recipe, n_rows, before: float, step) -> str:
@@ -52,26 +64,23 @@ def _prolonged(recipe, n_rows, before: float, step) -> str:
     )
 
 
-def machine(recipe, trainer, comm, placement, watch) -> dict:
+def _machine(recipe, trainer, comm, placement, watch) -> dict:
     """What the run runs on, as this rank sees it."""
+    precision, placed = recipe.compute.precision, dataclasses.asdict(placement)
     facts = {"ranks": comm.size, "threads_per_rank": placement.threads, "mpi": comm.library, "kernels": ARCH.name}
-    facts |= {"openmp": THREADING_LAYER, "placement": dataclasses.asdict(placement)}
-    precision = recipe.compute.precision
-    facts |= {"precision": precision, "product": product(precision)}
+    facts |= {"openmp": THREADING_LAYER, "placement": placed, "precision": precision, "product": product(precision)}
     facts["peak_flops"] = comm.size * arithmetic_peak(PEAK_S, precision)
-    exchange = trainer.reducer.travel.facts() if comm.size > 1 else {}
+    exchange = trainer.parts.reducer.travel.facts() if comm.size > 1 else {}
     return machine_facts(**facts, exchange=exchange, processes=watch.places)
 
 
-def begin(recipe, data, trainer, watch) -> dict:
+def _begin(recipe, data, trainer, watch) -> dict:
     """What a reader wants to know before the first step."""
     model, last = trainer.model, trainer.legs[-1]
-    facts = {"step": trainer.done, "total_steps": trainer.total}
-    facts["epochs"] = last.own(last.stop) / last.derived.steps_per_epoch
+    facts = {"step": trainer.done, "total_steps": trainer.total, "epochs": last.epoch(last.stop)}
     facts |= {"model": recipe.model.name, "parameters": model.parameters.count, "memory_bytes": model.memory_bytes}
-    facts |= {"images": len(data), "classes": len(data.class_names), **trainer.facts()}
-    hosts = {place.partition(" ")[0] for place in watch.places}
-    return facts | {"nodes": len(hosts)}
+    facts |= {"images": len(data), "classes": len(data.class_names), **trainer.parts.facts()}
+    return facts | {"nodes": len({place.partition(" ")[0] for place in watch.places})}
 
 
 def end(run_dir, trainer) -> dict:

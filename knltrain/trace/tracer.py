@@ -93,7 +93,7 @@ class Tracer(StepObserver, Observer):
     def _write_step(self, trainer, number: int):
         ended = time.perf_counter()
         trainer.observe(None)
-        for job in trainer.reducer.worker.finished:
+        for job in trainer.parts.reducer.worker.finished:
             facts = {"queued": self._ns(job.queued), "wanted": self._ns(job.wanted)}
             self._span(EXCHANGE, job.name, EXCHANGE, 0, job.begun, job.done - job.begun, facts)
             self._span(COMPUTE, f"wait for {job.name}", WAIT_EXCHANGE, 0, job.wanted, job.waited)
