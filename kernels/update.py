@@ -22,7 +22,7 @@ def squared_norm_chunks(w, g):
 
     Products and sums are float64: a float32 sum of 38 million squares (AlexNet's fc6) would lose four digits. A part of
     a tensor that begins at a multiple of CHUNK has the chunks of the whole: parts may be summed anywhere.
-    Cost: 4 flops and 8 bytes read per element. Threads: each owns a chunk.
+    Cost: 4 flops an element; reads w, g. Threads: each owns a chunk.
     Raises: TypeError for another dtype, ValueError for shapes that differ or memory that is not contiguous.
     """
     _check(w=w, g=g)
@@ -50,7 +50,7 @@ def momentum_update(w, g, v, momentum, weight_decay, gradient_scale, step_scale,
     A learning rate inside the buffer is gradient_scale, one outside is step_scale.
 
     w, g, v : float32, C-contiguous, same shape; g is only read
-    Cost: 6 flops (Nesterov 8), 12 bytes read and 8 written per element. Threads: each owns a chunk.
+    Cost: 7 flops an element, 9 with Nesterov; reads w, g, v, writes w, v. Threads: each owns a chunk.
     Raises: as squared_norm_chunks.
     """
     _check(w=w, g=g, v=v)

@@ -3,11 +3,16 @@
 Gradients of a few steps are drawn once; biases (adapt=False) are among the tensors, and one is longer than a chunk.
 """
 
+import inspect
+import types
+
 import numpy as np
 import pytest
+from costs import FLOPS, Counted, check_passes
 
 from knltrain.arena import Parameter, Parameters
-from knltrain.kernels import NORM_CHUNK, combine_norms
+from knltrain.kernels import NORM_CHUNK, adaptive, combine_norms, update
+from knltrain.layers import Observer
 from knltrain.optim.adaptive import OPTIMIZERS, Lamb, RmspropWarmup, sgd_share
 from knltrain.optim.average import Average
 from knltrain.optim.lars import Lars
@@ -57,6 +62,50 @@ def close(found, expected):
 
 
 RATES = [0.02 * (step + 1) for step in range(STEPS)]
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------
+
+VARIANTS = [(Lars, "caffe2017", False), (Lars, "caffe2017", True), (Lamb, "lamb", False)]
+VARIANTS += [(RmspropWarmup, "rmsprop_warmup", False)]
+LOOPS = {  # of a kernel: over the elements of a chunk, and how many arrays it takes
+    "squared_norm_chunks": (update, "_chunk_norms", 2),
+    "momentum_update": (update, "_chunk_update", 3),
+    "adaptive_moments": (adaptive, "_chunk_moments", 4),
+    "adaptive_step": (adaptive, "_step", 3),
+    "blended_update": (adaptive, "_blend", 4),
+}
+
+
+@pytest.mark.parametrize(("make", "variant", "nesterov"), VARIANTS)
+def test_kernels__say_in_their_docstrings_what_an_update_costs(make, variant, nesterov, monkeypatch):
+    ops, observer = {}, Observer()
+    observer.begin = lambda op: ops.update({op.name: op})
+    parameters = network(make.states)
+    optimizer = make(parameters.parameters, Optim(variant, 0.01, epsilon=1e-4, nesterov=nesterov))
+    optimizer.observer = observer
+    optimizer.step(0.1)
+    assert len(ops) == (1 if make is RmspropWarmup else 2)
+    for name, op in ops.items():
+        check_passes(op)
+        plain, with_nesterov = FLOPS.search(op.kernel.__doc__).groups()
+        assert _flops_of_element(*LOOPS[name], nesterov, monkeypatch) == int(nesterov and with_nesterov or plain)
+
+
+def _flops_of_element(module, loop, arrays, nesterov, monkeypatch):
+    """As the loop of a chunk makes them in plain Python; those of scalars, once a chunk, are left out."""
+    numbers = {"float64": lambda number: number, "zeros": lambda size: np.zeros(size, object)}
+    monkeypatch.setattr(module, "np", types.SimpleNamespace(**vars(np) | numbers))
+    monkeypatch.setattr(adaptive, "_six", lambda scalars: scalars[:6])
+    counts = []
+    for size in (1, 2):
+        Counted.flops = 0
+        chunk = [np.array([Counted()] * size) for _ in range(arrays)]
+        rest = {"scalars": np.ones(7), "sums": np.zeros(2, object), "nesterov": nesterov}
+        function = getattr(module, loop).py_func
+        function(*chunk, *(rest[name] for name in list(inspect.signature(function).parameters)[arrays:]))
+        counts.append(Counted.flops)
+    return counts[1] - counts[0]
 
 
 # ---- written out ----------------------------------------------------------------------------------------------
