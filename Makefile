@@ -24,8 +24,8 @@ test: $(STAMP)  ## run all tests
 	@echo "make: running the tests"
 	@$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder
 
-QUICK := architecture arena layers_program layers_gradients models_counts kernels_conv kernels_batchnorm comm_buckets \
-         comm_reducer data_sampler data_shards recipe_config knltrain_api run_lock optim_lars optim_schedule
+QUICK := architecture knltrain_arena layers_program layers_gradients models_counts kernels_conv kernels_batchnorm \
+         comm_buckets comm_reducer data_sampler data_shards recipe_config knltrain_api run_lock optim_lars optim_schedule
 quick: $(STAMP)  ## run the tests that one runs before each commit
 	@$(BIN)/python -m pytest -q -x $(QUICK:%=tests/test_%.py)
 

@@ -178,6 +178,15 @@ def test_readme__names_its_two_commands():
     assert "make demo" in readme and "make test" in readme
 
 
+def test_tests__are_named_by_the_part_they_test():
+    parts = {path.name for path in (ROOT / "knltrain").iterdir() if path.is_dir()}
+    parts |= {"kernels", "knltrain", "jobs", "docs", "packaging"}
+    parts |= {"architecture", "fuzz"}  # what concerns all
+    for path in (ROOT / "tests").glob("test_*.py"):
+        part = path.stem.split("_")[1]
+        assert part in parts, f"tests/{path.name}: found part {part}, expected one of {', '.join(sorted(parts))}"
+
+
 PAGES = [path for folder in (".", "docs", "docs/*", "jobs") for path in sorted(ROOT.glob(f"{folder}/*.md"))]
 
 
