@@ -14,11 +14,12 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numba
 import pytest
-from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
+from numba.core.codegen import JITCPUCodegen
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 
 from knltrain import kernels
+from knltrain.kernels import _jit
 
 
 def compiled_functions():
@@ -38,22 +39,22 @@ def note_signatures(out, *tests):
 
 
 def assembly(function, signature, cpus):
-    """(CPU, text) of what a kernel is on each of some CPUs: translated once, optimized for each."""
-    optimize, before = JITCodeLibrary._optimize_final_module, []
-
-    def keep(library):
-        before.append(str(library._final_module))
-        optimize(library)
-
+    """(CPU, text) of what a kernel is on each of some CPUs: translated once, optimized for each, run on none."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JITCodeLibrary, "_optimize_final_module", keep)
+        patch.setattr(_jit, "JITCodeLibrary", _jit._Part)  # LLVM's intermediate code alone
+        for method in ("load_overload", "save_overload"):
+            patch.setattr(_jit._Cache, method, lambda *_: None)
         function.compile(signature)
+    whole = function.overloads[signature].library
+    with global_compiler_lock:
+        whole._ensure_finalized()  # with all its parts
+    translated = whole.get_llvm_str()
     for cpu in cpus:
         with pytest.MonkeyPatch.context() as patch, global_compiler_lock:
             patch.setattr(numba.config, "CPU_NAME", cpu)
             library = JITCPUCodegen(cpu).create_library(cpu)
-            library.add_llvm_module(llvm.parse_assembly(before[-1]))
-            library.finalize()
+            library.add_llvm_module(llvm.parse_assembly(translated))
+            library._optimize_final_module()
         yield cpu, library.get_asm_str()
 
 
