@@ -134,7 +134,6 @@ def _recipes(commands):
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw speed and minutes over nodes")
     plan.add_argument("--published", action="store_true", help="instead: published runs beside predictions")
     plan.add_argument("--measure", type=Path, metavar="TOML", help="instead: write the file of this machine")
-    plan.add_argument("--allreduce", type=Path, metavar="JSON", help="of --measure: output of `bench allreduce --json`")
     plan.add_argument("--json", action="store_true", help="numbers for programs in place of the tables")
     plan.set_defaults(run_command="plan")
 

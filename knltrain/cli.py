@@ -154,7 +154,7 @@ def _plan(args):
         with all_ranks(world()) as comm:
             from .plan.measure import measure
 
-            line = measure(args.measure, comm, args.allreduce)
+            line = measure(args.measure, comm)
             if comm.rank == 0:
                 print(line)
     elif args.recipe is None:

@@ -14,6 +14,12 @@ def test_fit__finds_latency_and_bandwidth():
     assert curve.alpha == pytest.approx(true.alpha) and curve.beta == pytest.approx(true.beta)
 
 
+def test_fit__where_small_messages_are_faster_than_the_line_keeps_what_the_smallest_took_besides_its_bytes():
+    points = [(1 << 14, 0.36e-3), (1 << 16, 0.8e-3), (1 << 18, 4.2e-3), (1 << 20, 18e-3), (1 << 22, 72e-3)]
+    curve = fit(points)
+    assert curve.alpha == pytest.approx(points[0][1] - points[0][0] / curve.beta) and curve.alpha > 1e-5
+
+
 @pytest.mark.parametrize("points", [[(1 << 20, 1e-3)], [(n, 1e-4) for n in SIZES], [(n, n * 1e-9) for n in SIZES],
                                     [(1024, 1e-3), (1 << 20, 1e-4)]])  # fmt: skip
 def test_fit__gives_usable_numbers_for_odd_points(points):

@@ -7,9 +7,7 @@ import numba
 import numpy as np
 import pytest
 
-from knltrain.bench.rings import predicted
 from knltrain.cli import main
-from knltrain.comm import Curve
 from knltrain.kernels import ARCH
 from knltrain.models import build
 from knltrain.plan import command, measure
@@ -321,23 +319,6 @@ def test_measure__a_share_is_ideal_over_taken_without_calls():
 def test_measure__calls_are_ops_that_do_nothing():
     seen = [(cost(roofline=1e-9), 5e-6), (cost(), 1.0)]
     assert measure.call_us(seen, between=3e-6) == pytest.approx(8)
-
-
-def test_measure__a_link_from_bench_allreduce(tmp_path):
-    path, link = tmp_path / "rows.json", Curve(20e-6, 1e9)
-    row = {"algorithm": "halving", "wire": "fp32", "ranks": 4}
-    rows = [row | {"bytes": n, "seconds": predicted("halving", 4, n, link)} for n in (1 << 20, 1 << 24)]
-    path.write_text(json.dumps([*rows, {"algorithm": "mpi", "wire": "fp32"}]))
-    found = measure.read_link(path)
-    assert found == {"network.gb_s": pytest.approx(1.0), "network.latency_us": pytest.approx(20)}
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '[{"algorithm": "ring"}]', "nan"])
-def test_measure__a_wrong_link_is_one_line(tmp_path, text):
-    path = tmp_path / "rows.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="expected what `bench allreduce"):
-        measure.read_link(path)
 
 
 @pytest.mark.parametrize(

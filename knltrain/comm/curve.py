@@ -46,8 +46,13 @@ def measure(run: Callable[[int], None], sizes, gather: Callable, repeats: int = 
     return points
 
 
+def curve_of(run: Callable[[int], None], largest: int, gather: Callable) -> Curve:
+    """The curve of run(bytes), from five sizes up to `largest`; arguments as of `measure`."""
+    return fit(measure(run, [largest >> shift for shift in (8, 6, 4, 2, 0)], gather))
+
+
 def fit(points: list[tuple[int, float]]) -> Curve:
-    """Least squares of the relative error, with alpha and 1/beta not negative."""
+    """Least squares of the relative error, with alpha and 1/beta not negative. points: the smallest first."""
     w = [1 / t**2 for _, t in points]
     n, t = [p[0] for p in points], [p[1] for p in points]
     sw, swn, swt = sum(w), _dot(w, n), _dot(w, t)
@@ -55,8 +60,9 @@ def fit(points: list[tuple[int, float]]) -> Curve:
     determinant = sw * swnn - swn * swn
     slope = (sw * swnt - swn * swt) / determinant if determinant > 0 else swnt / swnn
     alpha = (swt - slope * swn) / sw
-    if alpha <= 0:
-        alpha, slope = 1e-7, swnt / swnn
+    if alpha <= 0:  # small messages are faster than the line: then what the smallest took besides its bytes
+        slope = swnt / swnn
+        alpha = max(t[0] - slope * n[0], 1e-7)
     if slope <= 0:
         alpha, slope = swt / sw, 1e-15
     return Curve(alpha, 1 / slope)

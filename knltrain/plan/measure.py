@@ -1,10 +1,10 @@
 """The machine file of this machine: its ceilings, and what share of them the ops of three networks reach.
 
-Ops run on one core and are timed by the CPU time of their thread, the best of some looks: a neighbour's work makes a
-machine slower, never quicker. Only memory on all cores, starting threads and sums are timed by the clock. Several ranks
-measure at the same time, so that each sees what the others leave of caches, memory and, with more ranks than cores, of
-its core; and what a core spends on sums is measured too. Network and storage cannot be seen from one machine: what an
-allreduce between nodes took may be given, the rest is `extends`.
+Ops run on one core and are timed by the CPU time of their thread, of some looks at each the lower quartile. Only memory
+on all cores, starting threads and sums are timed by the clock. Several ranks measure at the same time, so that each
+sees what the others leave of caches, memory and, with more ranks than cores, of its core; and what a core spends on
+sums is measured too. Ranks on different nodes, one on each, measure the network between them. Storage, and what else
+one rank cannot see, is that of `extends`.
 """
 
 import json
@@ -22,7 +22,7 @@ from ..bench.ceiling import Ceiling
 from ..bench.rings import predicted
 from ..bench.workload import Workload
 from ..claims.whole import write_whole
-from ..comm import Curve, Links, make_block
+from ..comm import Curve, Links, curve_of, make_block
 from ..comm import measure as curve_points
 from ..layers import Observer
 from ..node.hardware import machine_facts
@@ -37,15 +37,17 @@ STREAM_BYTES = 64 << 20
 SMALL_S = 2e-6  # of roofline: a call of such an op is nothing but a call
 CACHE_SIZES = [1 << k for k in range(17, 27)]  # bytes
 SUM_BYTES, SUMS = 1 << 25, 8  # larger than caches, as the gradients of a step are
-BUCKETS, ROUNDS = (1 << 18, 1 << 22), 20_000  # bytes; of products, about 100 us
+BUCKETS = 1 << 18, 1 << 22  # bytes
+BESIDE = "resnet_cifar20", 16  # and images, computed while sums travel
+ROUNDS = 100_000  # of products, half a millisecond
 BASE = "skx8160"  # for what is not measured
 
 
-class Best(Observer):
-    """The least CPU seconds of each op; inside: those of all ops since it was set to 0."""
+class Times(Observer):
+    """CPU seconds of each op; inside: those of all ops since it was set to 0."""
 
     def __init__(self):
-        self.ops, self.start, self.inside = {}, 0.0, 0.0
+        self.ops, self.start, self.inside = defaultdict(list), 0.0, 0.0
 
     def begin(self, op):
         self.start = time.thread_time()
@@ -53,7 +55,12 @@ class Best(Observer):
     def end(self, op, seconds):
         taken = time.thread_time() - self.start
         self.inside += taken
-        self.ops[op] = min(taken, self.ops.get(op, seconds))
+        self.ops[op].append(taken)
+
+
+def usual(times: list[float]) -> float:
+    """The lower quartile: neighbours make a machine slower, and nothing is always as quick as at its best."""
+    return sorted(times)[len(times) // 4]
 
 
 def least(run, looks: int, clock=time.thread_time) -> float:
@@ -66,27 +73,29 @@ def least(run, looks: int, clock=time.thread_time) -> float:
     return min(times)
 
 
-def measure(path: Path, comm, allreduce: Path | None = None) -> str:
-    """Write the file of this machine to `path`, by rank 0; returns a line. allreduce: rows of `bench allreduce --json`.
+def measure(path: Path, comm) -> str:
+    """Write the file of this machine to `path`, by rank 0; returns a line.
 
-    Collective. Raises ValueError for rows that are no such thing, or where there is no folder for the file.
+    Collective. Raises ValueError where there is no folder for the file, or several nodes have several ranks.
     """
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path}: found no folder {path.absolute().parent}; expected one for the machine file")
-    link = read_link(allreduce) if allreduce else {}
-    numbers = ceilings(comm)
+    near = comm.node()  # the ranks of this node
+    if 1 < near.size < comm.size:
+        raise ValueError(f"found {near.size} of {comm.size} ranks on a node, expected all, or one: start it so")
+    numbers = ceilings(near)
     rough = Machine("rough", numbers=dict.fromkeys(KNOWN, 1.0) | numbers | {"node.call_us": 0.0, "node.fork_us": 0.0})
     set_threads(1)
     looks = []
     for name, images in NETWORKS:
         comm.barrier()
-        looks.append(best_ops(name, images))
+        looks.append(usual_ops(name, images))
     comm.barrier()
     seen = [(op_cost(op, rough, 1), seconds) for ops, _ in looks for op, seconds in ops.items()]
     numbers["node.call_us"] = call_us(seen, between=looks[-1][1])  # of many small ops: there it counts
-    numbers |= shares(seen, numbers["node.call_us"]) | sums(comm, numbers["node.memory_gb_s"])
+    numbers |= shares(seen, numbers["node.call_us"]) | sums(near, numbers["node.memory_gb_s"]) | exchanges(comm, near)
     if comm.rank == 0:
-        write_whole(path, _toml(numbers | link))
+        write_whole(path, _toml(numbers))
         load_machine(path)
     return f"{path}: {numbers['node.core_gflops']:.0f} GFLOP/s and {numbers['node.core_memory_gb_s']:.0f} GB/s a core"
 
@@ -100,8 +109,7 @@ def ceilings(comm) -> dict[str, float]:
     forked = least(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter)
     set_threads(1)
     alone = least(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter)
-    rounds = 5 * ROUNDS
-    peak = fma_peak(rounds) / least(lambda: fma_peak(rounds), PEAKS)
+    peak = fma_peak(ROUNDS) / least(lambda: fma_peak(ROUNDS), PEAKS)
     core = copy_rate(ceiling, STREAM_BYTES)
     rates = {size: copy_rate(ceiling, size) for size in CACHE_SIZES}
     set_threads(threads)
@@ -109,50 +117,71 @@ def ceilings(comm) -> dict[str, float]:
     return {
         "node.cores": float(min(threads * comm.size, os.cpu_count())),
         "node.core_gflops": peak / 1e9,
-        "node.memory_gb_s": max(memory, core) / 1e9,
+        "node.memory_gb_s": max(min(memory, os.cpu_count() * core), core) / 1e9,  # ranks in turns look at other times
         "node.core_memory_gb_s": core / 1e9,
         "node.cache_mb": 2 * most / 1e6,  # both sides of a copy
         "node.core_cache_gb_s": rates[max(most // 4, CACHE_SIZES[0])] / 1e9,
     } | ({"node.fork_us": 1e6 * max(0.0, forked - alone)} if threads > 1 else {})
 
 
-def sums(comm, memory_gb_s: float) -> dict[str, float]:
-    """What a sum over these ranks costs: in shared memory, and a core that computes, by messages as between nodes."""
-    if comm.size == 1:
+def sums(near, memory_gb_s: float) -> dict[str, float]:
+    """What a sum over the ranks of a node costs in shared memory."""
+    if near.size == 1:
         return {}
-    block = make_block(Links(comm, "hierarchical"), SUM_BYTES // 4)
-    ((_, taken),) = curve_points(partial(block.allreduce, 0, SUM_BYTES // 4), [SUM_BYTES], comm.gather, SUMS)
-    found = {"program.node_sum": min((comm.size + 1) * SUM_BYTES / (1e9 * memory_gb_s) / taken, 2.0)}
-    if not comm.threads_may_call:
-        return found
-    block = make_block(Links(comm, pretended_nodes=comm.size), BUCKETS[1] // 4)
-    small, large = (beside_computing(comm, block, nbytes) for nbytes in BUCKETS)
-    rate = max(0.0, large - small) / (BUCKETS[1] - BUCKETS[0])
+    block = make_block(Links(near, "hierarchical"), SUM_BYTES // 4)
+    ((_, taken),) = curve_points(partial(block.allreduce, 0, SUM_BYTES // 4), [SUM_BYTES], near.gather, SUMS)
+    return {"program.node_sum": min((near.size + 1) * SUM_BYTES / (1e9 * memory_gb_s) / taken, 2.0)}
+
+
+def exchanges(comm, near) -> dict[str, float]:
+    """What a sum by messages costs a core that computes; and the network, where the ranks are on nodes of their own."""
+    if comm.size == 1 or not comm.threads_may_call:
+        return {}
+    nodes = comm.size if near.size > 1 else 0  # that are pretended
+    block = make_block(Links(comm, pretended_nodes=nodes), BUCKETS[1] // 4)
     name = "halving" if comm.size & (comm.size - 1) == 0 else "direct"
-    cycle = predicted(name, comm.size, 1, Curve(0.0, 1e9 * load_machine(BASE).core_ghz))
-    cycles, once = rate / cycle, max(0.0, small - rate * BUCKETS[0])
+    sent = predicted(name, comm.size, 1, Curve(0.0, 1.0))  # bytes for each of a sum
+    found = {}
+    if near.size == 1:
+        curve = curve_of(lambda nbytes: block.allreduce(0, nbytes // 4), BUCKETS[1], comm.gather)
+        messages = predicted(name, comm.size, 0, Curve(1.0, 1.0))
+        found = {"network.gb_s": sent * curve.beta / 1e9, "network.latency_us": 1e6 * curve.alpha / messages}
+    small, large = beside_computing(comm, block)
+    rate = max(0.0, large - small) / (BUCKETS[1] - BUCKETS[0])
+    cycles, once = rate / sent * 1e9 * load_machine(BASE).core_ghz, max(0.0, small - rate * BUCKETS[0])
     return found | {"program.exchange_cycles": cycles, "program.exchange_us": 1e6 * once}
 
 
-def beside_computing(comm, block, nbytes: int) -> float:
-    """CPU seconds of the slowest rank that a sum of so many bytes adds to what a core computes meanwhile."""
-    alone = least(lambda: fma_peak(ROUNDS), PEAKS)
+def beside_computing(comm, block) -> list[float]:
+    """CPU seconds of the slowest rank that a sum of so many bytes adds to steps which it computes meanwhile.
 
-    def exchange():
+    Steps, not a loop: what the exchange throws out of the caches is part of its cost.
+    """
+    workload, found = Workload(*BESIDE), []
+
+    def exchange(nbytes):
         for _ in range(SUMS):
             block.allreduce(0, nbytes // 4)
 
-    added = []
-    for _ in range(SUMS):
-        thread, calls = threading.Thread(target=exchange), 0
-        comm.barrier()
-        begin = time.process_time()
+    def steps(thread):
+        """CPU seconds of a step until the thread ends, and their number."""
+        begin, count = time.process_time(), 0
         thread.start()
-        while thread.is_alive():
-            fma_peak(ROUNDS)
-            calls += 1
-        added.append((time.process_time() - begin - calls * alone) / SUMS)
-    return max(comm.gather(min(added)))
+        while thread.is_alive() or not count:
+            workload.step()
+            count += 1
+        return time.process_time() - begin, count
+
+    workload.step()
+    for nbytes in BUCKETS:
+        added = []
+        for _ in range(SUMS):
+            alone, _ = steps(threading.Thread())
+            comm.barrier()
+            both, count = steps(threading.Thread(target=exchange, args=(nbytes,)))
+            added.append((both - count * alone) / SUMS)
+        found.append(max(comm.gather(max(0.0, statistics.median(added)))))
+    return found
 
 
 def copy_rate(ceiling: Ceiling, nbytes: int, clock=time.thread_time) -> float:
@@ -168,21 +197,21 @@ def copy_rate(ceiling: Ceiling, nbytes: int, clock=time.thread_time) -> float:
     return 2 * nbytes * repeats / min(seconds)
 
 
-def best_ops(name: str, images: int) -> tuple[dict, float]:
-    """Least CPU seconds of every op of a step, and of what is between two.
+def usual_ops(name: str, images: int) -> tuple[dict, float]:
+    """Usual CPU seconds of every op of a step, and of what is between two.
 
-    The latter is what a step took besides its own ops: against the least of each op, which a busy machine grants now
-    and then, every disturbance of a step would count as time between.
+    The latter is what a step took besides its own ops: against the usual ones every disturbance of a step would count
+    as time between.
     """
-    workload, best, outside = Workload(name, images), Best(), []
+    workload, times, outside = Workload(name, images), Times(), []
     workload.step()
-    workload.observe(best)
+    workload.observe(times)
     for _ in range(LOOKS):
-        best.inside, begin = 0.0, time.thread_time()
+        times.inside, begin = 0.0, time.thread_time()
         workload.step()
-        outside.append(time.thread_time() - begin - best.inside)
+        outside.append(time.thread_time() - begin - times.inside)
     workload.observe(None)
-    return best.ops, max(0.0, min(outside)) / len(best.ops)
+    return {op: usual(seconds) for op, seconds in times.ops.items()}, max(0.0, usual(outside)) / len(times.ops)
 
 
 def call_us(seen, between: float) -> float:
@@ -199,24 +228,6 @@ def shares(seen, call: float) -> dict[str, float]:
             ideal[cost.share] += cost.roofline
             taken[cost.share] += max(seconds - 1e-6 * call, seconds / 10)
     return {f"shares.{name}": min(ideal[name] / taken[name], 2.0) for name in ideal}
-
-
-def read_link(path: Path) -> dict[str, float]:
-    """Latency and bytes/s between nodes, from rows of one algorithm between ranks on different nodes."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        rows = [row for row in rows if row["algorithm"] in ("halving", "ring") and row["wire"] == "fp32"]
-        points = sorted((row["bytes"], float(row["seconds"]), row["algorithm"], int(row["ranks"])) for row in rows)
-        (small, least, name, ranks), (large, most, _, _) = points[0], points[-1]
-        one = Curve(0.0, 1.0)
-        share = predicted(name, ranks, 1, one)  # bytes that are sent for each
-        beta = share * (large - small) / (most - least)
-        messages = predicted(name, ranks, 0, Curve(1.0, 1.0))
-        alpha = max((least - share * small / beta) / messages, 1e-7)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, ZeroDivisionError) as error:
-        expected = "expected what `bench allreduce --algorithms halving --wires fp32 --json` prints, of two sizes"
-        raise ValueError(f"{path}: {expected} ({type(error).__name__})") from None
-    return {"network.gb_s": beta / 1e9, "network.latency_us": 1e6 * alpha}
 
 
 def _toml(numbers: dict) -> str:
