@@ -118,16 +118,19 @@ def test_against_torch__of_an_interpreter_without_it_is_one_line(tmp_path, capsy
 @needs_torch
 def test_against_torch__refuses_a_model_that_it_does_not_have(capsys):
     assert cli.main([*TINY, "--against", "torch"]) == 2
-    assert "expected one of resnet50, alexnet, alexnet_bn" in capsys.readouterr().err
+    expected = "expected one of: resnet50 with classes or input_size; alexnet with classes, groups or input_size"
+    assert expected in capsys.readouterr().err
 
 
 @needs_torch
-@pytest.mark.parametrize("model", ["resnet50", "alexnet", "alexnet_bn"])
-def test_torch_models__have_our_parameters(model):
+@pytest.mark.parametrize(
+    ("model", "options"), [("resnet50", {}), ("alexnet", {}), ("alexnet_bn", {}), ("alexnet_bn", {"groups": 1})]
+)
+def test_torch_models__have_our_parameters(model, options):
     from knltrain.bench import torch_models
 
-    parameters = declare(*build(model)).parameters
-    network = getattr(torch_models, model)(1000)
+    parameters = declare(*build(model, **options)).parameters
+    network = getattr(torch_models, model)(1000, **options)
     theirs = sorted(tuple(p.shape) for p in network.parameters())
     assert sum(p.numel() for p in network.parameters()) == parameters.count
     assert len(theirs) == len(parameters.parameters)

@@ -31,11 +31,9 @@ def run(
     options = options or {}
     if against:
         check_installed(torch)
-        if model not in MODELS or set(options) - {"classes", "input_size"}:
-            raise ValueError(
-                f"--against torch: found {model} with {options or 'no options'}, expected one of {', '.join(MODELS)} "
-                "with no options but classes and input_size"
-            )
+        if set(options) - {"input_size", *MODELS.get(model, ())} or model not in MODELS:
+            known = "; ".join(f"{name} with {', '.join(its)} or input_size" for name, its in MODELS.items())
+            raise ValueError(f"--against torch: found {model} with {options or 'no options'}, expected one of: {known}")
     if threads:
         set_threads(threads)
     workload = Workload(model, slot_batch, options, precision=precision)
@@ -109,7 +107,7 @@ def _settings(model, slot_batch, options, workload) -> dict:
         "model": model,
         "slot_batch": slot_batch,
         "threads": numba.get_num_threads(),
-        "classes": options.get("classes", CLASSES),
+        "options": {"classes": CLASSES} | {name: options[name] for name in MODELS[model] if name in options},
         "size": workload.batch.images.shape[1],
         "sgd": {"lr": LEARNING_RATE, "momentum": SGD.momentum, "weight_decay": SGD.weight_decay},
     }

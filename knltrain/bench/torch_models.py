@@ -39,7 +39,7 @@ def resnet50(classes):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, classes))
 
 
-def _alexnet(classes, lrn):
+def _alexnet(classes, groups, lrn):
     def conv(*shape, **options):
         return [nn.Conv2d(*shape, **options), nn.ReLU(inplace=True)]
 
@@ -51,10 +51,10 @@ def _alexnet(classes, lrn):
 
     return nn.Sequential(
         *conv(3, 96, 11, stride=4), *local(), nn.MaxPool2d(3, 2), *batch(96),
-        *conv(96, 256, 5, padding=2, groups=2), *local(), nn.MaxPool2d(3, 2), *batch(256),
+        *conv(96, 256, 5, padding=2, groups=groups), *local(), nn.MaxPool2d(3, 2), *batch(256),
         *conv(256, 384, 3, padding=1), *batch(384),
-        *conv(384, 384, 3, padding=1, groups=2), *batch(384),
-        *conv(384, 256, 3, padding=1, groups=2), nn.MaxPool2d(3, 2),
+        *conv(384, 384, 3, padding=1, groups=groups), *batch(384),
+        *conv(384, 256, 3, padding=1, groups=groups), nn.MaxPool2d(3, 2),
         nn.Flatten(),
         nn.Linear(9216, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5),
         nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5),
@@ -62,32 +62,33 @@ def _alexnet(classes, lrn):
     )  # fmt: skip
 
 
-def alexnet(classes):
+def alexnet(classes, groups=2):
     """Caffe's AlexNet: local response normalization, two groups; 227 x 227."""
-    return _alexnet(classes, lrn=True)
+    return _alexnet(classes, groups, lrn=True)
 
 
-def alexnet_bn(classes):
+def alexnet_bn(classes, groups=2):
     """AlexNet with batch norm without scale and shift (You et al. 2017)."""
-    return _alexnet(classes, lrn=False)
+    return _alexnet(classes, groups, lrn=False)
 
 
 class Trainer:
     """One training step of a model on one fixed random batch: forward, cross-entropy, backward, SGD with momentum.
 
-    sgd: lr, momentum, weight_decay. autocast: to bf16. conv_bf16: tensors stay float32, oneDNN may compute in bf16.
+    options: of the model. sgd: lr, momentum, weight_decay. autocast: to bf16. conv_bf16: tensors stay float32, oneDNN
+    may compute in bf16.
     """
 
-    def __init__(self, model, classes, slot_batch, size, sgd, channels_last, compiled, autocast, conv_bf16):
+    def __init__(self, model, options, slot_batch, size, sgd, channels_last, compiled, autocast, conv_bf16):
         torch.manual_seed(0)
         if conv_bf16:
             torch.backends.mkldnn.conv.fp32_precision = "bf16"
         self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        network = {"resnet50": resnet50, "alexnet": alexnet, "alexnet_bn": alexnet_bn}[model](classes)
+        network = {"resnet50": resnet50, "alexnet": alexnet, "alexnet_bn": alexnet_bn}[model](**options)
         self.network = network.to(memory_format=layout).train()
         self.images = torch.randn(slot_batch, 3, size, size).to(memory_format=layout)
-        self.labels = torch.randint(0, classes, (slot_batch,))
+        self.labels = torch.randint(0, options["classes"], (slot_batch,))
         self.optimizer = torch.optim.SGD(self.network.parameters(), fused=True, **sgd)
         self.loss = nn.CrossEntropyLoss()
         self.run = torch.compile(self.network) if compiled else self.network

@@ -16,7 +16,7 @@ from pathlib import Path
 FP32 = ("contiguous-eager", "channels_last-eager", "contiguous-compiled", "channels_last-compiled")
 AUTOCAST, CONV_BF16 = "autocast", "conv_bf16"  # autocast to bf16; fp32 tensors whose convolutions may be made in bf16
 CONFIGURATIONS = (*FP32, *(f"{name}-{arithmetic}" for arithmetic in (AUTOCAST, CONV_BF16) for name in FP32))
-MODELS = ("resnet50", "alexnet", "alexnet_bn")
+MODELS = {"resnet50": ("classes",), "alexnet": ("classes", "groups"), "alexnet_bn": ("classes", "groups")}  # options
 WARM_UP_STEPS = 3  # the first compiles, the next ones still settle
 
 
@@ -117,7 +117,7 @@ def main(settings: dict, configuration: str):
 
         torch.set_num_threads(settings["threads"])
         layout, mode, *arithmetic = configuration.split("-")
-        names = ("model", "classes", "slot_batch", "size", "sgd")
+        names = ("model", "options", "slot_batch", "size", "sgd")
         trainer = Trainer(
             **{name: settings[name] for name in names},
             channels_last=layout == "channels_last",
