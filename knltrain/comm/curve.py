@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 LARGEST_TRIED = 1 << 22  # bytes, at start: milliseconds on a fast machine
 SMALLEST, LARGEST = 1 << 18, 1 << 26  # bytes, of an automatic bucket
+ASIDE = 2e-4  # seconds: what a sum costs beside computing, as threads take turns and the caches are filled anew
 
 
 class Curve(NamedTuple):
@@ -22,10 +23,10 @@ class Curve(NamedTuple):
     def bucket_bytes(self, total_bytes: int) -> int:
         """The bucket size that leaves least time exposed, as a power of two.
 
-        N bytes in buckets of b cost N/b latencies, and the last bucket, b/beta, hides behind nothing:
-        N/b alpha + b/beta is least at b = sqrt(N alpha beta).
+        N bytes in buckets of b cost N/b latencies and turns, and the last bucket, b/beta, hides behind nothing:
+        N/b (alpha + ASIDE) + b/beta is least at b = sqrt(N (alpha + ASIDE) beta).
         """
-        best = math.sqrt(total_bytes * self.alpha * self.beta)
+        best = math.sqrt(total_bytes * (self.alpha + ASIDE) * self.beta)
         return 1 << round(math.log2(min(max(best, SMALLEST), LARGEST)))
 
 
@@ -52,7 +53,7 @@ def curve_of(run: Callable[[int], None], largest: int, gather: Callable) -> Curv
 
 
 def fit(points: list[tuple[int, float]]) -> Curve:
-    """Least squares of the relative error, with alpha and 1/beta not negative. points: the smallest first."""
+    """Least squares of the relative error, with alpha and 1/beta not negative."""
     w = [1 / t**2 for _, t in points]
     n, t = [p[0] for p in points], [p[1] for p in points]
     sw, swn, swt = sum(w), _dot(w, n), _dot(w, t)
@@ -60,9 +61,8 @@ def fit(points: list[tuple[int, float]]) -> Curve:
     determinant = sw * swnn - swn * swn
     slope = (sw * swnt - swn * swt) / determinant if determinant > 0 else swnt / swnn
     alpha = (swt - slope * swn) / sw
-    if alpha <= 0:  # small messages are faster than the line: then what the smallest took besides its bytes
-        slope = swnt / swnn
-        alpha = max(t[0] - slope * n[0], 1e-7)
+    if alpha <= 0:
+        alpha, slope = 1e-7, swnt / swnn
     if slope <= 0:
         alpha, slope = swt / sw, 1e-15
     return Curve(alpha, 1 / slope)
