@@ -22,7 +22,7 @@ from ..bench.ceiling import Ceiling
 from ..bench.rings import predicted
 from ..bench.workload import Workload
 from ..claims.whole import write_whole
-from ..comm import Curve, Links, curve_of, make_block
+from ..comm import Curve, Links, make_block
 from ..comm import measure as curve_points
 from ..layers import Observer
 from ..node.hardware import machine_facts
@@ -37,7 +37,7 @@ STREAM_BYTES = 64 << 20
 SMALL_S = 2e-6  # of roofline: a call of such an op is nothing but a call
 CACHE_SIZES = [1 << k for k in range(17, 27)]  # bytes
 SUM_BYTES, SUMS = 1 << 25, 8  # larger than caches, as the gradients of a step are
-BUCKETS = 1 << 18, 1 << 22  # bytes
+BUCKETS, LINKS = (1 << 18, 1 << 22), (1 << 14, 1 << 24)  # bytes of a sum: beside computing, and alone
 BESIDE = "resnet_cifar20", 16  # and images, computed while sums travel
 ROUNDS = 100_000  # of products, half a millisecond
 BASE = "skx8160"  # for what is not measured
@@ -63,14 +63,14 @@ def usual(times: list[float]) -> float:
     return sorted(times)[len(times) // 4]
 
 
-def least(run, looks: int, clock=time.thread_time) -> float:
-    """Seconds of the quickest of some calls."""
+def seconds_of(run, looks: int, clock=time.thread_time, of=min) -> float:
+    """Seconds of the quickest of some calls, or what else `of` makes of their times."""
     times = []
     for _ in range(looks):
         begin = clock()
         run()
         times.append(clock() - begin)
-    return min(times)
+    return of(times)
 
 
 def measure(path: Path, comm) -> str:
@@ -106,10 +106,10 @@ def ceilings(comm) -> dict[str, float]:
     ceiling = Ceiling(STREAM_BYTES)
     comm.barrier()
     memory = sum(comm.gather(copy_rate(ceiling, STREAM_BYTES, time.perf_counter)))
-    forked = least(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter)
+    forked = seconds_of(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter, usual)
     set_threads(1)
-    alone = least(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter)
-    peak = fma_peak(ROUNDS) / least(lambda: fma_peak(ROUNDS), PEAKS)
+    alone = seconds_of(lambda: fma_peak(1), 20 * PEAKS, time.perf_counter, usual)
+    peak = fma_peak(ROUNDS) / seconds_of(lambda: fma_peak(ROUNDS), PEAKS)
     core = copy_rate(ceiling, STREAM_BYTES)
     rates = {size: copy_rate(ceiling, size) for size in CACHE_SIZES}
     set_threads(threads)
@@ -138,14 +138,21 @@ def exchanges(comm, near) -> dict[str, float]:
     if comm.size == 1 or not comm.threads_may_call:
         return {}
     nodes = comm.size if near.size > 1 else 0  # that are pretended
-    block = make_block(Links(comm, pretended_nodes=nodes), BUCKETS[1] // 4)
+    block = make_block(Links(comm, pretended_nodes=nodes), LINKS[1] // 4)
     name = "halving" if comm.size & (comm.size - 1) == 0 else "direct"
     sent = predicted(name, comm.size, 1, Curve(0.0, 1.0))  # bytes for each of a sum
     found = {}
     if near.size == 1:
-        curve = curve_of(lambda nbytes: block.allreduce(0, nbytes // 4), BUCKETS[1], comm.gather)
-        messages = predicted(name, comm.size, 0, Curve(1.0, 1.0))
-        found = {"network.gb_s": sent * curve.beta / 1e9, "network.latency_us": 1e6 * curve.alpha / messages}
+
+        def run(nbytes):  # as in a step, in buckets
+            for start in range(0, nbytes, BUCKETS[1]):
+                block.allreduce(start // 4, min(start + BUCKETS[1], nbytes) // 4)
+
+        points = curve_points(run, LINKS, comm.gather)
+        (small, small_s), (large, large_s) = points
+        beta = sent * large / large_s  # where a latency is nothing; what a switch lets pass at once, little
+        alpha = max(small_s - sent * small / beta, 1e-7) / predicted(name, comm.size, 0, Curve(1.0, 1.0))
+        found = {"network.gb_s": beta / 1e9, "network.latency_us": 1e6 * alpha}
     small, large = beside_computing(comm, block)
     rate = max(0.0, large - small) / (BUCKETS[1] - BUCKETS[0])
     cycles, once = rate / sent * 1e9 * load_machine(BASE).core_ghz, max(0.0, small - rate * BUCKETS[0])
@@ -193,7 +200,7 @@ def copy_rate(ceiling: Ceiling, nbytes: int, clock=time.thread_time) -> float:
         for _ in range(repeats):
             stream(name, source, target)
 
-    seconds = (least(lambda name=name: copy(name), 6 * LOOKS, clock) for name in ("copy", "copy past the caches"))
+    seconds = (seconds_of(lambda name=name: copy(name), 6 * LOOKS, clock) for name in ("copy", "copy past the caches"))
     return 2 * nbytes * repeats / min(seconds)
 
 
