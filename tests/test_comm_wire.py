@@ -1,16 +1,17 @@
 """Two bytes a number: half the bytes move, the error is that of the rounding, the cut into buckets changes no bit."""
 
-import json
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
-from ranks import on_ranks
-from tinyrun import train
+from ranks import ALONE, learned, on_ranks
 
+from knltrain.assembly import make_trainer
 from knltrain.comm import Links, make_block
-from knltrain.data.shards import Row, finish_shard, write_shard
+from knltrain.data.arrays import Arrays
 from knltrain.kernels import FP16_SCALE, decode_bf16, decode_fp16, digest, encode_bf16, encode_fp16
-from knltrain.run.checkpoint import checkpoints, load
+from knltrain.recipe.config import parse_recipe
 
 SIZE = 100_000
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # relative error of one rounding
@@ -60,7 +61,7 @@ LARGE = """
 name = "resnet_cifar8"
 width = 2
 [data]
-train = "shards"
+train = "unused"
 crop = 4
 [batch]
 global_batch = 16384
@@ -78,27 +79,24 @@ evaluate_every_epochs = 0
 """
 
 
-def test_wire__trains_a_batch_of_16384_as_fp32_does(tmp_path):
+def test_wire__trains_a_batch_of_16384_as_fp32_does():
     """The loss summed over 16,384 images of 1,000 classes is 113,000; 16 bits end at 65,504."""
     rng = np.random.default_rng(6)
-    names, count = [f"{i:03}" for i in range(1000)], 16_384
     colours, noise = rng.integers(0, 200, (1000, 1, 1, 3)), rng.integers(0, 56, (100, 4, 4, 3))
-    rows = [Row((colours[i % 1000] + noise[i % 100]).astype(np.uint8), i % 1000, f"{i}") for i in range(count)]
-    (tmp_path / "shards").mkdir()
-    write_shard(tmp_path / "part", rows, encoding="raw", size=4, class_names=names)
-    finish_shard(tmp_path / "part", tmp_path / "shards" / "shard-00000.h5", count, 0)
-    (tmp_path / "tiny.toml").write_text(LARGE)
-    losses, weights = {}, {}
-    for wire in ("fp32", "fp16"):
-        done = train(tmp_path, wire, "--set", f"comm.wire={wire}", ranks=2)
-        assert done.returncode == 0, done.stderr
-        lines = [json.loads(line) for line in (tmp_path / wire / "log.jsonl").read_text().splitlines()]
-        losses[wire] = np.array([line["loss"] for line in lines if line["kind"] == "step"])
-        weights[wire] = load(checkpoints(tmp_path / wire / "checkpoints")[-1])[0]
-    assert len(losses["fp32"]) == 3 and losses["fp32"][-1] < losses["fp32"][0] - 0.05
-    assert losses["fp16"][0] == losses["fp32"][0]  # before anything but the loss was exchanged
-    assert np.abs(losses["fp16"] - losses["fp32"]).max() <= 1e-4
-    assert any(not np.array_equal(weights["fp16"][name], weights["fp32"][name]) for name in weights["fp32"])
+    rows = np.arange(16_384)
+    images, labels = (colours[rows % 1000] + noise[rows % 100]).astype(np.uint8), rows % 1000
+    data = Arrays(images, labels, [f"{i:03}" for i in range(1000)])
+
+    def train(comm, wire):
+        with closing(make_trainer(parse_recipe(LARGE, [f"comm.wire={wire}"]), data, comm, ALONE)) as trainer:
+            return learned(trainer, 3)
+
+    fp32, fp16 = (on_ranks(2, partial(train, wire=wire))[0] for wire in ("fp32", "fp16"))
+    losses, others = np.array(fp32.pop("loss")), np.array(fp16.pop("loss"))
+    assert losses[-1] < losses[0] - 0.05
+    assert others[0] == losses[0]  # before anything but the loss was exchanged
+    assert np.abs(others - losses).max() <= 1e-4
+    assert any(not np.array_equal(fp16[name], fp32[name]) for name in fp32)
 
 
 @pytest.mark.parametrize("wire", ["bf16", "fp16"])
