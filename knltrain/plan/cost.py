@@ -10,7 +10,7 @@ flops and bytes are the program's own (`Op.arithmetic`, `Op.nbytes`): what is re
 waste: what tiles do besides their products, seen on two cores of Zen 4: tiles of 32 channels (and, where images are
 single pixels, of 14 rows) that are not full; what a tile does once, as much as 48 steps of its depth; packing in
 backward-weight, as much as 16 output channels; Winograd's transforms, of pixels as much as 10 channels on either side,
-of filters as much as 120 pixels.
+of filters as much as 120 pixels; where a tile begins the backward of a batch norm, 75 flops for each of its outputs.
 Left out: where memory lies (NUMA), lines that two cores write, waiting for weights that many tasks read again.
 """
 
@@ -24,7 +24,7 @@ from ..layers import CONVOLUTION, UPDATE, Op, Program, SoftmaxCrossEntropy, Tens
 from .machine import Machine
 
 BLOCK, MOST_WIDTH = 32, 512  # output channels of a tile of AVX-512, and the most of a task: the kernels' own
-ONCE, PACK, TRANSFORM, FILTERS, ROWS = 48, 16, 10, 120, 14  # of tiles: see `waste`
+ONCE, PACK, TRANSFORM, FILTERS, ROWS, SUMS = 48, 16, 10, 120, 14, 75  # of tiles: see `waste`
 PART, UPDATE_PART = 1 << 15, 1 << 16  # numbers in a task of the passes over memory, and of the update
 LARS_PASSES, SGD_PASSES = (4, 3, 2), (2, 3, 2)  # tensors read for the norms, then read and written by the update
 SHARE_OF_KERNEL = {
@@ -77,7 +77,12 @@ def _width(op: Op) -> int:
 
 
 def waste(op: Op) -> float:
-    """The flops that tiles of a convolution spend, over those of its products."""
+    """The flops that a convolution spends, over those of its products."""
+    behind = math.prod(op.others["plan"].x_shape) if "sums" in op.others else 0
+    return _of_tiles(op) + SUMS * behind / op.arithmetic
+
+
+def _of_tiles(op: Op) -> float:
     (r, s, c, _), k = op.others["plan"].w_shape, op.others["plan"].shape.k_group
     width, images, pixels = _width(op), op.others["plan"].x_shape[0], math.prod(op.others["plan"].x_shape[:3])
     full = -(-width // BLOCK) * BLOCK / width
