@@ -47,11 +47,6 @@ def measure(run: Callable[[int], None], sizes, gather: Callable, repeats: int = 
     return points
 
 
-def curve_of(run: Callable[[int], None], largest: int, gather: Callable) -> Curve:
-    """The curve of run(bytes), from five sizes up to `largest`; arguments as of `measure`."""
-    return fit(measure(run, [largest >> shift for shift in (8, 6, 4, 2, 0)], gather))
-
-
 def fit(points: list[tuple[int, float]]) -> Curve:
     """Least squares of the relative error, with alpha and 1/beta not negative."""
     w = [1 / t**2 for _, t in points]

@@ -6,6 +6,7 @@ the exchange. The exchange continues the same tree: 1, 3 or 512 ranks do the sam
 are `factors` and `split`; which buckets there are, and which way each is, is settled by `travel`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -21,7 +22,7 @@ from .wire import Wire
 from .worker import Job
 
 
-class Way:
+class Way(ABC):
     """How the sum of one bucket or several is made, slot by slot."""
 
     what = ""  # it sends, for the names of jobs
@@ -30,12 +31,13 @@ class Way:
     stops = False  # whether backward waits for exchanges of its own before the bucket's gradient is there
     scale = np.float32(1)  # by which gradients are multiplied
 
+    @abstractmethod
     def end_slot(self, bucket: Bucket, number: int) -> Callable[[], None] | None:
         """The gradient of this rank's slot `number` is there; after the last one returns the exchange that is due."""
-        raise NotImplementedError
 
     def arrive(self):
         """The exchange is done: make what is still to be made of the sum."""
+        return  # nothing, where the exchange leaves it whole
 
     def part(self, bucket: Bucket) -> slice:
         """What of the bucket's sum this rank has, in floats of the gradient block."""

@@ -10,7 +10,7 @@ from .block import MessageBlock
 from .buckets import cut
 from .choice import Choice, FullyConnected, choose, seconds_per_flop, split_as_asked
 from .coded import Residual
-from .curve import LARGEST_TRIED, Curve, curve_of
+from .curve import LARGEST_TRIED, Curve, fit, measure
 from .factors import Factors
 from .gradients import Sums
 from .split import Split
@@ -69,7 +69,8 @@ class Travel:
         def run(nbytes):
             self.worker.do("measure", partial(self.block.allreduce, 0, nbytes // 4))
 
-        return curve_of(run, min(LARGEST_TRIED, 4 * self.block.mine.size), self.block.links.comm.gather)
+        largest = min(LARGEST_TRIED, 4 * self.block.mine.size)
+        return fit(measure(run, [largest >> shift for shift in (8, 6, 4, 2, 0)], self.block.links.comm.gather))
 
     def _choose(self, fc: FullyConnected, asks: bool, wire: Wire) -> Choice:
         """Which layers travel as factors, or are split. Collective."""

@@ -81,8 +81,8 @@ def measure(path: Path, comm) -> str:
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path}: found no folder {path.absolute().parent}; expected one for the machine file")
     near = comm.node()  # the ranks of this node
-    if 1 < near.size < comm.size:
-        raise ValueError(f"found {near.size} of {comm.size} ranks on a node, expected all, or one: start it so")
+    if set(found := comm.gather(near.size)) - {1, comm.size}:  # all ranks see it, also one that is alone on its node
+        raise ValueError(f"found {max(found)} of {comm.size} ranks on a node, expected all, or one: start it so")
     numbers = ceilings(near)
     rough = Machine("rough", numbers=dict.fromkeys(KNOWN, 1.0) | numbers | {"node.call_us": 0.0, "node.fork_us": 0.0})
     set_threads(1)
