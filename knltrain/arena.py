@@ -7,7 +7,7 @@ each.
 import ctypes
 import math
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -45,6 +45,14 @@ class Parameter:
     v: np.ndarray = field(default=None, repr=False)
     total: np.ndarray = field(default=None, repr=False)
     states: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # what else an optimizer keeps of it
+
+    def cut(self, places: Iterable[int]):
+        """From now on it is cut at these elements."""
+        self.cuts = tuple(places)
+
+    def sum_alone(self, own: slice = slice(None)):
+        """From now on this rank keeps the elements `own`; the sum of their gradients stands in dw, and is its own."""
+        self.own, self.total = own, None
 
     @property
     def gradient(self) -> np.ndarray:

@@ -37,7 +37,7 @@ def _train(args):
             from .recipe.inherit import find_recipe
 
             recipe = load_recipe(args.recipe, args.set)  # before anything is compiled, or said to be
-            clock.mark = share_kernels(comm, find_recipe(args.recipe), args.set)
+            clock.leave(share_kernels(comm, find_recipe(args.recipe), args.set))
             clock.phase("kernels")
             from .run.checkpoint import advice
             from .run.faults import Faults

@@ -36,7 +36,7 @@ class Clock(StepObserver):
     def __init__(self):
         self.last = time.time() - _age()
         self.seconds = {}
-        self.running, self.mark = True, None  # a file that says from now on: this recipe has run alone
+        self.running, self.mark = True, None
 
     def end_step(self, trainer, step):
         """After the first step: tell where the time went."""
@@ -47,6 +47,10 @@ class Clock(StepObserver):
             if self.mark:
                 with contextlib.suppress(OSError):
                     self.mark.touch()
+
+    def leave(self, mark: Path | None):
+        """After the first step, make the file `mark`: it says that this recipe has run alone."""
+        self.mark = mark
 
     def phase(self, phase: str):
         """`phase` ends now."""

@@ -141,8 +141,9 @@ class Trainer:
 
     def observe(self, observer: Observer | None, reading: Callable | None = None):
         """Let `observer` be told of every op of the steps that follow, `reading` of every batch; None: nobody."""
-        self.model.observer = self.parts.optimizer.observer = observer
-        self.parts.batches.told = reading
+        for part in (self.model, self.parts.optimizer):
+            part.observe(observer)
+        self.parts.batches.tell(reading)
 
     def record(self, kind: str, facts: dict):
         """Facts for the log, which all observers are told: one may keep it."""
@@ -160,12 +161,12 @@ class Trainer:
 
     def state(self) -> dict:
         """What `restore` wants to know beside the model's state."""
-        state = {"previous_lr": self.parts.optimizer.previous_lr}
-        return state | ({"loss_scale": self.scaling.state()} if self.scaling else {})
+        return self.parts.optimizer.state() | ({"loss_scale": self.scaling.state()} if self.scaling else {})
 
     def restore(self, done: int, state: dict):
         """This was the state after so many steps; `seek` goes on from there."""
-        self.done, self.parts.optimizer.previous_lr = done, state.get("previous_lr", 0.0)
+        self.done = done
+        self.parts.optimizer.restore(state)
         if self.scaling and "loss_scale" in state:
             self.scaling.restore(state["loss_scale"])
 

@@ -119,7 +119,8 @@ def test_start__of_one_process_says_once_that_it_compiles(tmp_path, monkeypatch,
     before = dict(startup.os.environ)
     clock, lines = startup.Clock(), []
     for done in (False, True, False):  # the first start is killed in its first step
-        clock.mark, clock.running = startup.share_kernels(Serial(), tmp_path / "r.toml"), True
+        clock.running = True
+        clock.leave(startup.share_kernels(Serial(), tmp_path / "r.toml"))
         lines.append(capsys.readouterr().err.count("is compiled in the first step"))
         if done:
             clock.end_step(SimpleNamespace(record=lambda *_: None), None)

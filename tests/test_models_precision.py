@@ -67,7 +67,7 @@ def program_of(name, batch, precision):
     """A training step's program, planned but without memory."""
     network, shape = build(name)
     images = Tensor("images", (batch, *shape), number_named(precision).dtype)
-    images.place = np.zeros(0, images.dtype)
+    images.lie_in(np.zeros(0, np.uint8))
     program = Program(images, Parameters(), True, np.zeros(batch, np.uint64), network.last)
     logits = network.forward(program, images)
     network.backward(program, Tensor("dlogits", logits.shape, images.dtype))

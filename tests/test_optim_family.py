@@ -83,7 +83,7 @@ def test_kernels__say_in_their_docstrings_what_an_update_costs(make, variant, ne
     observer.begin = lambda op: ops.update({op.name: op})
     parameters = network(make.states)
     optimizer = make(parameters.parameters, Optim(variant, 0.01, epsilon=1e-4, nesterov=nesterov))
-    optimizer.observer = observer
+    optimizer.observe(observer)
     optimizer.step(0.1)
     assert len(ops) == (1 if make is RmspropWarmup else 2)
     for name, op in ops.items():

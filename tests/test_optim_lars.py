@@ -196,7 +196,7 @@ def test_momentum_correction__scales_the_past_while_the_rate_rises():
     close(p.v, [0.15])  # 0.5 * (0.2 / 0.1) * 0.05 + 0.2 * 0.5
     optimizer.step(0.1)
     close(p.v, [0.125])  # falling: plain 0.5 * 0.15 + 0.05
-    assert optimizer.previous_lr == 0.1
+    assert optimizer.state() == {"previous_lr": 0.1}
 
 
 def test_momentum_correction__equals_momentum_over_gradients():

@@ -12,34 +12,34 @@ from contextlib import ExitStack, closing
 
 from ..assembly import make_trainer
 from ..data.synthetic import Synthetic
+from ..layers import Observer
 from ..run.balance import FIRST, SKIPPED, Balance
 from ..run.observe import StepObserver
 
 CLASSES = 1000
 
 
-class _Slots(StepObserver):
-    """Notes the seconds of each slot's forward and backward of this rank; slows it by a share of them."""
+class _Slots(StepObserver, Observer):
+    """Notes the seconds of each slot of this rank, from its first op to its last; slows it by a share of them."""
 
     def __init__(self, by: float):
-        self.by, self.model, self.seconds = by, None, []
+        self.by, self.program, self.seconds, self.begun = by, None, [], 0.0
 
     def begin_step(self, trainer):
         """The model may be another one since the last step."""
-        if trainer.model is self.model:
-            return
-        self.model, forward, backward = trainer.model, trainer.model.forward, trainer.model.backward
+        self.program = trainer.model.training
+        trainer.observe(self)
 
-        def begin():
+    def begin(self, op):
+        """With the first op begins a slot."""
+        if op is self.program.forward[0]:
             self.begun = time.perf_counter()
-            forward()
 
-        def end(ready=None):
-            backward(ready)
+    def end(self, op, seconds):
+        """With the last it ends, late on a slowed rank."""
+        if op is self.program.backward[-1]:
             time.sleep(self.by * (time.perf_counter() - self.begun))
             self.seconds.append(time.perf_counter() - self.begun)
-
-        trainer.model.forward, trainer.model.backward = begin, end
 
 
 def run(comm, placement, recipes, *, slow=(), by=0.3, steps=20, as_json=False):

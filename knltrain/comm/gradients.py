@@ -31,6 +31,10 @@ class Way(ABC):
     stops = False  # whether backward waits for exchanges of its own before the bucket's gradient is there
     scale = np.float32(1)  # by which gradients are multiplied
 
+    def begin_step(self, exact: bool, scale: float):
+        """A step begins, whose gradients are multiplied by `scale`, and travel as float32 if `exact`."""
+        self.scale = np.float32(scale)
+
     @abstractmethod
     def end_slot(self, bucket: Bucket, number: int) -> Callable[[], None] | None:
         """The gradient of this rank's slot `number` is there; after the last one returns the exchange that is due."""
@@ -47,18 +51,25 @@ class Way(ABC):
 class Sums(Way):
     """Sums of gradients in `block`. scattered: an exchange leaves each rank its part.
 
-    exact: the step that begins travels as float32, whatever the wire. stay: gradients are not exchanged, the sums of
-    workers stay in the rows of the block.
+    exact: the step travels as float32, whatever the wire.
     """
 
     def __init__(self, block: MessageBlock, wire: Wire, scattered: bool):
         self.block, self.wire, self.scattered = block, wire, scattered
-        self.exact = self.stay = False
+        self.exact = self.apart = False
         shares, rank, rows = block.links.shares, block.links.comm.rank, block.rows[:-1]
         own = shares.ranges[rank]
         self.counts, self.turns = scattered or rank == 0, turns(own, shares.slots, shares.most)
         waiting = kept_sums(own, shares.slots, shares.most) - len(rows)
         self.kept = [*rows, *(aligned_zeros(block.mine.size) for _ in range(waiting))]
+
+    def begin_step(self, exact, scale):
+        super().begin_step(exact, scale)
+        self.exact = exact
+
+    def leave_apart(self):
+        """From now on gradients are not exchanged: the sums of workers stay in the rows of the block."""
+        self.apart = True
 
     def end_slot(self, bucket, number):
         here, turn, weights = slice(bucket.start, bucket.stop), self.turns[number], bool(bucket.waits_for)
@@ -70,7 +81,7 @@ class Sums(Way):
         if turn.keep is not None:
             np.copyto(self.kept[turn.keep][here], gradient)
             return None
-        if weights and self.stay:
+        if weights and self.apart:
             return None
         if self.exact or not weights:  # the head: a loss summed over 32,768 images needs more than 16 bits
             return partial(self.block.allreduce, bucket.start, bucket.stop, exact=True)
@@ -111,13 +122,10 @@ class Reducer:
 
         fp16 has a factor of its own on the wire, and residuals outlive a scale: for these it is taken off before.
         """
-        self.sums.exact = exact
-        if not scale:
-            return 0.0
         wire = self.block.links.wire
-        off = wire.name == "fp16" or wire.feeds_back
+        off = bool(scale) and (wire.name == "fp16" or wire.feeds_back)
         for way in (self.sums, *self.travel.ways.values()):
-            way.scale = np.float32(1 / scale if off else 1)
+            way.begin_step(exact, 1 / scale if off else 1)
         return 1.0 if off else scale
 
     # ---- slots -------------------------------------------------------------------------------------------------

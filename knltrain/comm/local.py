@@ -39,9 +39,10 @@ class LocalUpdate(Update):
         self.size, own = shares.most, shares.ranges[rank]
         self.own = range(own.start // self.size, own.stop // self.size)
         self.weights, self.momenta = (parameters.states[name] for name in LOCAL)
-        self.meets, reducer.sums.stay = False, True
+        self.meets = False
+        reducer.sums.leave_apart()
         for p in parameters.parameters:
-            p.total = None  # gradients are of one worker, thus nobody else's
+            p.sum_alone()  # gradients are of one worker
 
     def begin(self, first: bool, meets: bool):
         self.meets = meets
@@ -55,14 +56,14 @@ class LocalUpdate(Update):
     def step(self, lr, scale=0.0):
         parameters, optimizer, reducer = self.parameters, self.optimizer, self.reducer
         states = (self.weights, parameters.value), (self.momenta, parameters.momentum)
-        previous, last = optimizer.previous_lr, self.own[-1]
+        before, last = optimizer.state(), self.own[-1]
         reducer.arrive(reducer.buckets[-1])  # the head
         for worker, row in reversed(list(zip(self.own, reducer.block.rows, strict=True))):
             for rows, block in states:
                 np.copyto(block, rows[worker])
             if worker != last:  # whose gradient stands there
                 np.copyto(reducer.gradient[reducer.head :], row[reducer.head :])
-            optimizer.previous_lr = previous
+            optimizer.restore(before)
             optimizer.begin(lr, 1 / len(self.weights))  # what gradients are divided by beyond the worker's batch
             for p in parameters.parameters:
                 optimizer.update(p, optimizer.norms(p) if optimizer.adapts(p) else None)

@@ -53,11 +53,11 @@ class Split(Way):
         self.group, self.counts = Group(comm, range(first, first + size)), first == 0
         own = [links.shares.ranges[rank] for rank in self.group.members]
         self.slots = len(own[0])  # in a step, of each member
-        sharded.share(size, self.group.rank, self._swap, self.slots, lambda: self.slot)
+        sharded.share(size, self.group.rank, self._swap, self.slots, lambda: self.slot, lambda: self.dys[self.slot])
         parameter, width = layer.parameter, layer.width
         self.bounds = [cut.start * width for cut in sharded.cuts] + [parameter.size]
-        parameter.total = None  # dw of the own rows is nobody else's
-        self.own = parameter.own = slice(*self.bounds[self.group.rank : self.group.rank + 2])
+        self.own = slice(*self.bounds[self.group.rank : self.group.rank + 2])
+        parameter.sum_alone(self.own)
         layer.cut(sharded.rows[shard] for shard in sharded.own)
         self.made = SlotSums(layer, range(own[0].start, own[-1].stop), links.shares.slots, wire)
         groups = [list(range(rank, rank + size)) for rank in range(0, comm.size, size)]
@@ -95,7 +95,6 @@ class Split(Way):
         dys = self.dys[self.slot]
         dys[self.group.rank] = dy.reshape(-1)
         self._swap("output gradients", [dys[self.group.rank]] * self.group.size, dys)
-        self.layer.sharded.dys = dys
 
     def make_gradient(self, dw):
         """After the last slot: dw (1, 1, C, K), in the own rows, = the sum over the slots of the group."""

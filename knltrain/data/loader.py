@@ -38,7 +38,7 @@ class Batches:
     """What a trainer reads, slot by slot. These come from any iterable; `Loader` makes them of shards."""
 
     stall_seconds = 0.0  # time in which a batch was wanted and not ready
-    told: Callable[[str, float, float, dict], None] | None = None  # of every batch: see `_Reader._tell`
+    told: Callable[[str, float, float, dict], None] | None = None
 
     def __init__(self, slots: Iterable[Batch] = ()):
         self._slots = iter(slots)
@@ -48,6 +48,10 @@ class Batches:
 
     def __next__(self) -> Batch:
         return next(self._slots)
+
+    def tell(self, told: Callable[[str, float, float, dict], None] | None) -> None:
+        """From now on `told` hears of every batch (see `_Reader._tell`); None: nobody."""
+        self.told = told
 
     def seek(self, step: int) -> None:
         """Continue with the first slot of a global step (counted over all epochs), where there is an order."""

@@ -28,14 +28,14 @@ def verify(folder: str | os.PathLike, *, threads: int | None = None, decoding=Fa
     Returns the exit code: 0 if nothing is wrong, else 2. Raises: ShardError if there is no shard at all.
     """
     folder, problems, whole = Path(folder), [], []
-    progress, lock, counts = Progress(report, 0, "rows"), threading.Lock(), Counter()
+    lock, counts = threading.Lock(), Counter()
     paths = find_shards(folder)
     for path in paths:
         try:
             whole.append(Shard(path))
         except ShardError as error:
             problems.append(str(error))
-    progress.total = sum(shard.rows for shard in whole)
+    progress = Progress(report, sum(shard.rows for shard in whole), "rows")
 
     def advance(rows, nbytes):
         with lock:

@@ -62,7 +62,7 @@ class Memory:
         """Give every tensor its place in `block`, uint8, beginning at a cache line."""
         for storage in self.storages:
             for tensor in storage.tensors:
-                tensor.place = block[storage.offset : storage.offset + tensor.nbytes].view(tensor.dtype)
+                tensor.lie_in(block[storage.offset : storage.offset + tensor.nbytes])
 
 
 def storages(program: Program) -> list[Storage]:

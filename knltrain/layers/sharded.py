@@ -45,7 +45,7 @@ def shard_dense(program: Program, count: int) -> dict[str, "ShardedDense"]:
             if w.name not in found:
                 found[w.name] = ShardedDense(w.name, op.others["plan"].shape, count)
             layer, weights = found[w.name], {"w": Field(w, "w")}
-            w.cuts = tuple(rows.start * layer.width for rows in layer.rows[1:])
+            w.cut(rows.start * layer.width for rows in layer.rows[1:])
             costs = {"flops": op.flops, "arithmetic": op.arithmetic, "uses": op.uses}
             if ops is program.forward:
                 reads, others = {"x": op.reads["x"]} | weights, {"bias": op.others["bias"]}
@@ -60,8 +60,7 @@ class ShardedDense:
     """The layer of shape `shape` whose weights are parameter `name`: forward and backward-input of a slot.
 
     rows: of W, by shard. cuts: the rows of each member of the group. own: the shards of this one, number `number`.
-    held: of each slot of a step, by member, its x in the columns of the own shards, shard by shard. dys: of each
-    member's slot, its dy.
+    held: of each slot of a step, by member, its x in the columns of the own shards, shard by shard.
     """
 
     def __init__(self, name: str, shape, count: int):
@@ -72,14 +71,15 @@ class ShardedDense:
         self.number_type = shape.number
         self.share(1, 0, lambda what, out, into: None)
 
-    def share(self, size: int, number: int, swap: Swap, slots: int = 1, slot: Callable[[], int] = lambda: 0):
+    def share(self, size: int, number: int, swap: Swap, slots=1, slot: Callable[[], int] = lambda: 0, dys=lambda: None):
         """From now on this is member `number` of a group of `size`, each of which runs `slots` slots in a step.
 
-        swap: exchanges arrays with each member, its own left out; slot: which one of the step is computed.
+        swap: exchanges arrays with each member, its own left out; slot: which one of the step is computed; dys: dy of
+        each member's slot, where the layer's own is not all.
         """
         each = len(self.rows) // size
         members = [range(each * m, each * (m + 1)) for m in range(size)]
-        self.number, self.own, self.swap, self.slot = number, members[number], swap, slot
+        self.number, self.own, self.swap, self.slot, self.dys = number, members[number], swap, slot, dys
         self.cuts = [range(self.rows[m[0]].start, self.rows[m[-1]].stop) for m in members]
         own, (n, k) = len(self.cuts[number]), (self.images, self.width)
         sizes = {rows: ((size * n, 1, 1, rows), (1, 1, rows, k)) for rows in map(len, self.rows)}
@@ -94,7 +94,6 @@ class ShardedDense:
         self.back = np.empty((size, n * own), self.dtype)
         self.travel = [np.empty(n * len(cut), self.dtype) for cut in self.cuts]
         self.sums, self.terms = np.empty((2, size, n * k), np.float32)
-        self.dys = None
 
     def columns(self, flat: np.ndarray, shard: int) -> np.ndarray:
         """Those of a shard, (N, columns), in what is held of a slot for the member that has it."""
@@ -121,7 +120,8 @@ class ShardedDense:
 
     def sharded_backward_input(self, dy, w, dx):
         """dx (N, 1, 1, C) = dy (N, 1, 1, K) w^T. Collective in the group, whose `dys` are there."""
-        dys = dy if self.dys is None else self.dys
+        dys = self.dys()
+        dys = dy if dys is None else dys
         for shard in self.own:
             plan, weights = self._weights(w, shard, True)
             made = self._of_all(shard)

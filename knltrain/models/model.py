@@ -42,8 +42,8 @@ class Model:
 
     `parameters`: blocks and names. `training`, `inference`: the programs; train=False leaves out the first, which saves
     most of the memory. `loss`: of the last slot, with its gradient divided by `global_batch` (default: slot_batch).
-    `observer`: is told of every op that runs. precision: "fp32", "bf16" or "fp16": what activations and their gradients
-    hold; parameters, their gradients, statistics and logits are float32.
+    precision: "fp32", "bf16" or "fp16": what activations and their gradients hold; parameters, their gradients,
+    statistics and logits are float32.
 
     Before anything is allocated the whole need is compared with this rank's share of the node's free memory. Raises
     ValueError where it is too little.
@@ -58,7 +58,7 @@ class Model:
         self.observer: Observer | None = None
         self.number = number_named(precision)
         images = Tensor("images", (slot_batch, *input_shape), self.number.dtype)
-        images.place = np.zeros(0, images.dtype)  # beside the planned memory: the same for both programs
+        images.lie_in(np.zeros(0, np.uint8))  # beside the planned memory: the same for both programs
         self.loss = SoftmaxCrossEntropy(slot_batch, global_batch or slot_batch, smoothing)
         self.sharded: dict[str, ShardedDense] = {}  # of `training`, by parameter
         self.training = self._program(layers, images, self.loss, among.fc_shards) if train else None
@@ -68,8 +68,8 @@ class Model:
         self.memory_bytes = images.nbytes + max(memory.nbytes for memory in memories) + 2 * ALIGN
         self._check_memory(among)
         self.parameters.allocate(seed, among.gradient_block)
-        images.place, block = (_block(n) for n in (images.nbytes, self.memory_bytes - images.nbytes - 2 * ALIGN))
-        images.place = images.place.view(images.dtype)
+        images.lie_in(_block(images.nbytes))
+        block = _block(self.memory_bytes - images.nbytes - 2 * ALIGN)
         for program, memory in zip(self.programs, memories, strict=True):
             memory.bind(block)
             program.bind()
@@ -114,6 +114,10 @@ class Model:
             if values is not None:
                 array[: len(values)] = values
         self.loss.shares[: len(images)] = shares
+
+    def observe(self, observer: Observer | None):
+        """From now on `observer` is told of every op that runs; None: nobody."""
+        self.observer = observer
 
     def forward(self):
         """From the images to `loss`: one training pass, with batch statistics and dropout."""

@@ -47,7 +47,8 @@ class Lars:
 
     lr is that of the step times the tensor's own `rate`, as Caffe's lr_mult.
 
-    previous_lr is the only state beside v: a checkpoint stores it. trust_ratios holds r by name from the last step.
+    The rate of the last step is the only `state` beside v: a checkpoint stores it. trust_ratios holds r by name, of the
+    last step.
 
     options: in their ranges, as `recipe.config.checked` sees to.
     """
@@ -58,11 +59,23 @@ class Lars:
     def __init__(self, parameters: Iterable[Parameter], options: Optim):
         self.parameters, self.options, self.rule = list(parameters), options, RULES[options.variant]
         self.momentum = options.momentum
-        self.count, self.epoch, self.previous_lr = 0, 0.0, 0.0
+        self.count, self.epoch, self._previous_lr = 0, 0.0, 0.0
         self.trust_ratios: dict[str, float] = {}
         self.observer: Observer | None = None
         self._scale = 1.0
         self._ops: dict[tuple, Op] = {}
+
+    def observe(self, observer: Observer | None):
+        """From now on `observer` is told of every op that runs; None: nobody."""
+        self.observer = observer
+
+    def state(self) -> dict:
+        """What `restore` takes."""
+        return {"previous_lr": self._previous_lr}
+
+    def restore(self, state: dict):
+        """Go on from `state`; from the begin where it says nothing."""
+        self._previous_lr = state.get("previous_lr", 0.0)
 
     def check_start(self, *rates: float):
         """Raise ValueError where a tensor of zeros would step at a raw rate above 1: see `trust_ratio`.
@@ -110,9 +123,9 @@ class Lars:
         multiplied anyway: d/scale = (g + scale b w) / scale to the bit, as long as nothing is a denormal.
         """
         self._lr, self._momentum, self._scale = lr, self.momentum, scale
-        if self.options.momentum_correction and 0 < self.previous_lr < lr:
-            self._momentum *= lr / self.previous_lr
-        self.previous_lr = lr
+        if self.options.momentum_correction and 0 < self._previous_lr < lr:
+            self._momentum *= lr / self._previous_lr
+        self._previous_lr = lr
 
     def adapts(self, p: Parameter) -> bool:
         """Whether `update` wants the norms of this parameter."""

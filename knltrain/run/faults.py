@@ -107,9 +107,9 @@ def _overflow(fault, model, run_dir):
         def end(self, op, seconds):
             if model.observer is self and op.completes() and op.kind != "memory":  # one that is made here
                 op.completes()[0].dw.reshape(-1)[0] = np.inf
-                model.observer = None
+                model.observe(None)
 
-    model.observer = Once()
+    model.observe(Once())
 
 
 def _corrupt_shard(fault, model, run_dir):
