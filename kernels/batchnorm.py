@@ -189,8 +189,8 @@ def batchnorm_forward(
     moments, counts : (parts, 2, C) float32, mean and M2 of each part of the pixels, and (parts,) int64, how many
         pixels it has; as `conv2d_forward` writes them of its y. None: x is read for them
 
-    Cost: 4 flops an element for the statistics, 4 to 5 for y; reads x twice, residual, writes y. With moments reads x
-    once, and makes half of the flops.
+    Cost: 4 flops an element for the statistics, 4 to 5 for y; reads x twice, residual, writes y. With moments: those
+    for y; reads x, residual, writes y.
     Raises: TypeError, ValueError. Twin: reference.batchnorm_forward.
     """
     pixels, channels = _check(x, gamma, beta, mean, var)
@@ -276,7 +276,7 @@ def _fill_table(affine, coefficients):
 def batchnorm_table(gamma, beta, mean, var, eps, table):
     """What a pass over rows of x needs: float32 table (COEFFICIENTS, C), as `conv2d_backward_input` reads it.
 
-    Cost: 3 flops a channel, of which one is a root.
+    Cost: 3 flops a channel, of which one is a root; reads vectors, writes table.
     """
     check_array("batchnorm: table", table, (COEFFICIENTS, mean.size))
     _fill_table(_affine(gamma, beta, mean, var, eps), table)
@@ -332,8 +332,8 @@ def batchnorm_backward(
         them; dy is g then, relu False and dresidual None. None: x and dy are read for them
 
     Cost: 4 flops an element for the sums, 5 for dx, in both 3 for the mask of a ReLU; reads x twice, dy twice, writes
-    dx. Behind a residual the mask is 1 flop of the sums, which read y too and write dresidual; dx is made of that in
-    place of dy. With sums reads x and dy once.
+    dx. With dresidual: 5 for the sums with the mask, 5 for dx; reads x twice, y, dy, dresidual, writes dresidual, dx.
+    With sums: those for dx; reads x, dy, writes dx.
     Raises: TypeError, ValueError. Twin: reference.batchnorm_backward.
     """
     if not (gamma is None) == (dgamma is None) == (dbeta is None):

@@ -2,8 +2,8 @@
 
 Layouts: x (N, H, W, C), y (N, P, Q, K), w (R, S, C/groups, K), all C-contiguous. The functions here check their arrays
 and hand them to the method that the plan has for the direction: `rows` (addresses of rows), `winograd`, `tiles` (AMX);
-for dw `outer`, `winograd_weight`, `tiles_weight`. All are loop nests around the micro-kernel. Cost:
-2*N*P*Q*K*R*S*C/groups flops a direction by definition; `plan.arithmetic` has what is really made.
+for dw `outer`, `winograd_weight`, `tiles_weight`. All are loop nests around the micro-kernel. Flops below are those of
+the definition; `plan.arithmetic` has what is really made.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def conv2d_forward(plan, x, packed, bias, y, workspace, moments=None, relu=False
     workspace: (plan.workspace_size,) float32, undefined after. moments: None, or float32 of plan.moments_shape, to be
     overwritten: mean and M2 of every channel over each block of pixels, with which a batch norm can begin: those of the
     sums as float32, before they are rounded to what y holds.
-    Twin: reference.conv2d_forward.
+    Cost: 2*N*P*Q*K*R*S*C/groups flops; reads x, packed, writes y. Twin: reference.conv2d_forward.
     """
     check_array("conv2d: x", x, plan.x_shape, plan.shape.number.dtype)
     check_array("conv2d: y", y, plan.y_shape, plan.shape.y_number.dtype)
@@ -41,13 +41,15 @@ def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False, x=None, y=No
     """dx[n,h,w,c] = sum over r,s,k of dy[n,(h+pad-r)/stride,(w+pad-s)/stride,k] * w[r,s,c,k], where these are whole.
 
     packed_t: by `conv2d_pack_transposed`, or w itself where plan.unpacked. dx is overwritten, with `accumulate` added
-    to. Twin: reference.conv2d_backward_input.
+    to, thus read.
+    Cost: 2*N*P*Q*K*R*S*C/groups flops; reads dy, packed_t, writes dx. Twin: reference.conv2d_backward_input.
 
     Where the input of the convolution is relu(batch norm of x (+ a residual)), it may begin that one's backward, while
     dx lies in the cache: dx is then set to 0 where that input is not positive, and `sums`, float32 of plan.sums_shape,
     is overwritten with the sums over each block of pixels of dx and of dx * (x - mean), for `batchnorm_backward`.
     x: like dx. y: the convolution's input where there is a residual, else None: it follows from x. table: float32
-    (COEFFICIENTS, C) by `batchnorm_table`.
+    (COEFFICIENTS, C) by `batchnorm_table`. With sums: up to 7 flops an element more; reads dy, packed_t, x, y, writes
+    dx.
     """
     check_array("conv2d: dy", dy, plan.y_shape, plan.shape.number.dtype)
     check_array("conv2d: dx", dx, plan.x_shape, plan.shape.number.dtype)
@@ -67,7 +69,8 @@ def conv2d_backward_weight(plan, x, dy, dw, workspace):
     """dw[r,s,c,k] = sum over n,p,q of x[n, p*stride+r-pad, q*stride+s-pad, g*C/groups+c] * dy[n,p,q,k].
 
     dw (R, S, C/groups, K) is overwritten; workspace (plan.workspace_size,) float32 is undefined after.
-    Threads: a task owns a range of channels and a share of the pixels. Twin: reference.conv2d_backward_weight.
+    Threads: a task owns a range of channels and a share of the pixels.
+    Cost: 2*N*P*Q*K*R*S*C/groups flops; reads x, dy, writes dw. Twin: reference.conv2d_backward_weight.
     """
     check_array("conv2d: x", x, plan.x_shape, plan.shape.number.dtype)
     check_array("conv2d: dy", dy, plan.y_shape, plan.shape.number.dtype)
@@ -80,6 +83,7 @@ def conv2d_pack(plan, w, packed):
     """w (R, S, C/groups, K) as forward reads it: packed, (plan.packed_size,) of plan.forward.panels.
 
     float32, or bf16 where pairs are multiplied: then rounded here. Not needed where plan.unpacked.
+    Cost: no flops, but for Winograd's transform of the filters; reads w, writes packed.
     """
     check_array("conv2d: w", w, plan.w_shape)
     check_array("conv2d: packed", packed, (plan.packed_size,), plan.forward.panels.dtype)
@@ -87,7 +91,10 @@ def conv2d_pack(plan, w, packed):
 
 
 def conv2d_pack_transposed(plan, w, packed_t):
-    """w as backward-input reads it: packed_t, (plan.packed_t_size,) of plan.backward_input.panels; as `conv2d_pack`."""
+    """w as backward-input reads it: packed_t, (plan.packed_t_size,) of plan.backward_input.panels; as `conv2d_pack`.
+
+    Cost: that of `conv2d_pack`; reads w, writes packed_t.
+    """
     check_array("conv2d: w", w, plan.w_shape)
     check_array("conv2d: packed_t", packed_t, (plan.packed_t_size,), plan.backward_input.panels.dtype)
     plan.backward_input.pack(w, packed_t)
