@@ -29,7 +29,7 @@ OPTIONS = {"action": _Options, "default": {}, "metavar": "KEY=VALUE", "help": "a
 class _Parser(argparse.ArgumentParser):
     """argparse with one-line errors and, for a misspelt command, the nearest one."""
 
-    commands = ()
+    commands: dict[str, argparse.ArgumentParser] = {}
 
     def error(self, message):
         self.exit(2, f"knltrain: error: {printable(message)}; try {self.prog} --help\n")
@@ -40,7 +40,10 @@ class _Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(first, self.commands, 1, 0.5)
             expected = f"did you mean {near[0]!r}" if near else f"expected one of {', '.join(self.commands)}"
             self.error(f"no command {first!r}; {expected}")
-        return super().parse_args(args, namespace)
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.commands[found.command].error(f"unrecognized arguments: {' '.join(rest)}")
+        return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_training, _recipes, _exchange, _data, _bench, _site):
         add(commands)
-    whole.commands = tuple(commands.choices)
+    whole.commands = commands.choices
     return whole
 
 

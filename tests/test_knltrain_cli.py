@@ -201,6 +201,8 @@ with all_ranks(world()) as comm:
         (["verify", "a", "--threads", "0"], "1 or more"),
         (["bench", "data", "--seconds", "inf"], "a finite number"),
         (["drill", "--ranks", "9" * 5000], "a whole number"),
+        (["train", "a.toml", "b.toml"], "unrecognized arguments: b.toml; try knltrain train --help"),
+        (["--verbos", "watch", "runs/a"], "unrecognized arguments: --verbos; try knltrain watch --help"),
         (["describe", "resnet_cifar1048574"], "1 <= depth <= 1202"),
         (["describe", "resnet\n\x1b[2A"], r"model 'resnet\n\x1b[2A' is unknown"),
         (["describe", "alexnet", "--set", "\n\x1b[2A"], r"\n\x1b[2A"),
