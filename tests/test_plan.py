@@ -2,10 +2,13 @@
 
 import json
 import math
+import time
+from types import SimpleNamespace
 
 import numba
 import numpy as np
 import pytest
+from ranks import Rank, on_ranks
 
 from knltrain.cli import main
 from knltrain.kernels import ARCH
@@ -319,6 +322,51 @@ def test_measure__a_share_is_ideal_over_taken_without_calls():
 def test_measure__calls_are_ops_that_do_nothing():
     seen = [(cost(roofline=1e-9), 5e-6), (cost(), 1.0)]
     assert measure.call_us(seen, between=3e-6) == pytest.approx(8)
+
+
+WIRE = {"gb_s": 0.02, "latency_us": 1000.0}  # on which the ranks below talk
+
+
+@pytest.fixture
+def wire(monkeypatch):
+    """Messages take time; what a rank sees of its own node is given, and sums are small."""
+
+    def slow(self, sends, receives, trade=Rank.trade):
+        time.sleep(1e-6 * WIRE["latency_us"] + sum(out.nbytes for out, _ in sends) / (1e9 * WIRE["gb_s"]))
+        trade(self, sends, receives)
+
+    monkeypatch.setattr(Rank, "trade", slow)
+    node = {"core_gflops": 10.0, "memory_gb_s": 50.0, "core_memory_gb_s": 10.0}
+    monkeypatch.setattr(measure, "ceilings", lambda near: {f"node.{key}": value for key, value in node.items()})
+    monkeypatch.setattr(measure, "usual_ops", lambda name, images: ({}, 0.0))
+    monkeypatch.setattr(measure, "Workload", lambda *_: SimpleNamespace(step=lambda: time.sleep(1e-3)))
+    for name, value in {"LINKS": (1 << 12, 1 << 20), "BUCKETS": (1 << 17, 1 << 18), "SUMS": 2}.items():
+        monkeypatch.setattr(measure, name, value)
+
+
+def test_measure__of_several_nodes_finds_the_network_between_them(tmp_path, wire):
+    path = tmp_path / "here.toml"
+    lines = on_ranks(2, lambda comm: measure.measure(path, comm), layout=(1, 1))
+    assert lines == [f"{path}: 10 GFLOP/s and 10 GB/s a core"] * 2
+    found = load_machine(path)
+    assert {found.sources[f"network.{key}"] for key in WIRE} == {"measured here"}
+    numbers = {key: found.numbers[f"network.{key}"] for key in WIRE}
+    assert 0.6 * WIRE["gb_s"] < numbers["gb_s"] <= WIRE["gb_s"]  # latencies of the buckets count, too
+    assert 0.8 * WIRE["latency_us"] < numbers["latency_us"] < 3 * WIRE["latency_us"]
+
+
+def test_measure__of_one_node_leaves_the_network_as_it_was(tmp_path, wire):
+    path = tmp_path / "here.toml"
+    on_ranks(2, lambda comm: measure.measure(path, comm))
+    found, base = load_machine(path), load_machine(measure.BASE)
+    assert all(found.numbers[name] == base.numbers[name] for name in base.numbers if name.startswith("network."))
+    assert found.sources["program.exchange_us"] == found.sources["program.node_sum"] == "measured here"
+
+
+def test_measure__refuses_nodes_with_unequal_ranks_on_all_of_them(tmp_path, wire):
+    errors = on_ranks(3, lambda comm: measure.measure(tmp_path / "here.toml", comm), layout=(2, 1), catch=ValueError)
+    assert {str(error) for error in errors} == {"found 2 of 3 ranks on a node, expected all, or one: start it so"}
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

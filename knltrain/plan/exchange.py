@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from ..bench.rings import predicted
 from ..comm import Curve
+from ..comm.block import SMALL_BYTES
 from ..layers import Program, dense_ops
 from .cost import StepCost
 from .machine import Machine
 
-SMALL_BYTES = 1 << 16  # of a slice: below, doubling or tree, as in `comm.block`
 WIRE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1 + 1 / 256}
 FC_MODES = ("sum", "factors", "split")
 
@@ -59,6 +59,13 @@ class Exchanged:
     sent: float
 
 
+def algorithm(nbytes: float, even: bool) -> str:
+    """By which a slice of so many bytes is summed; even: over a power of two of nodes, which have equal shares."""
+    if nbytes > SMALL_BYTES:
+        return "halving" if even else "direct"
+    return "doubling" if even else "tree"
+
+
 def link(machine: Machine, ranks: int) -> Curve:
     """A message between two ranks of different nodes while all ranks of a node send."""
     core = machine.core_ghz / machine.exchange_cycles if machine.exchange_cycles else math.inf
@@ -72,8 +79,7 @@ def sum_seconds(nbytes: float, machine: Machine, scheme: Scheme) -> tuple[float,
     if nodes == 1:
         return inside, 0.0
     share = nbytes / ranks * WIRE_BYTES[scheme.wire] / 4
-    even, parts = nodes & (nodes - 1) == 0 and not scheme.parts, scheme.parts or 1
-    name = ("halving" if even else "direct") if share > SMALL_BYTES else "doubling" if even else "tree"
+    name, parts = algorithm(share, nodes & (nodes - 1) == 0 and not scheme.parts), scheme.parts or 1
     core = predicted(name, nodes, share, Curve(0.0, 1e9 * machine.core_ghz), parts) * machine.exchange_cycles
     wire = predicted(name, nodes, share, link(machine, ranks), parts) - core
     return inside + core + 1e-6 * machine.exchange_us, wire

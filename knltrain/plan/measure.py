@@ -28,6 +28,7 @@ from ..layers import Observer
 from ..node.hardware import machine_facts
 from ..node.machine import take_share
 from .cost import op_cost
+from .exchange import algorithm
 from .machine import KNOWN, Machine, load_machine
 
 NETWORKS = (("resnet50", 8), ("alexnet", 32), ("resnet_cifar20", 32))  # and images
@@ -139,8 +140,8 @@ def exchanges(comm, near) -> dict[str, float]:
         return {}
     nodes = comm.size if near.size > 1 else 0  # that are pretended
     block = make_block(Links(comm, pretended_nodes=nodes), LINKS[1] // 4)
-    name = "halving" if comm.size & (comm.size - 1) == 0 else "direct"
-    sent = predicted(name, comm.size, 1, Curve(0.0, 1.0))  # bytes for each of a sum
+    small_sum, large_sum = (algorithm(nbytes, comm.size & (comm.size - 1) == 0) for nbytes in LINKS)
+    sent = predicted(large_sum, comm.size, 1, Curve(0.0, 1.0))  # bytes for each of a sum
     found = {}
     if near.size == 1:
 
@@ -148,10 +149,10 @@ def exchanges(comm, near) -> dict[str, float]:
             for start in range(0, nbytes, BUCKETS[1]):
                 block.allreduce(start // 4, min(start + BUCKETS[1], nbytes) // 4)
 
-        points = curve_points(run, LINKS, comm.gather)
-        (small, small_s), (large, large_s) = points
+        (small, small_s), (large, large_s) = curve_points(run, LINKS, comm.gather)
         beta = sent * large / large_s  # where a latency is nothing; what a switch lets pass at once, little
-        alpha = max(small_s - sent * small / beta, 1e-7) / predicted(name, comm.size, 0, Curve(1.0, 1.0))
+        late = small_s - predicted(small_sum, comm.size, small, Curve(0.0, beta))
+        alpha = max(late, 1e-7) / predicted(small_sum, comm.size, 0, Curve(1.0, 1.0))
         found = {"network.gb_s": beta / 1e9, "network.latency_us": 1e6 * alpha}
     small, large = beside_computing(comm, block)
     rate = max(0.0, large - small) / (BUCKETS[1] - BUCKETS[0])
