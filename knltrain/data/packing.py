@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .dataset import find_shards
 from .entries import Entry
+from .index import find_shards
 from .progress import Progress
 from .ranks import from_first
 from .sampler import permutation

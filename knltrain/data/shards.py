@@ -181,7 +181,8 @@ class Shard:
     """What one file says about itself, checked. Holds no open file.
 
     Attributes: path, encoding, size, fit, rows, first_row, total_rows, plan; class_names, names, labels, checksums
-    (arrays); skipped (list of str); data_at: where row 0 begins in the file; offsets (rows + 1,) int64 from there.
+    (arrays); skipped (list of str); data_at: where row 0 begins in the file; offsets (rows + 1,) int64 from there;
+    data_bytes: of all rows.
 
     Raises: ShardError, one line. unfinished: also take a shard that finish_shard has not seen.
     """
@@ -231,6 +232,7 @@ class Shard:
             lengths = np.diff(self.offsets) if inside and self.offsets[-1] == rows.nbytes else np.zeros(1)
             if n and not (0 < lengths.min() and lengths.max() <= LARGEST_ROW):
                 raise self.error(f"found row offsets that do not ascend from 0 to {rows.nbytes}: pack it again")
+        self.data_bytes = int(self.offsets[-1])
         found, expected = _metadata_checksum(metadata), facts["metadata_checksum"]
         if found != expected:
             raise self.error(
@@ -247,6 +249,15 @@ class Shard:
         if name in TYPES and place.nbytes > LARGEST_METADATA:  # a file with holes claims any length
             raise self.error(f"found {name} of {place.nbytes} bytes, more than {LARGEST_METADATA}: pack again")
         return place
+
+    def lean(self, first: "Shard") -> "Shard":
+        """Itself, without what is not wanted for reading rows: names, and what it has in common with the first one."""
+        if np.array_equal(self.class_names, first.class_names):
+            self.class_names = first.class_names
+        self.names = None
+        if self.encoding == "raw":
+            self.offsets = None
+        return self
 
     def error(self, text: str) -> ShardError:
         """A ShardError that names this file."""

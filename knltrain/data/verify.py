@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ..claims.text import between, counted, printable
-from .dataset import check_complete, find_shards
 from .decode import DecodeError, decode
 from .files import OpenFile
+from .index import check_complete, find_shards
 from .progress import Progress
 from .shards import Shard, ShardError, checksum
 
