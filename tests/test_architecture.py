@@ -30,8 +30,8 @@ MAY_IMPORT = {
     "interchange": ". .claims .arena .layers .models numpy",
     "optim": ".kernels .claims .arena .layers numpy",
     "comm": ".kernels .claims .arena numpy mpi4py",
-    "data": ".kernels .claims numpy h5py PIL simplejpeg pyarrow",
-    "run": ".claims .layers .models .comm numpy h5py",
+    "data": ".kernels .claims numpy PIL simplejpeg pyarrow",
+    "run": ".claims .layers .models .comm numpy",
     "recipe": ". .kernels .claims .layers .models .optim .comm .data .run numpy numba",
     "tell": ". .kernels .claims .node .layers .optim .run .recipe numpy matplotlib rich tensorboardX mlflow",
     "report": ". .claims .data .tell numpy PIL",
@@ -54,7 +54,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 ONLY_IN = {
     "mpi4py": {"knltrain/comm/communicator.py"},
-    "h5py": {"knltrain/claims/hdf5.py", "knltrain/data/shards.py", "knltrain/run/checkpoint.py"},
+    "h5py": {"knltrain/claims/hdf5.py"},
     "torch": {"knltrain/bench/torch_process.py", "knltrain/bench/torch_models.py"},
 }
 TELL_OF_RECIPES = {"knltrain/tell/told.py", "knltrain/tell/mlperf.py"}

@@ -1,10 +1,11 @@
-"""HDF5 files, read without trust: of what another program may have put into a file, only our own kind is opened.
+"""HDF5 files, written, and read without trust: of what another program put into a file, only our own kind is opened.
 
 HDF5 can send a reader elsewhere: by links to other files, by datasets whose bytes lie in other files (external and
 virtual storage), by filters, which load plugins. A FIFO behind one of them hangs whoever opens it. So every name is
 looked at before it is opened, and what is not one contiguous stretch of this very file is refused.
 """
 
+import io
 import math
 import os
 import stat
@@ -45,6 +46,55 @@ def opened(path):
         raise Untrusted("found a folder, pipe or device, expected a file")
     with h5py.File(path, "r", locking=False) as file:
         yield file
+
+
+def changed(path, mode: str, version: str) -> h5py.File:
+    """A file to be filled, "w", or changed, "r+", that this version of HDF5 and later read."""
+    return h5py.File(path, mode, locking=False, libver=(version, version))
+
+
+@contextmanager
+def written(path):
+    """A new h5py.File to be filled. Raises OSError where the disk did not take all of it."""
+    with _KeepsError(path, "w+") as raw:
+        with h5py.File(raw, "w") as file:
+            yield file
+        if raw.error:
+            raise raw.error
+
+
+def text_of(length: int) -> np.dtype:
+    """UTF-8 of so many bytes at most."""
+    return h5py.string_dtype("utf-8", length)
+
+
+class _KeepsError(io.FileIO):
+    """A file that accepts every write and remembers the first that failed.
+
+    HDF5 cannot close a file on a full disk: it floods stderr and then crashes the process (seen with h5py 3.16).
+    """
+
+    error = None
+
+    def write(self, data):
+        rest = memoryview(data).cast("B")
+        self._attempt(lambda: self._write_all(rest))
+        return len(rest)
+
+    def truncate(self, size=None):
+        self._attempt(lambda: super(_KeepsError, self).truncate(size))
+        return size
+
+    def _write_all(self, rest):
+        while rest:
+            rest = rest[super().write(rest) :]
+
+    def _attempt(self, action):
+        if self.error is None:
+            try:
+                action()
+            except OSError as error:
+                self.error = error
 
 
 def attributes(identifier, rules: dict[str, Rule]) -> dict:

@@ -25,12 +25,11 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 
 from knltrain.kernels import crc32c
 
-from ..claims.hdf5 import Untrusted, attributes, opened, stored
+from ..claims.hdf5 import Untrusted, attributes, changed, opened, stored, text_of
 from ..claims.keys import Rule, shown
 from ..claims.whole import put
 
@@ -52,7 +51,7 @@ FACTS = {
 FIT = {"fit": Rule("of raw pictures", str, one_of=("crop", "warp"))}
 TYPES = {"class_names": "S", "names": "S", "skipped": "S", "labels": "<i4", "checksums": "<u4", "offsets": "<i8"}
 WRITE_BYTES = 8 << 20  # at a time
-HDF5 = ("v108", "v108")  # files that HDF5 1.8 (2008) and later read
+HDF5 = "v108"  # of 2008
 
 
 class ShardError(ValueError):
@@ -125,11 +124,11 @@ def write_shard(
         metadata["offsets"] = np.cumsum([0] + [len(row.data) for row in rows], dtype=np.int64)
     if skipped:
         metadata["skipped"] = _fixed_utf8(skipped)
-    with h5py.File(path, "w", locking=False, libver=HDF5) as file:
+    with changed(path, "w", HDF5) as file:
         # numbers and texts of fixed length: they lie in the file's checksummed header
         texts = {"format": FORMAT, "encoding": encoding, "plan": plan} | ({"fit": fit} if encoding == "raw" else {})
         for name, value in ((name, np.bytes_(text)) for name, text in texts.items()):
-            file.attrs.create(name, value, dtype=h5py.string_dtype("utf-8", max(1, len(value))))
+            file.attrs.create(name, value, dtype=text_of(max(1, len(value))))
         numbers = {"version": VERSION, "size": size, "rows": n, "first_row": first_row, "total_rows": 0}
         for name, value in (numbers | {"metadata_checksum": _metadata_checksum(metadata)}).items():
             file.attrs[name] = value
@@ -161,7 +160,7 @@ def _chunks(rows):
 
 def finish_shard(temporary: Path, path: Path, total_rows: int, first_row: int | None = None) -> None:
     """Tell a shard its place in the whole data set, bring it safely to the disk, give it its name."""
-    with h5py.File(temporary, "r+", locking=False, libver=HDF5) as file:
+    with changed(temporary, "r+", HDF5) as file:
         file.attrs.modify("total_rows", total_rows)  # in place: the bytes do not depend on how often this is done
         if first_row is not None:
             file.attrs.modify("first_row", first_row)
@@ -171,7 +170,7 @@ def finish_shard(temporary: Path, path: Path, total_rows: int, first_row: int | 
 def _fixed_utf8(texts):
     # a file name that is not UTF-8 is kept readable: \udce9 for the byte e9
     encoded = [text.encode("utf-8", "backslashreplace") for text in texts]
-    return np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded), default=1)))
+    return np.array(encoded, text_of(max(map(len, encoded), default=1)))
 
 
 # ---- reading -------------------------------------------------------------------------------------------------

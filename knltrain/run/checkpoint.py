@@ -5,7 +5,6 @@ group `arrays`: one dataset per array at its name. Each dataset has an attribute
 bytes. A file is written under a temporary name, synced, renamed, and the folder synced; `best.json` names the best one.
 """
 
-import io
 import json
 import math
 import re
@@ -14,10 +13,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from ..claims.hdf5 import Untrusted, attributes, opened, stored
+from ..claims.hdf5 import Untrusted, attributes, opened, stored, written
 from ..claims.keys import Rule, shown
 from ..claims.text import printable
 from ..claims.whole import TEMPORARY, write_whole
@@ -87,46 +85,14 @@ def save_file(path: Path, step: int, arrays: dict[str, np.ndarray], meta: dict) 
     write_whole(path, lambda temporary: _write(temporary, contents, arrays))
 
 
-class _KeepsError(io.FileIO):
-    """A file that accepts every write and remembers the first that failed.
-
-    HDF5 cannot close a file on a full disk: it floods stderr and then crashes the process (seen with h5py 3.16).
-    """
-
-    error = None
-
-    def write(self, data):
-        rest = memoryview(data).cast("B")
-        self._attempt(lambda: self._write_all(rest))
-        return len(rest)
-
-    def truncate(self, size=None):
-        self._attempt(lambda: super(_KeepsError, self).truncate(size))
-        return size
-
-    def _write_all(self, rest):
-        while rest:
-            rest = rest[super().write(rest) :]
-
-    def _attempt(self, action):
-        if self.error is None:
-            try:
-                action()
-            except OSError as error:
-                self.error = error
-
-
 def _write(path: Path, contents: str, arrays: dict[str, np.ndarray]):
-    with _KeepsError(path, "w+") as raw:
-        with h5py.File(raw, "w") as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["version"] = VERSION
-            _put(file, "contents", np.frombuffer(contents.encode(), np.uint8))
-            group = file.create_group("arrays")
-            for name, array in arrays.items():
-                _put(group, name, np.asarray(array))
-        if raw.error:
-            raise raw.error
+    with written(path) as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["version"] = VERSION
+        _put(file, "contents", np.frombuffer(contents.encode(), np.uint8))
+        group = file.create_group("arrays")
+        for name, array in arrays.items():
+            _put(group, name, np.asarray(array))
 
 
 def _put(group, name: str, array: np.ndarray):
@@ -234,7 +200,7 @@ def load_latest(folder, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarr
     return None
 
 
-def _read(path: Path, file: h5py.File) -> tuple[dict[str, np.ndarray], dict]:
+def _read(path: Path, file) -> tuple[dict[str, np.ndarray], dict]:
     attributes(file.id, FACTS)
     contents = json.loads(_get(file, "contents", "contents").tobytes())
     _check(contents, CONTENTS)
