@@ -100,6 +100,10 @@ class Network:
         self.model: Model | None = None
         self.complete: Callable[[], None] = lambda: None  # of a network in training: its weights are whole on this rank
 
+    def train_as(self, recipe: Recipe, model: Model, packed: Packed, complete: Callable[[], None]):
+        """From now on its weights are those of `model`, which trains; complete: makes them whole on this rank."""
+        self.recipe, self.model, self.packed, self.complete = recipe, model, packed, complete
+
     def save(self, path: str | Path) -> None:
         """Write weights, classes and preprocessing to one file, whole or not at all. Raises OSError."""
         facts = network_facts(self.recipe, self.class_names, self.packed)
@@ -233,8 +237,9 @@ class Trainer:
         self._trainer.seek(0)
         if before is not None:
             load_state(self._trainer.model.parameters, state(before.parameters, False), "the network", strict=False)
-        self._complete = net.complete = lambda: self._trainer.parts.update.gather_weights()
-        net.recipe, net.model, net.packed = recipe, self._trainer.model, Packed(data.encoding, data.size, data.fit)
+        packed = Packed(data.encoding, data.size, data.fit)
+        self._complete = lambda: self._trainer.parts.update.gather_weights()
+        net.train_as(recipe, self._trainer.model, packed, self._complete)
 
     def __iter__(self) -> Iterator[Step]:
         yield from self._trainer.steps()

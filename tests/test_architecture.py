@@ -165,6 +165,41 @@ def test_functions__stay_short_and_take_few_arguments(path):
             assert few, f"{short(path)}: {node.name} takes {len(names)}, expected at most {MAX_ARGUMENTS}: an object?"
 
 
+# A pass that fuses writes ops anew; the others change what is another library's.
+ASSIGN_OTHERS = ["layers/fusion.py", "report/markup.py", "run/faults.py", "tell/board.py"]
+ASSIGN_OTHERS += [f"bench/torch_{name}.py" for name in ("models", "process")]
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if _inside(path)], ids=short)
+def test_fields__are_assigned_where_their_class_is(path):
+    """Or in the function that has made the object."""
+    if path.relative_to(ROOT / "knltrain").as_posix() in ASSIGN_OTHERS:
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {target.attr for target in _assigned(tree, ast.Attribute) if _is_name(target.value, {"self"})}
+    for one in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        own |= {node.target.id for node in one.body if isinstance(node, ast.AnnAssign)}
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        made = {"self"} | {target.id for target in _assigned(function, ast.Name)}
+        for target in _assigned(function, ast.Attribute):
+            fine = target.attr in own or _is_name(target.value, made)
+            assert fine, f"{short(path)}:{target.lineno} assigns {ast.unparse(target)}; expected a method that does"
+
+
+def _assigned(tree, kind):
+    """The targets of this kind of all assignments; names only where something is called, as one does to make it."""
+    for node in ast.walk(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)) else ():
+            every = target.elts if isinstance(target, ast.Tuple) else [target]
+            if kind is ast.Attribute or isinstance(node.value, ast.Call):
+                yield from (one for one in every if isinstance(one, kind))
+
+
+def _is_name(node, names):
+    return isinstance(node, ast.Name) and node.id in names
+
+
 def test_recipes__load():
     from knltrain.recipe.config import load_recipe
 

@@ -60,6 +60,13 @@ class Batches:
         """Make no more of them."""
 
 
+class _Thread(threading.local):
+    """What each reader thread has for itself."""
+
+    def __init__(self):
+        self.scratch = np.empty(SCRATCH_BYTES, np.uint8)
+
+
 class _Reader(Batches):
     """The ring: `_plan(i)` names the i-th batch as (epoch, rows), or None behind the end."""
 
@@ -70,7 +77,7 @@ class _Reader(Batches):
         self.dataset, self.augment = dataset, augment
         self.work_seconds = dict.fromkeys(WORK, 0.0)  # of all threads together, for the batches handed out
         self.bytes = 0  # stored bytes of the rows handed out
-        self._local = threading.local()
+        self._thread = _Thread()
         self.prefetch = prefetch = max(prefetch, threads)
         # one buffer more than are being filled: the one the caller holds
         shape = (batch, augment.crop, augment.crop, 3)
@@ -146,13 +153,11 @@ class _Reader(Batches):
 
     def _fill(self, buffer, epoch, rows):
         """The batch, seconds by WORK, and how many bytes were read."""
-        if not hasattr(self._local, "scratch"):
-            self._local.scratch = np.empty(SCRATCH_BYTES, np.uint8)
         augment, clock = self.augment, time.perf_counter
         images, seconds, nbytes, start = buffer[: len(rows)], [0.0, 0.0, 0.0], 0, clock()
         for row, out in zip(rows.tolist(), images, strict=True):
             begin = clock()
-            data = self.dataset.read(row, self._local.scratch)
+            data = self.dataset.read(row, self._thread.scratch)
             read = clock()
             if data.ndim == 1:
                 try:

@@ -7,6 +7,7 @@ one pass, to a temporary file without a name (in TMPDIR), from which they are re
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from .classes import names_of, read_classes
@@ -135,6 +136,4 @@ def _named(found, where, synsets, own):
         found = [(number_of[value], entry) for value, entry in found]
     else:
         names = names_of(values, where, read_classes(synsets, True) if synsets else own)
-    for number, entry in found:
-        entry.name = f"{names[number]}/{entry.name}"
-    return list(names.values()), [entry for _, entry in found]
+    return list(names.values()), [replace(entry, name=f"{names[number]}/{entry.name}") for number, entry in found]
