@@ -2,7 +2,7 @@
 
 x, y, dy are read as (pixels, C). Few channels are folded: (pixels, C) is the same memory as (pixels/f, f*C), whose
 f*C column statistics are f more partial results to merge. Each pass is bound by memory: forward reads x twice (the
-second reading of a chunk for its M2 comes from cache), backward reads x and dy twice.
+second reading of a chunk for its M2 comes from cache), backward reads x and dy twice. A task owns a chunk of rows.
 
 Statistics: see `moments`. A convolution hands over those of its blocks of pixels, taken while they lay in cache; then
 forward reads x only once.

@@ -2,6 +2,7 @@
 
 x86 has an instruction for it (SSE4.2: also KNL), eight bytes every three cycles, which is several times as fast as the
 CRC-32 of zlib on an old core; elsewhere eight tables do the same work ("slicing by eight", Kounavis and Berry 2005).
+Serial, without the GIL: reader threads call it.
 """
 
 import numpy as np

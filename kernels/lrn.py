@@ -1,6 +1,7 @@
 """Local response normalization across channels, as Caffe computes it; x is read as (pixels, C).
 
-Sums over a window of channels are written as `size` shifted vector additions of a row with zeros at both ends.
+A task owns a chunk of pixels. Sums over a window of channels are written as `size` shifted vector additions of a row
+with zeros at both ends.
 Source: Krizhevsky et al. 2012, section 3.3; Caffe's lrn_layer (alpha is divided by the window size).
 """
 

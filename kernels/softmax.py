@@ -1,4 +1,7 @@
-"""The loss: softmax cross-entropy of smoothed and mixed labels, its gradient in one pass, and the true class's rank."""
+"""The loss: softmax cross-entropy of smoothed and mixed labels, its gradient in one pass, and the true class's rank.
+
+A task owns an image.
+"""
 
 import numba
 import numpy as np

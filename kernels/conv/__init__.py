@@ -2,8 +2,9 @@
 
 Layouts: x (N, H, W, C), y (N, P, Q, K), w (R, S, C/groups, K), all C-contiguous. The functions here check their arrays
 and hand them to the method that the plan has for the direction: `rows` (addresses of rows), `winograd`, `tiles` (AMX);
-for dw `outer`, `winograd_weight`, `tiles_weight`. All are loop nests around the micro-kernel. Flops below are those of
-the definition; `plan.arithmetic` has what is really made.
+for dw `outer`, `winograd_weight`, `tiles_weight`. All are loop nests around the micro-kernel: a task owns a block of
+pixels and a range of channels of y or dx; for dw ranges of channels, and a share of the pixels. Flops below are those
+of the definition; `plan.arithmetic` has what is really made.
 """
 
 import numpy as np
@@ -69,7 +70,6 @@ def conv2d_backward_weight(plan, x, dy, dw, workspace):
     """dw[r,s,c,k] = sum over n,p,q of x[n, p*stride+r-pad, q*stride+s-pad, g*C/groups+c] * dy[n,p,q,k].
 
     dw (R, S, C/groups, K) is overwritten; workspace (plan.workspace_size,) float32 is undefined after.
-    Threads: a task owns a range of channels and a share of the pixels.
     Cost: 2*N*P*Q*K*R*S*C/groups flops; reads x, dy, writes dw. Twin: reference.conv2d_backward_weight.
     """
     check_array("conv2d: x", x, plan.x_shape, plan.shape.number.dtype)
