@@ -1,10 +1,11 @@
-"""The mean picture of a data set, which Caffe's recipes subtract: `knltrain shards DIR --mean FILE.npy`."""
+"""The mean picture of a data set, which Caffe's recipes subtract: `knltrain shards DIR --mean FILE.npy` writes it."""
 
 import io
 import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,34 @@ def write_mean(folder: str | os.PathLike, path: Path, **options) -> str:
     write_whole(path, content.getvalue())
     red, green, blue = mean.mean((0, 1))
     return f"{path}: mean of {folder}, {mean.shape[0]} x {mean.shape[1]}; colour {red:.1f}, {green:.1f}, {blue:.1f}"
+
+
+@cache
+def read_mean_image(path, size: int) -> np.ndarray:
+    """A mean picture (H, W, 3) float32, red green blue in units of 0..255, from a .npy file of that, or of Caffe's
+    (3, H, W) blue green red.
+
+    Raises: ValueError if it is not of size x size pixels, with the file's name.
+    """
+    if not Path(path).is_file():
+        cure = f"knltrain shards DIR --mean {path} makes it, --set data.mean_image= does without"
+        raise ValueError(f"{path}: found no such file, expected a mean picture: {cure}")
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)  # what it claims to hold is not read yet
+    except OSError:
+        raise
+    except Exception as error:  # a broken header gives anything
+        raise ValueError(f"{path}: found no NumPy array ({error}), expected a mean picture in a .npy file") from None
+    shape = getattr(found, "shape", None)
+    if shape is not None and found.dtype.kind not in "uif":
+        raise ValueError(f"{path}: found {found.dtype}, expected a mean picture of numbers")
+    if shape == (3, size, size):
+        found = found[::-1].transpose(1, 2, 0)
+    elif shape != (size, size, 3):
+        raise ValueError(
+            f"{path}: found shape {shape}, expected a mean picture of ({size}, {size}, 3), red green blue, or "
+            f"(3, {size}, {size}), blue green red, the size of the raw shards"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError(f"{path}: found values that are not numbers, expected 0..255")
+    return np.ascontiguousarray(found, np.float32)
