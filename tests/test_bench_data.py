@@ -1,4 +1,4 @@
-"""knltrain/bench/data.py and feed.py: what they print is what the issue of a number needs; no time is asserted."""
+"""knltrain/bench/data.py and feed.py: what they print is what a number needs beside it; no time is asserted."""
 
 import json
 

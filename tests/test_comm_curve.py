@@ -2,7 +2,6 @@
 
 import pytest
 
-from knltrain.bench.rings import predicted
 from knltrain.comm.curve import ASIDE, LARGEST, SMALLEST, Curve, fit
 
 SIZES = [1 << k for k in range(10, 24, 2)]
@@ -30,14 +29,3 @@ def test_bucket_bytes__is_the_best_power_of_two():
 
     sizes = [1 << k for k in range(18, 27)]
     assert exposed(curve.bucket_bytes(total)) <= 1.1 * min(map(exposed, sizes))
-
-
-def test_predicted__counts_messages_and_bytes():
-    latency, bandwidth = Curve(1.0, 1e30), Curve(0.0, 1.0)
-    assert predicted("ring", 8, 1, latency) == pytest.approx(14)
-    assert predicted("halving", 8, 1, latency) == pytest.approx(6)
-    assert predicted("doubling", 8, 1, latency) == pytest.approx(3)
-    assert predicted("tree", 6, 1, latency) == pytest.approx(6)
-    assert predicted("torus", 64, 1, latency) == pytest.approx(28)
-    for name in ("ring", "halving", "torus"):
-        assert predicted(name, 8, 100, bandwidth) == pytest.approx(175)

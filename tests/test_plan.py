@@ -11,11 +11,12 @@ import pytest
 from ranks import Rank, on_ranks
 
 from knltrain.cli import main
+from knltrain.comm import Curve
 from knltrain.kernels import ARCH
 from knltrain.models import build
 from knltrain.plan import command, measure
 from knltrain.plan.cost import Cost, op_cost, step_cost, task_count, training_program, update_cost, waste
-from knltrain.plan.exchange import Job, Scheme, _exposed, exchange, sum_seconds
+from knltrain.plan.exchange import Job, Scheme, _exposed, between, exchange, sum_seconds
 from knltrain.plan.machine import KNOWN, RULES, Machine, MachineError, load_machine, machines
 from knltrain.plan.published import WITHIN, Published
 from knltrain.plan.run import Training, cores_of, predict
@@ -303,6 +304,16 @@ def test_plan__wrong_arguments_are_one_line(capsys, arguments, expected):
 
 def test_rules__are_all_used_by_name():
     assert {MACHINE.__getattr__(name.partition(".")[2]) for name in RULES} <= set(ROUND.values())
+
+
+def test_between__counts_messages_and_bytes():
+    latency, bandwidth, small = Curve(1.0, math.inf), Curve(0.0, 1.0), 1 << 16
+    assert [between(8, nbytes, latency, True) for nbytes in (small, small + 1)] == [3, 6]  # doubling, halving
+    assert [between(6, nbytes, latency, False) for nbytes in (small, small + 1)] == [6, 8]  # tree, direct
+    assert between(6, small + 1, latency, False, parts=2) == 13
+    assert [between(8, small, bandwidth, even) / small for even in (True, False)] == [3, 6]
+    assert [between(8, 1 << 20, bandwidth, True, parts) / 2**20 for parts in (1, 3)] == [1.75, 1.75]
+    assert between(8, 1 << 20, bandwidth, False, parts=3) / 2**20 == 3.5
 
 
 # ---- measuring -----------------------------------------------------------------------------------------------------

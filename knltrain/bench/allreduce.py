@@ -9,16 +9,13 @@ import time
 
 import numpy as np
 
-from ..comm import ALGORITHMS, WIRES, Links, fit, make_block, measure
-from .rings import YARDSTICKS, predicted
+from ..comm import ALGORITHMS, WIRES, Links, make_block
+from .rings import YARDSTICKS
 
 SIZES = tuple(1 << k for k in range(10, 29, 2))  # bytes
 ROUNDS = 5
 ROUND_S = 0.01  # small exchanges are repeated until a round takes about so long
 BASES = ("mpi", "mpi nonblocking")
-NODES = (8, 16, 32, 64, 128, 256, 512, 1024)
-GRADIENTS = (("ResNet-50", 102_228_128), ("AlexNet", 243_860_896))  # bytes
-LINK_SIZES = tuple(1 << k for k in range(10, 23, 3))
 
 
 def run(comm, sizes=None, algorithms=None, wires=None, pretended_nodes=0, as_json=False):
@@ -34,7 +31,6 @@ def run(comm, sizes=None, algorithms=None, wires=None, pretended_nodes=0, as_jso
             _check(comm, block, size // 4)
     rows = [row for size in sizes for row in _measure(comm, blocks, size)]
     copy = _copy_bandwidth(comm)
-    link = fit(measure(lambda n: _step(comm, n), LINK_SIZES, comm.gather))
     if comm.rank:
         return
     links = next(iter(blocks.values())).links
@@ -46,7 +42,6 @@ def run(comm, sizes=None, algorithms=None, wires=None, pretended_nodes=0, as_jso
         return
     print(f"{comm.library}, {links}; copying moves {copy / 1e9:.1f} GB/s (read + written, all ranks at once)")
     print(_table(rows))
-    print(_forecast(rows, link))
 
 
 def _blocks(comm, floats, algorithms, wires, nodes) -> dict:
@@ -138,12 +133,6 @@ def _copy_bandwidth(comm) -> float:
     return comm.size * 2 * a.nbytes / float(np.median(slowest))
 
 
-def _step(comm, nbytes):
-    """Every rank sends to the next and receives from the one before: a step of a ring."""
-    out, into = np.zeros(nbytes, np.uint8), np.empty(nbytes, np.uint8)
-    comm.exchange(out, (comm.rank + 1) % comm.size, into, (comm.rank - 1) % comm.size)
-
-
 def _table(rows) -> str:
     lines = [f"{'bytes':>11}  {'algorithm':16} {'wire':4} {'time':>10}  {'alg':>7}  {'bus GB/s':>8}  x MPI  copy limit"]
     for row in rows:
@@ -153,19 +142,4 @@ def _table(rows) -> str:
             f"{row['algorithm_bandwidth'] / 1e9:7.2f}  {row['bus_bandwidth'] / 1e9:8.2f}  "
             f"{row['ratio_to_mpi']:5.2f}  {share:>6}"
         )
-    return "\n".join(lines)
-
-
-def _forecast(rows, link) -> str:
-    """What the fitted link means on many nodes, one rank each."""
-    points = [(row["bytes"], row["seconds"]) for row in rows if (row["algorithm"], row["wire"]) == ("auto", "fp32")]
-    names = ("ring", "halving", "direct", "doubling", "tree", "torus")
-    lines = [f"the default here: {fit(points)}"] if len(points) > 1 else []
-    lines += [
-        f"a message here:   {link}; predicted with such links, ms:",
-        f"{'nodes':>6}  " + "  ".join(f"{model + ' ' + name:>18}" for model, _ in GRADIENTS for name in names),
-    ]
-    for nodes in NODES:
-        cells = [1e3 * predicted(name, nodes, nbytes, link) for _, nbytes in GRADIENTS for name in names]
-        lines.append(f"{nodes:6}  " + "  ".join(f"{cell:18,.1f}" for cell in cells))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What `bench allreduce` compares with: sums that keep no tree, which training can therefore not choose; and formulas.
+"""What `bench allreduce` compares with: sums that keep no tree, which training can therefore not choose.
 
 P ranks, n bytes, messages of latency a and bandwidth b; the interface is that of `comm.algorithms`.
 
@@ -11,7 +11,7 @@ P ranks, n bytes, messages of latency a and bandwidth b; the interface is that o
 
 import math
 
-from ..comm import Algorithm, Curve, Group, part_of
+from ..comm import Algorithm, Group, part_of
 
 
 class Mpi(Algorithm):
@@ -81,23 +81,3 @@ def _some(group, members) -> Group:
 
 
 YARDSTICKS = {"mpi": Mpi, "ring": Ring, "torus": Torus}
-
-
-def predicted(algorithm: str, ranks: int, nbytes: int, link: Curve, parts: float = 1) -> float:
-    """Seconds of an exchange between `ranks` nodes, one rank each, over links like `link`; sums count for nothing.
-
-    The formulas above and of `comm.algorithms`: messages times alpha, and bytes that a rank sends divided by beta.
-    parts: partial sums of a node, of which `direct` sends all.
-    """
-    depth = math.ceil(math.log2(ranks))
-    rows = next(r for r in range(math.isqrt(ranks), 0, -1) if ranks % r == 0)
-    most = 2 * (ranks - 1) / ranks
-    messages, share = {
-        "ring": (2 * (ranks - 1), most),
-        "halving": (2 * depth, most),
-        "doubling": (depth, depth),
-        "tree": (2 * depth, 2 * depth),
-        "direct": (parts * (ranks - 1) + depth, (parts + 1) / 2 * most),
-        "torus": (2 * (rows + ranks // rows - 2), most),
-    }[algorithm]
-    return messages * link.alpha + share * nbytes / link.beta

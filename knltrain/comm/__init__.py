@@ -16,7 +16,7 @@ from .arrival import Arrival
 from .block import MessageBlock, make_block
 from .choice import FC, FullyConnected
 from .communicator import Serial, world
-from .curve import Curve, fit, measure
+from .curve import Curve, measure
 from .gradients import Reducer
 from .guards import compare_replicas, compare_signatures
 from .links import ALGORITHMS, Group, Links
@@ -31,7 +31,7 @@ from .wire import WIRES, Wire
 
 __all__ = [
     "Algorithm", "ALGORITHMS", "Arrival", "check_whole", "compare_replicas", "compare_signatures", "Curve",
-    "FC", "fit", "FullyConnected", "Group", "group_sizes", "kept_sums", "Links", "LOCAL", "LocalUpdate",
+    "FC", "FullyConnected", "Group", "group_sizes", "kept_sums", "Links", "LOCAL", "LocalUpdate",
     "make_block", "measure", "MessageBlock", "part_of", "Reducer", "Serial", "ShardedUpdate", "Shares", "Travel",
     "Update", "Watch", "Wire", "WIRES", "world",
 ]  # fmt: skip

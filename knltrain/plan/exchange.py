@@ -2,7 +2,7 @@
 
 A message costs latency + bytes / beta, beta = min(gb_s / ranks of a node, core_ghz / exchange_cycles): the link, or
 the core that sends and sums. In a node of L ranks memory moves (L + 1) n bytes. Between nodes each rank has n / L of
-them, by the algorithm that the program would choose (`comm.links`), with the formulas of `bench.rings.predicted`.
+them (`between`).
 
 fully connected layers, each of weights (C, K), B images in all, P nodes, groups of G nodes (bytes that a node sends):
     sum       2 (P - 1) / P C K numbers, as any gradient
@@ -15,7 +15,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..bench.rings import predicted
 from ..comm import Curve
 from ..comm.block import SMALL_BYTES
 from ..layers import Program, dense_ops
@@ -59,11 +58,20 @@ class Exchanged:
     sent: float
 
 
-def algorithm(nbytes: float, even: bool) -> str:
-    """By which a slice of so many bytes is summed; even: over a power of two of nodes, which have equal shares."""
-    if nbytes > SMALL_BYTES:
-        return "halving" if even else "direct"
-    return "doubling" if even else "tree"
+def between(nodes: int, nbytes: float, over: Curve, even: bool, parts: float = 1.0) -> float:
+    """Seconds of a sum of so many bytes between nodes, one rank each, by the algorithm that `comm.links` would take.
+
+    Messages times alpha, and bytes that a rank sends divided by beta; additions count for nothing. even: whether nodes
+    are a power of two with equal shares. parts: partial sums of a node, of which `direct` sends all.
+    """
+    depth, most = math.ceil(math.log2(nodes)), 2 * (nodes - 1) / nodes
+    if nbytes <= SMALL_BYTES:
+        messages = share = depth if even else 2 * depth  # doubling, tree
+    elif even:
+        messages, share = 2 * depth, most  # halving
+    else:
+        messages, share = parts * (nodes - 1) + depth, (parts + 1) / 2 * most  # direct
+    return messages * over.alpha + share * nbytes / over.beta
 
 
 def link(machine: Machine, ranks: int) -> Curve:
@@ -79,9 +87,9 @@ def sum_seconds(nbytes: float, machine: Machine, scheme: Scheme) -> tuple[float,
     if nodes == 1:
         return inside, 0.0
     share = nbytes / ranks * WIRE_BYTES[scheme.wire] / 4
-    name, parts = algorithm(share, nodes & (nodes - 1) == 0 and not scheme.parts), scheme.parts or 1
-    core = predicted(name, nodes, share, Curve(0.0, 1e9 * machine.core_ghz), parts) * machine.exchange_cycles
-    wire = predicted(name, nodes, share, link(machine, ranks), parts) - core
+    how = nodes & (nodes - 1) == 0 and not scheme.parts, scheme.parts or 1
+    core = between(nodes, share, Curve(0.0, 1e9 * machine.core_ghz), *how) * machine.exchange_cycles
+    wire = between(nodes, share, link(machine, ranks), *how) - core
     return inside + core + 1e-6 * machine.exchange_us, wire
 
 

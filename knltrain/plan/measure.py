@@ -19,7 +19,6 @@ from pathlib import Path
 from knltrain.kernels import fma_peak, set_threads, stream
 
 from ..bench.ceiling import Ceiling
-from ..bench.rings import predicted
 from ..bench.workload import Workload
 from ..claims.whole import write_whole
 from ..comm import Curve, Links, make_block
@@ -28,7 +27,7 @@ from ..layers import Observer
 from ..node.hardware import machine_facts
 from ..node.machine import take_share
 from .cost import op_cost
-from .exchange import algorithm
+from .exchange import between
 from .machine import KNOWN, Machine, load_machine
 
 NETWORKS = (("resnet50", 8), ("alexnet", 32), ("resnet_cifar20", 32))  # and images
@@ -140,8 +139,8 @@ def exchanges(comm, near) -> dict[str, float]:
         return {}
     nodes = comm.size if near.size > 1 else 0  # that are pretended
     block = make_block(Links(comm, pretended_nodes=nodes), LINKS[1] // 4)
-    small_sum, large_sum = (algorithm(nbytes, comm.size & (comm.size - 1) == 0) for nbytes in LINKS)
-    sent = predicted(large_sum, comm.size, 1, Curve(0.0, 1.0))  # bytes for each of a sum
+    even = comm.size & (comm.size - 1) == 0
+    sent = between(comm.size, LINKS[1], Curve(0.0, LINKS[1]), even)  # bytes for each of a sum
     found = {}
     if near.size == 1:
 
@@ -151,8 +150,8 @@ def exchanges(comm, near) -> dict[str, float]:
 
         (small, small_s), (large, large_s) = curve_points(run, LINKS, comm.gather)
         beta = sent * large / large_s  # where a latency is nothing; what a switch lets pass at once, little
-        late = small_s - predicted(small_sum, comm.size, small, Curve(0.0, beta))
-        alpha = max(late, 1e-7) / predicted(small_sum, comm.size, 0, Curve(1.0, 1.0))
+        late = max(small_s - between(comm.size, small, Curve(0.0, beta), even), 1e-7)
+        alpha = late / between(comm.size, 0, Curve(1.0, 1.0), even)  # by its messages
         found = {"network.gb_s": beta / 1e9, "network.latency_us": 1e6 * alpha}
     small, large = beside_computing(comm, block)
     rate = max(0.0, large - small) / (BUCKETS[1] - BUCKETS[0])

@@ -78,7 +78,7 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        expected = "a recipe, a TOML file as in jobs/recipes"
+        expected = "a recipe: a TOML file, or a name that `knltrain recipes` lists"
         raise RecipeError(f"{path}: {reason}; expected {expected}{_near(path.stem)}") from None
 
 
