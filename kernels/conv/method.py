@@ -9,13 +9,13 @@ from functools import cached_property
 import numba
 import numpy as np
 
-from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE_FLOATS
 from ..number import FP32
 from ..store import goes_past
 from .grid import stacked
 from .panels import pack
 from .shape import TASKS, ceil
+from .shares import add_tasks
 from .task import Behind, GradientJob, Job, block_count
 
 NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
@@ -121,55 +121,48 @@ class Blocks(Method):
 
 
 class Gradient(Method):
-    """Backward-weight: a task owns a range of channels and a share of the pixels, `splits` shares in all.
+    """Backward-weight: a task owns a range of channels and some of the `splits` shares of the pixels.
 
-    Share 0 sums in dw, the others in the workspace; they are added in order. Subclasses give `most`, blocks of output
-    channels of a task; `apart()`, the tasks of a share that take all output channels between them, as many times;
-    `chunks()`, into which pixels are cut; `grids` of x and dy; and `nest`, the compiled loop over tasks.
+    See `shares` for the order of their sums. Subclasses give `most`, blocks of output channels of a task; `apart()`,
+    the tasks of a share that take all output channels between them, as many times; `chunks()`, into which pixels are
+    cut; `grids` of x and dy; and `nest`, the compiled loop over tasks.
     """
 
     def __init__(self, shape):
         super().__init__(shape)
         r, s, depth, k = shape.w
         self.blocks = ceil(shape.k_group, BLOCK)  # of output channels
-        parts = self.apart() * ceil(self.blocks, self.most)
-        self.splits = max(1, min(ceil(TASKS, parts), self.chunks() // 4))
+        wanted, most = ceil(TASKS, self.apart() * ceil(self.blocks, self.most)), max(1, self.chunks() // 4)
+        self.splits = min(1 << (wanted - 1).bit_length(), 1 << (most.bit_length() - 1))
         self.partial_size = (self.splits - 1) * r * s * depth * k
         self.workspace_size = self.partial_size
 
-    def tasks(self, threads: int) -> tuple[int, int]:
-        """Blocks of output channels of a task, and how many tasks: never other bits.
+    def tasks(self, threads: int) -> tuple[int, int, int]:
+        """Blocks of output channels of a task, shares of a task, and how many tasks: never other bits.
 
-        Two a thread, if need be of fewer blocks, each of which packs or transforms x for itself.
+        Two a thread at least, if need be of fewer blocks, each of which packs or transforms x for itself. Where one
+        takes all channels, also some shares in a row: then four tasks a thread and no thread more than another, or
+        sixteen. Else those that read the same pixels should do so at about the same time.
         """
         apart = self.splits * self.apart()
-        wide = max(1, min(self.most, self.blocks // ceil(2 * threads, apart)))
-        return wide, apart * ceil(self.blocks, wide)
+        wide, runs = max(1, min(self.most, self.blocks // ceil(2 * threads, apart))), self.splits
+        at_once = self.apart() * ceil(self.blocks, wide)
+        if at_once == 1:
+            runs = next((n for n in self._runs() if n >= 4 * threads and (n % threads == 0 or n >= 16 * threads)), runs)
+        return wide, self.splits // runs, runs * at_once
+
+    def _runs(self):
+        """The numbers of tasks among which all shares can be dealt: 1, 2, 4 and so on."""
+        return (1 << i for i in range(self.splits.bit_length()))
 
     def run(self, x, dy, dw, workspace):
         """dw, overwritten."""
-        wide, tasks = self.tasks(numba.get_num_threads())
+        wide, taken, tasks = self.tasks(numba.get_num_threads())
         partial = workspace[self.workspace_size - self.partial_size : self.workspace_size]
         job = GradientJob(
             x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.stack, x.shape[0],
-            self.splits, wide, self.points(), np.empty(0, self.panels.dtype),
+            self.splits, taken, wide, self.points(), np.empty(0, self.panels.dtype),
         )  # fmt: skip
         self.nest(tasks, job)
-        if self.splits > 1:
-            _add_partials(partial.reshape(self.splits - 1, dw.size), dw.reshape(-1))
-
-
-@inlined
-def _add_partials_range(lo, hi, partial, dw):
-    # partial (splits - 1, weights): added in order
-    for split in range(partial.shape[0]):
-        for j in range(lo, hi):
-            dw[j] += partial[split, j]
-
-
-@kernel(parallel=True)
-def _add_partials(partial, dw):
-    step = 4096
-    for index in numba.prange((dw.size + step - 1) // step):
-        lo = np.int64(index) * step
-        _add_partials_range(lo, min(lo + step, dw.size), partial, dw)
+        if taken < self.splits:
+            add_tasks(job)

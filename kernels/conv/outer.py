@@ -20,7 +20,8 @@ from .grid import DEPTH, GRID_I, GRID_J, GROUPS, PITCH, STEP, WIDTH, next_input,
 from .method import Gradient
 from .panels import ROW, copy_row, in_unit, pack_part, pack_rows
 from .rows import MergedRows, padded, padded_size
-from .task import F32_BYTES, share
+from .shares import add_share, share
+from .task import F32_BYTES
 
 CHUNK = 192  # pixels of a chunk: a BLOCK-wide panel of dy stays in L1
 RANGE = 8  # blocks of output channels of a task, at most: its panels of dy share L2 with
@@ -30,7 +31,7 @@ LINE_VECTORS = LINE_FLOATS // V
 
 
 class _Part(NamedTuple):
-    """What a task owns: blocks lo to hi of a group's output channels, pixels first to last; its sums go to `out`."""
+    """What a task owns at a time: blocks lo to hi of a group's output channels, pixels first to last of a share."""
 
     geometry: np.ndarray
     taps: np.ndarray
@@ -39,7 +40,8 @@ class _Part(NamedTuple):
     hi: int
     first: int
     last: int
-    out: int
+    split: int  # number of the share
+    out: int  # where its sums go
     alone: bool  # it takes all output channels
     merged: bool  # few channels, windows that overlap: something may be read behind each
     in_place: bool  # x is read where it lies
@@ -58,19 +60,30 @@ class _Room(NamedTuple):
 
 
 @inlined
-def place_gradient(task, job, chunk):
-    """The part of a task, where shares are of whole chunks of `chunk` pixels."""
+def place_gradient(task, job, chunk, number):
+    """The part of a task in the share `number` of those it takes, of whole chunks of `chunk` pixels."""
     geometry, taps = job.geometries[0], job.taps[0]
     pixels, width, groups = job.images * geometry[GRID_I] * geometry[GRID_J], geometry[WIDTH], geometry[GROUPS]
     blocks, chunks = -(-width // BLOCK), -(-pixels // chunk)
     ranges = -(-blocks // job.wide)
-    split, rest = divmod(task, groups * ranges)
+    run, rest = divmod(task, groups * ranges)
+    split = run * job.taken + number
     group, part = divmod(rest, ranges)
     first, last = chunks * split // job.splits * chunk, min(chunks * (split + 1) // job.splits * chunk, pixels)
     merged = groups == 1 and geometry[DEPTH] * job.x.itemsize != geometry[PITCH]
     in_place = merged and job.panels.itemsize == F32_BYTES  # pairs are of two pixels, which do not lie side by side
     lo, hi = part * job.wide, min((part + 1) * job.wide, blocks)
-    return _Part(geometry, taps, group, lo, hi, first, last, share(job, split), groups * ranges == 1, merged, in_place)
+    alone = groups * ranges == 1
+    return _Part(geometry, taps, group, lo, hi, first, last, split, share(job, split), alone, merged, in_place)
+
+
+@inlined
+def add_up(job, part):
+    """Add the part's sums to those of the shares before."""
+    depth, width = part.geometry[DEPTH], part.geometry[WIDTH]
+    first = part.lo * BLOCK
+    columns = part.group * width + first, min(part.hi * BLOCK, width) - first
+    add_share(job, part.split, part.taps.shape[0], depth, part.geometry[GROUPS] * width, (0, depth), columns)
 
 
 @inlined
@@ -230,14 +243,16 @@ def _store_beside(job, part, room):
 
 @inlined
 def _weight_task(task, job):
-    """Some blocks of output channels of one group, over one share of the pixels."""
-    part = place_gradient(task, job, CHUNK)
-    room = _room(job, part)
-    for first in range(part.first, part.last, CHUNK):
-        count = min(CHUNK, part.last - first)
-        pack_gradients(job, part, first, count, room.panel)
-        _multiply(job, part, room, first, count)
-    _store_beside(job, part, room)
+    """Some blocks of output channels of one group, over some shares of the pixels."""
+    room = _room(job, place_gradient(task, job, CHUNK, 0))
+    for number in range(job.taken):
+        part = place_gradient(task, job, CHUNK, number)
+        for first in range(part.first, part.last, CHUNK):
+            count = min(CHUNK, part.last - first)
+            pack_gradients(job, part, first, count, room.panel)
+            _multiply(job, part, room, first, count)
+        _store_beside(job, part, room)
+        add_up(job, part)
 
 
 @kernel(parallel=True)

@@ -66,13 +66,14 @@ class GradientJob(NamedTuple):
     dy: np.ndarray
     zeros: np.ndarray
     dw: np.ndarray
-    partial: np.ndarray  # sums of the shares behind the first
+    partial: np.ndarray  # places of sums beside dw, of `shares`
     geometries: np.ndarray
     taps: np.ndarray
     dy_geometries: np.ndarray
     dy_taps: np.ndarray
     images: int
     splits: int  # shares into which the pixels are cut
+    taken: int  # of them by a task
     wide: int  # blocks of output channels of a task, at most
     points: int  # of a whole tile
     panels: np.ndarray  # empty; its dtype is that of the panels of x and dy
@@ -114,14 +115,6 @@ def place(task, job):
     y_taps = job.y_taps[grid, : y_geometry[TAPS]]
     valid = min(hi * BLOCK, width) - lo * BLOCK
     return Part(geometry, taps, y_geometry, y_taps, number, block * size, count, lo, hi, valid)
-
-
-@inlined
-def share(job, split):
-    """Address of dw, or of the partial sums of a share behind the first."""
-    if split == 0:
-        return job.dw.ctypes.data
-    return job.partial.ctypes.data + (split - 1) * job.dw.size * job.dw.itemsize
 
 
 @inlined

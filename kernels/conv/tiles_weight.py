@@ -13,7 +13,7 @@ from ..element import poke, size_of
 from ..microkernel import pack_block, transpose_square
 from ..tile_amx import SIDE, STEP, configure_tiles, release_tiles, tile_block
 from .grid import DEPTH, row_addresses
-from .outer import Outer, pack_gradients, place_gradient, sums_target
+from .outer import Outer, add_up, pack_gradients, place_gradient, sums_target
 from .panels import ROW
 from .task import F32_BYTES, aligned
 
@@ -64,21 +64,24 @@ def _multiply(job, part, rows, count, panel, square, turned):
 
 @inlined
 def _tiles_weight_task(task, job):
-    """Some blocks of output channels of one group, over one share of the pixels."""
-    part = place_gradient(task, job, CHUNK)
+    """Some blocks of output channels of one group, over some shares of the pixels."""
+    part = place_gradient(task, job, CHUNK, 0)
     rows = np.empty((part.taps.shape[0], CHUNK), np.int64)
     panel = aligned((part.hi - part.lo) * CHUNK // 2 * BLOCK).reshape(part.hi - part.lo, CHUNK // 2, BLOCK)
     square, turned = aligned(SIDE * LINE_FLOATS), aligned(min(STRIP, part.geometry[DEPTH]) * PITCH // F32_BYTES)
-    _clear(job, part)
     configure_tiles()
-    for first in range(part.first, part.last, CHUNK):
-        count = min(CHUNK, part.last - first)
-        whole = -(-count // STEP) * STEP  # behind the last pixel there are zeros
-        row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, part.geometry, part.taps, first, count, rows)
-        rows[:, count:whole] = job.zeros.ctypes.data
-        panel[:, count // 2 : whole // 2] = 0
-        pack_gradients(job, part, first, count, panel)
-        _multiply(job, part, rows, whole, panel, square, turned)
+    for number in range(job.taken):
+        part = place_gradient(task, job, CHUNK, number)
+        _clear(job, part)
+        for first in range(part.first, part.last, CHUNK):
+            count = min(CHUNK, part.last - first)
+            whole = -(-count // STEP) * STEP  # behind the last pixel there are zeros
+            row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, part.geometry, part.taps, first, count, rows)
+            rows[:, count:whole] = job.zeros.ctypes.data
+            panel[:, count // 2 : whole // 2] = 0
+            pack_gradients(job, part, first, count, panel)
+            _multiply(job, part, rows, whole, panel, square, turned)
+        add_up(job, part)
     release_tiles()
 
 

@@ -18,7 +18,8 @@ from .grid import DEPTH, FORM, GRID_I, GRID_J, GROUPS, TAPS, WIDTH, row_addresse
 from .method import Gradient
 from .panels import ROW
 from .shape import ceil
-from .task import F32_BYTES, share
+from .shares import add_share, share
+from .task import F32_BYTES
 from .transform import GRADIENT, INPUT, WEIGHT, transform
 from .winograd import TILES, at_points, forward_tiles, planes, tile_products, tiles_save
 
@@ -27,7 +28,7 @@ CHANNELS = 64  # of inputs and, at most, of outputs of a task: the sums of 36 po
 
 
 class _Part(NamedTuple):
-    """What a task owns: input channels c_lo.. and output channels k_lo.. of a group, a share of each grid's tiles."""
+    """What a task owns at a time: input channels c_lo.. and output channels k_lo.. of a group, a share of the tiles."""
 
     group: int
     c_lo: int
@@ -46,11 +47,13 @@ def _channels(part, parts, channels, unit):
 
 
 @inlined
-def _place(task, job):
+def _place(task, job, number):
+    """The part of a task in the share `number` of those it takes."""
     geometry = job.geometries[0]
     depth, width, groups = geometry[DEPTH], geometry[WIDTH], geometry[GROUPS]
     c_parts, k_parts = -(-depth // CHANNELS), -(-width // (job.wide * BLOCK))
-    split, rest = divmod(task, groups * c_parts * k_parts)
+    run, rest = divmod(task, groups * c_parts * k_parts)
+    split = run * job.taken + number
     rest, k_part = divmod(rest, k_parts)
     group, c_part = divmod(rest, c_parts)
     c_lo, c_hi = _channels(c_part, c_parts, depth, LINE_FLOATS)
@@ -138,19 +141,32 @@ def _add_tiles(job, part, grid, v, g, sums, fresh):
 
 
 @inlined
+def _add_up(job, part):
+    """Add the part's gradient to those of the shares before."""
+    geometry, rows = job.geometries[0], (part.c_lo, part.channels)
+    depth, width = geometry[DEPTH], geometry[WIDTH]
+    pitch, columns = geometry[GROUPS] * width, (part.group * width + part.k_lo, part.k_hi - part.k_lo)
+    add_share(job, part.split, job.dw.size // (depth * pitch), depth, pitch, rows, columns)
+
+
+@inlined
 def _tiles_weight_task(task, job):
-    """Up to CHANNELS input and CHANNELS output channels of one group, over one share of the tiles."""
-    part = _place(task, job)
+    """Up to CHANNELS input and CHANNELS output channels of one group, over some shares of the tiles."""
+    part = _place(task, job, 0)
     blocks, points = -(-(part.k_hi - part.k_lo) // BLOCK), job.points
     v, g = planes(points, TILES * part.channels), planes(points, blocks * TILES * BLOCK)
     sums, fresh = planes(points, blocks * part.channels * BLOCK), np.ones(points, np.bool_)
     g[:] = 0  # behind the last channel
-    for grid in range(job.geometries.shape[0]):
-        _add_tiles(job, part, grid, v, g, sums, fresh)
-    for point in range(points):
-        if fresh[point]:  # an image smaller than a whole tile
-            sums[point] = 0
-    _finish(job, part, sums)
+    for number in range(job.taken):
+        part = _place(task, job, number)
+        fresh[:] = True
+        for grid in range(job.geometries.shape[0]):
+            _add_tiles(job, part, grid, v, g, sums, fresh)
+        for point in range(points):
+            if fresh[point]:  # an image smaller than a whole tile
+                sums[point] = 0
+        _finish(job, part, sums)
+        _add_up(job, part)
 
 
 @kernel(parallel=True)

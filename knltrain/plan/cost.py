@@ -66,7 +66,7 @@ def task_count(op: Op, cores: int) -> int:
     plan = op.others["plan"]
     method = getattr(plan, op.kind)
     if op.kind == "backward_weight":
-        return method.tasks(cores)[1]
+        return method.tasks(cores)[-1]
     return len(method.order) * method.cut(cores)
 
 
