@@ -115,13 +115,14 @@ def narrow_value(builder, number, value):
     return builder.trunc(builder.lshr(bits, constant_like(bits, I32, 16)), _like(value, I16))
 
 
-def strips(builder, count, wide):
-    """Loops over `count` numbers, `wide` at a time and then one by one: yields width and index inside of each."""
-    kind = count.type
-    whole = builder.sub(count, builder.srem(count, kind(wide)))
-    for first, last, width in ((kind(0), whole, wide), (whole, count, 1)):
+def strips(builder, count, *wide):
+    """Loops over `count` numbers, as many at a time as `wide` says, then one by one: yields width and index inside."""
+    kind, first = count.type, count.type(0)
+    for width in (*wide, 1):
+        last = builder.sub(count, builder.srem(builder.sub(count, first), kind(width)))
         with cgutils.for_range_slice(builder, first, last, kind(width), kind) as (index, _):
             yield width, index
+        first = last
 
 
 class Lanes:

@@ -6,27 +6,66 @@ E[x^2] - E[x]^2.
 """
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
+from ._ir import F32, Lanes, number_type, strips, times
 from ._jit import inlined, kernel
-from .element import widen
+from .arch import V
+from .number import FP32
+
+AT_ONCE = 8  # vectors of columns
 
 
 @inlined
 def part_moments(x, first, pitch, rows, mean, m2):
     """mean[c], m2[c] of x[first + r * pitch + c] over r < rows; x is flat, of any Number."""
-    start, step, columns = np.uint64(first), np.uint64(pitch), np.uint64(mean.size)  # unsigned: no index from the end
-    mean[:] = 0
-    for r in range(np.uint64(rows)):
-        for c in range(columns):
-            mean[c] += widen(x[start + r * step + c])
-    count = np.float32(rows)
-    for c in range(columns):
-        mean[c] /= count
-    m2[:] = 0
-    for r in range(np.uint64(rows)):
-        for c in range(columns):
-            deviation = widen(x[start + r * step + c]) - mean[c]
-            m2[c] += deviation * deviation
+    item = x.itemsize
+    column_moments(
+        mean.size, x.ctypes.data + first * item, x.dtype, pitch * item, rows, mean.ctypes.data, m2.ctypes.data
+    )
+
+
+@intrinsic
+def column_moments(typing, columns, x, kind, pitch, rows, mean, m2):
+    """The same for rows from address x on, `pitch` bytes apart: some columns at a time.
+
+    Their sums stay in registers, and their rows in the first-level cache for the second pass.
+    """
+    number = number_type(kind)
+
+    def codegen(context, builder, sig, args):
+        columns_, x_, _, pitch_, rows_, mean_, m2_ = args
+        for width, index in strips(builder, columns_, AT_ONCE * V, 4 * V, V):
+            parts = max(1, width // V)
+            lanes, stored = Lanes(builder, width // parts), Lanes(builder, width // parts, number)
+            here, to = builder.add(x_, times(builder, index, number.bytes)), times(builder, index, FP32.bytes)
+            count = lanes.splat(builder.sitofp(rows_, F32))
+            rows = here, pitch_, rows_
+            means = [builder.fdiv(total, count) for total in _sums(builder, stored, rows, [None] * parts)]
+            squares = _sums(builder, stored, rows, means)
+            for target, values in ((mean_, means), (m2_, squares)):
+                for j, value in enumerate(values):
+                    lanes.store(value, builder.add(target, to), j * lanes.bytes)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 2, kind, *[types.int64] * 4), codegen
+
+
+def _sums(builder, stored, rows, means):
+    """Of neighbouring vectors, one for each of `means`, over all rows: of the squares of what they differ by, or of
+    the vectors themselves where a mean is None."""
+    (here, pitch, many), sums = rows, [stored.variable(stored.constant(0)) for _ in means]
+    with cgutils.for_range(builder, many) as loop:
+        row = builder.add(here, builder.mul(loop.index, pitch))
+        for j, (total, mean) in enumerate(zip(sums, means, strict=True)):
+            value = stored.load(row, j * stored.bytes)
+            if mean is not None:
+                value = builder.fsub(value, mean)
+                value = builder.fmul(value, value)
+            builder.store(builder.fadd(builder.load(total), value), total)
+    return [builder.load(total) for total in sums]
 
 
 @kernel
