@@ -16,6 +16,7 @@ import numba
 import numpy as np
 
 from .._jit import inlined, kernel
+from ..ahead import ask
 from ..arch import BLOCK, LINE_FLOATS, MR, NV, REST, V
 from ..microkernel import tile_rows
 from .cover import tile_grids
@@ -28,6 +29,7 @@ from .transform import FILTER, INPUT, OUTPUT, transform
 
 TILES = 28  # tiles of a block, two of the micro-kernel; half as many where
 PLANES_BYTES = 1000000  # is less than the planes of their inputs have: these are to stay in L2
+SOON = 2  # the tile that is asked for while one is transformed: so many behind it
 FILTER_ROWS = 32  # of the depth of filters that a task transforms
 
 
@@ -65,11 +67,19 @@ def at_points(array, taps):
 
 
 @inlined
+def ask_for_tile(sources, t, shift, size):
+    """Ask for `size` bytes of every pixel of tile number t, from `shift` bytes on."""
+    for i in range(sources.shape[0]):
+        ask(sources[i, t] + shift, size)
+
+
+@inlined
 def _transform_inputs(group, job, part, sources, v):
     """v (planes, tiles x depth) = B^T x B of the tiles whose pixels stand at sources (points, tiles)."""
     depth, form, count, to = part.geometry[DEPTH], part.geometry[FORM], part.count, at_points(v, part.taps)
     shift, start = group * depth * job.x.itemsize, v.ctypes.data
     for t in range(count):
+        ask_for_tile(sources, min(t + SOON, count - 1), shift, depth * job.x.itemsize)
         pixels = sources.ctypes.data + 8 * t, 8 * count, shift
         points = to.ctypes.data, 8, start + t * depth * F32_BYTES
         transform(INPUT, V, form, job.x.dtype, job.x.dtype, pixels, points, depth // V)

@@ -21,7 +21,7 @@ from .shape import ceil
 from .shares import add_share, share
 from .task import F32_BYTES
 from .transform import GRADIENT, INPUT, WEIGHT, transform
-from .winograd import TILES, at_points, forward_tiles, planes, tile_products, tiles_save
+from .winograd import SOON, TILES, ask_for_tile, at_points, forward_tiles, planes, tile_products, tiles_save
 
 MOST_TAPS = 25  # of a filter
 CHANNELS = 64  # of inputs and, at most, of outputs of a task: the sums of 36 points are 590 KB and stay in L2
@@ -67,6 +67,7 @@ def _transform_inputs(job, part, geometry, taps, count, sources, v):
     to, form, pitch = at_points(v, taps), geometry[FORM], sources.strides[0]
     shift, start = (part.group * geometry[DEPTH] + part.c_lo) * job.x.itemsize, v.ctypes.data
     for t in range(count):
+        ask_for_tile(sources, min(t + SOON, count - 1), shift, part.channels * job.x.itemsize)
         pixels = sources.ctypes.data + 8 * t, pitch, shift
         points = to.ctypes.data, 8, start + t * part.channels * F32_BYTES
         transform(INPUT, V, form, job.x.dtype, job.x.dtype, pixels, points, part.channels // V)
@@ -77,7 +78,9 @@ def _transform_gradients(job, part, geometry, taps, count, sources, g):
     """g (planes, blocks x tiles x BLOCK) = A dy A^T of `count` tiles; sources (outputs, tiles)."""
     to, form, pitch, most = at_points(g, taps), geometry[FORM], sources.strides[0], sources.shape[1]
     first, start = part.group * geometry[WIDTH], g.ctypes.data
+    shift = (first + part.k_lo) * job.dy.itemsize
     for t in range(count):
+        ask_for_tile(sources, min(t + SOON, count - 1), shift, (part.k_hi - part.k_lo) * job.dy.itemsize)
         for k in range(part.k_lo, part.k_hi, BLOCK):
             there = start + ((k - part.k_lo) // BLOCK * most + t) * ROW
             pixels = sources.ctypes.data + 8 * t, pitch, (first + k) * job.dy.itemsize
