@@ -6,6 +6,9 @@ library call for each number where the CPU has no instruction for it. Addresses 
 same text becomes AVX-512, AVX2 or NEON code.
 """
 
+from functools import reduce
+from itertools import product
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -125,6 +128,16 @@ def strips(builder, count, *wide):
         first = last
 
 
+def cases(builder, *choices):
+    """A branch for each combination of what the choices (value, how many it may be) are: yields it inside."""
+    for numbers in product(*(range(many) for _, many in choices)):
+        met = [
+            builder.icmp_signed("==", choice[0], choice[0].type(n)) for choice, n in zip(choices, numbers, strict=True)
+        ]
+        with builder.if_then(reduce(builder.and_, met)):
+            yield numbers
+
+
 class Lanes:
     """`width` numbers side by side: a vector of float32 in registers, `number` in memory, `bytes` long there."""
 
@@ -198,3 +211,22 @@ class Lanes:
 
     def shuffle(self, a, b, lanes):
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+
+class Strip:
+    """`width` neighbouring numbers of each of some rows, from number `index` on, that are handled at once."""
+
+    def __init__(self, builder, width, index):
+        self.builder, self.width, self.index, self.lanes = builder, width, index, Lanes(builder, width)
+
+    def _there(self, address, number):
+        lanes = Lanes(self.builder, self.width, number)
+        return lanes, self.builder.add(address, times(self.builder, self.index, number.bytes))
+
+    def load(self, address, number=FP32):
+        lanes, there = self._there(address, number)
+        return lanes.load(there)
+
+    def store(self, value, address, number=FP32, past=False):
+        lanes, there = self._there(address, number)
+        lanes.store(value, there, past=past and self.width > 1)

@@ -5,14 +5,11 @@
 may lie where x, dy or y does. Nothing is checked here.
 """
 
-from itertools import product
-
 from numba import types
 from numba.extending import intrinsic
 
-from ._ir import Lanes, number_type, strips, times
+from ._ir import Strip, cases, number_type, strips, times
 from .arch import V
-from .number import FP32
 
 AT_ONCE = 2 * V  # numbers
 COEFFICIENTS = 6  # rows of a table
@@ -23,34 +20,12 @@ FRESH, ONTO, PAST = range(3)  # how a result is stored
 _I64 = types.int64
 
 
-def _cases(builder, *choices):
-    """A branch for each combination of what the choices (value, how many it may be) are: yields it inside."""
-    for numbers in product(*(range(many) for _, many in choices)):
-        met = [
-            builder.icmp_signed("==", choice[0], choice[0].type(n)) for choice, n in zip(choices, numbers, strict=True)
-        ]
-        with builder.if_then(builder.and_(*met)):
-            yield numbers
-
-
-class _Strip:
-    """The numbers of a row that are handled at once."""
+class _Strip(Strip):
+    """With a table."""
 
     def __init__(self, builder, width, index, table, pitch):
-        self.builder, self.width, self.index, self.table, self.pitch = builder, width, index, table, pitch
-        self.lanes = Lanes(builder, width)
-
-    def _there(self, address, number):
-        lanes = Lanes(self.builder, self.width, number)
-        return lanes, self.builder.add(address, times(self.builder, self.index, number.bytes))
-
-    def load(self, address, number=FP32):
-        lanes, there = self._there(address, number)
-        return lanes.load(there)
-
-    def store(self, value, address, number=FP32, past=False):
-        lanes, there = self._there(address, number)
-        lanes.store(value, there, past=past and self.width > 1)
+        super().__init__(builder, width, index)
+        self.table, self.pitch = table, pitch
 
     def row(self, number):
         """Of the table."""
@@ -85,7 +60,7 @@ def normalize_row(typing, count, x, kind, added, residual, table, pitch, low, y,
 
     def codegen(context, builder, sig, args):
         n, x_, _, added_, residual_, table_, pitch_, low_, y_, _, past_ = args
-        for adds, goes_past in _cases(builder, (added_, 2), (past_, 2)):
+        for adds, goes_past in cases(builder, (added_, 2), (past_, 2)):
             for width, index in strips(builder, n, AT_ONCE):
                 strip = _Strip(builder, width, index, table_, pitch_)
                 centred = builder.fsub(strip.load(x_, read), strip.row(MEAN))
@@ -108,7 +83,7 @@ def sum_row(typing, count, x, kind, y, dy, dy_kind, mask, table, pitch, sum_g, s
 
     def codegen(context, builder, sig, args):
         n, x_, _, y_, dy_, _, mask_, table_, pitch_, sum_g_, sum_gx_, kept_, result_ = args
-        for masks, keeps in _cases(builder, (mask_, 3), (kept_, 2)):
+        for masks, keeps in cases(builder, (mask_, 3), (kept_, 2)):
             for width, index in strips(builder, n, AT_ONCE):
                 strip = _Strip(builder, width, index, table_, pitch_)
                 centred, g = strip.gradient(masks, (x_, of_x), (y_, of_x), (dy_, of_dy))
@@ -130,7 +105,7 @@ def pass_row(typing, count, dy, x, y, kind, by_x, table, pitch, sum_g, sum_gx, r
 
     def codegen(context, builder, sig, args):
         n, dy_, x_, y_, _, by_x_, table_, pitch_, sum_g_, sum_gx_, result_, how_ = args
-        for by_xs, hows in _cases(builder, (by_x_, 2), (how_, 3)):
+        for by_xs, hows in cases(builder, (by_x_, 2), (how_, 3)):
             for width, index in strips(builder, n, AT_ONCE):
                 strip = _Strip(builder, width, index, table_, pitch_)
                 given = strip.load(dy_)
@@ -153,7 +128,7 @@ def gradient_row(typing, count, x, kind, y, dy, dy_kind, mask, table, pitch, dx,
 
     def codegen(context, builder, sig, args):
         n, x_, _, y_, dy_, _, mask_, table_, pitch_, dx_, _, past_ = args
-        for masks, goes_past in _cases(builder, (mask_, 3), (past_, 2)):
+        for masks, goes_past in cases(builder, (mask_, 3), (past_, 2)):
             for width, index in strips(builder, n, AT_ONCE):
                 strip = _Strip(builder, width, index, table_, pitch_)
                 centred, g = strip.gradient(masks, (x_, of_x), (y_, of_x), (dy_, of_dy))

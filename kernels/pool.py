@@ -14,14 +14,16 @@ import numpy as np
 from ._jit import inlined, kernel
 from ._shapes import check_array, check_input, check_tensor, output_size
 from .element import widen
-from .store import store_row
+from .store import goes_past, store_row
+
+NOWHERE = 255  # in place of where a maximum was: its gradient goes to nobody
 
 
 def _check(name, x_shape, y, size, stride, pad):
     """Checks y (or dy) against the input shape (N,H,W,C)."""
     n, h, w, c = x_shape
-    if pad >= size or size * size > 256:
-        raise ValueError(f"{name}: found size {size}, pad {pad}, expected pad < size <= 16: correct the layer")
+    if pad >= size or size * size > NOWHERE:
+        raise ValueError(f"{name}: found size {size}, pad {pad}, expected pad < size <= 15: correct the layer")
     check_tensor(name, y, (n, output_size(h, size, stride, pad), output_size(w, size, stride, pad), c))
 
 
@@ -33,9 +35,9 @@ def _covering(place, size, stride, pad, outputs):
 
 
 @inlined
-def _store(source, y, q):
+def _store(source, y, q, past=False):
     """Row q of y (.., C) = C floats at an address."""
-    store_row(source, y.shape[1], y.dtype, y.ctypes.data + q * y.strides[0], False, False)
+    store_row(source, y.shape[1], y.dtype, y.ctypes.data + q * y.strides[0], False, past)
 
 
 @inlined
@@ -48,7 +50,7 @@ def _scale(factor, sums):
 
 
 @inlined
-def _maxpool_row(p, x, size, stride, pad, y, argmax):
+def _maxpool_row(p, x, size, stride, pad, rectified, y, argmax):
     # x (H,W,C) one image; y, argmax (Q,C) its row p
     channels = x.shape[2]
     # two rows that take turns: in place LLVM makes "keep what is there" a masked store, which is very slow on AVX2
@@ -70,19 +72,21 @@ def _maxpool_row(p, x, size, stride, pad, y, argmax):
                 now = 1 - now
         _store(best.ctypes.data + now * best.strides[0], y, q)
         for c in range(channels):
-            argmax[q, c] = places[now, c]
+            argmax[q, c] = places[now, c] if best[now, c] > 0 or not rectified else NOWHERE
         w0 += stride
 
 
 @kernel(parallel=True)
-def _maxpool_forward(x, size, stride, pad, y, argmax):
+def _maxpool_forward(x, size, stride, pad, rectified, y, argmax):
     for i in numba.prange(y.shape[0] * y.shape[1]):
         n, p = divmod(np.int64(i), y.shape[1])
-        _maxpool_row(p, x[n], size, stride, pad, y[n, p], argmax[n, p])
+        _maxpool_row(p, x[n], size, stride, pad, rectified, y[n, p], argmax[n, p])
 
 
-def maxpool_forward(x, size, stride, pad, y, argmax):
+def maxpool_forward(x, size, stride, pad, y, argmax, rectified=False):
     """y[n,p,q,c] = max over (r, s) of x[n,h,w,c]; argmax = r*size + s of the first maximum. Padding never wins.
+
+    rectified: x is the output of a ReLU, whose gradient backward shall give: argmax is NOWHERE where y is not positive.
 
     x : (N,H,W,C) and y : (N,P,Q,C) of a Number, argmax : (N,P,Q,C) uint8, both overwritten
     Cost: size**2 comparisons an element of y; reads x, writes y, argmax.
@@ -91,11 +95,11 @@ def maxpool_forward(x, size, stride, pad, y, argmax):
     check_input("maxpool: x", x, 4)
     _check("maxpool: y", x.shape, y, size, stride, pad)
     check_array("maxpool: argmax", argmax, y.shape, np.uint8)
-    _maxpool_forward(x, size, stride, pad, y, argmax)
+    _maxpool_forward(x, size, stride, pad, bool(rectified), y, argmax)
 
 
 @inlined
-def _maxpool_backward_row(h, dy, argmax, size, stride, pad, dx):
+def _maxpool_backward_row(h, dy, argmax, size, stride, pad, dx, past):
     # dy, argmax (P,Q,C) one image; dx (W,C) its row h
     p0, p1 = _covering(h, size, stride, pad, dy.shape[0])
     sums = np.empty(dx.shape[1], np.float32)
@@ -108,14 +112,14 @@ def _maxpool_backward_row(h, dy, argmax, size, stride, pad, dx):
                 for c in range(sums.size):
                     gradient = widen(dy[p, q, c])
                     sums[c] += gradient if argmax[p, q, c] == place else np.float32(0)
-        _store(sums.ctypes.data, dx, w)
+        _store(sums.ctypes.data, dx, w, past)
 
 
 @kernel(parallel=True)
-def _maxpool_backward(dy, argmax, size, stride, pad, dx):
+def _maxpool_backward(dy, argmax, size, stride, pad, dx, past):
     for i in numba.prange(dx.shape[0] * dx.shape[1]):
         n, h = divmod(np.int64(i), dx.shape[1])
-        _maxpool_backward_row(h, dy[n], argmax[n], size, stride, pad, dx[n, h])
+        _maxpool_backward_row(h, dy[n], argmax[n], size, stride, pad, dx[n, h], past)
 
 
 def maxpool_backward(dy, argmax, size, stride, pad, dx):
@@ -127,7 +131,7 @@ def maxpool_backward(dy, argmax, size, stride, pad, dx):
     check_input("maxpool: dx", dx, 4)
     _check("maxpool: dy", dx.shape, dy, size, stride, pad)
     check_array("maxpool: argmax", argmax, dy.shape, np.uint8)
-    _maxpool_backward(dy, argmax, size, stride, pad, dx)
+    _maxpool_backward(dy, argmax, size, stride, pad, dx, goes_past(dx, dx.shape[3]))
 
 
 # ---- average -------------------------------------------------------------------------------------------------

@@ -163,11 +163,15 @@ def dropout_backward(dy, rate, keys):
 # ---- pooling -------------------------------------------------------------------------------------------------
 
 
-def maxpool_forward(x, size, stride, pad):
-    """y (N,P,Q,C) and argmax (N,P,Q,C) uint8, the place r*size + s of the first maximum; padding never wins."""
+def maxpool_forward(x, size, stride, pad, rectified=False):
+    """y (N,P,Q,C) and argmax (N,P,Q,C) uint8, the place r*size + s of the first maximum; padding never wins.
+
+    rectified: 255 in place of those that are not positive.
+    """
     windows = _windows(x, (size, size), stride, pad, fill=-np.inf)
     windows = windows.reshape(*windows.shape[:4], size * size)
-    return windows.max(axis=-1), windows.argmax(axis=-1).astype(np.uint8)
+    y, argmax = windows.max(axis=-1), windows.argmax(axis=-1).astype(np.uint8)
+    return y, np.where(y > 0, argmax, 255).astype(np.uint8) if rectified else argmax
 
 
 def maxpool_backward(dy, argmax, x_shape, size, stride, pad):
@@ -208,15 +212,24 @@ def _window_sums(a, size):
     return np.lib.stride_tricks.sliding_window_view(np.pad(a, edges), size, axis=-1).sum(axis=-1)
 
 
+def _lrn_scale(x, size, alpha, k):
+    return k + alpha / size * _window_sums(x**2, size)
+
+
 def lrn_forward(x, size, alpha, beta, k):
-    """y = x * scale**-beta with scale = k + alpha / size * sum of x**2 over `size` channels; returns y, scale."""
-    scale = k + alpha / size * _window_sums(x**2, size)
-    return x * scale**-beta, scale
+    """y = x * scale**-beta with scale = k + alpha / size * sum of x**2 over `size` channels."""
+    return x * _lrn_scale(x, size, alpha, k) ** -beta
 
 
-def lrn_backward(x, y, scale, dy, size, alpha, beta):
-    """dx = dy * scale**-beta - 2*alpha*beta/size * x * (sum of dy*y/scale over `size` channels)."""
-    return dy * scale**-beta - 2 * alpha * beta / size * x * _window_sums(dy * y / scale, size)
+def lrn_backward(x, dy, size, alpha, beta, k, rectified=False):
+    """dx = dy * scale**-beta - 2*alpha*beta/size * x * (sum of dy*y/scale over `size` channels).
+
+    rectified: 0 where x is not positive.
+    """
+    scale = _lrn_scale(x, size, alpha, k)
+    y = x * scale**-beta
+    dx = dy * scale**-beta - 2 * alpha * beta / size * x * _window_sums(dy * y / scale, size)
+    return np.where(x > 0, dx, 0) if rectified else dx
 
 
 # ---- loss ----------------------------------------------------------------------------------------------------

@@ -11,22 +11,23 @@ STRONG = (3, 0.5, 0.6, 2.0)
 
 
 def run(x, dy, size, alpha, beta, k):
-    y, scale, dx = np.empty_like(x), np.empty_like(x), np.empty_like(x)
-    lrn_forward(x, size, alpha, beta, k, y, scale)
-    lrn_backward(x, y, scale, dy, size, alpha, beta, dx)
-    return y, scale, dx
+    y, dx, rectified = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+    lrn_forward(x, size, alpha, beta, k, y)
+    lrn_backward(x, dy, size, alpha, beta, k, dx)
+    lrn_backward(x, dy, size, alpha, beta, k, rectified, rectified=True)
+    return y, dx, rectified
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 103, 3), (2, 5, 5, 17), (1, 3, 3, 33), (2, 1)])
 @pytest.mark.parametrize("setting", [ALEXNET, STRONG, (7, 0.5, 0.75, 1.0), (1, 0.5, 0.75, 1.0)])
 def test_lrn__equals_twin(shape, setting):
     x, dy = 3 * randn(*shape), randn(*shape, seed=1)
-    size, alpha, beta, k = setting
-    found = run(x, dy, *setting)
     x64, dy64 = x.astype(np.float64), dy.astype(np.float64)
-    y, scale = reference.lrn_forward(x64, *setting)
-    dx = reference.lrn_backward(x64, y, scale, dy64, size, alpha, beta)
-    for have, want in zip(found, (y, scale, dx), strict=True):
+    wanted = (
+        reference.lrn_forward(x64, *setting),
+        *(reference.lrn_backward(x64, dy64, *setting, r) for r in (False, True)),
+    )
+    for have, want in zip(run(x, dy, *setting), wanted, strict=True):
         assert_close(have, want)
 
 
@@ -37,19 +38,18 @@ def test_lrn__same_bits_for_any_thread_count():
 
 def test_lrn_backward__works_in_place():
     x, dy = randn(2, 5, 5, 17), randn(2, 5, 5, 17, seed=1)
-    y, scale, dx = run(x, dy, *STRONG)
-    lrn_backward(x, y, scale, dy, *STRONG[:3], dy)
+    _, dx, _ = run(x, dy, *STRONG)
+    lrn_backward(x, dy, *STRONG, dy)
     assert np.array_equal(dy, dx)
 
 
 def test_lrn_twin__has_the_right_gradient():
     x, dy = randn(2, 3, 7).astype(np.float64), randn(2, 3, 7, seed=1).astype(np.float64)
-    y, scale = reference.lrn_forward(x, *STRONG)
-    dx = reference.lrn_backward(x, y, scale, dy, *STRONG[:3])
-    check_gradient(lambda a: (reference.lrn_forward(a, *STRONG)[0] * dy).sum(), x, dx, share=0.5)
+    dx = reference.lrn_backward(x, dy, *STRONG)
+    check_gradient(lambda a: (reference.lrn_forward(a, *STRONG) * dy).sum(), x, dx, share=0.5)
 
 
 def test_lrn__rejects_an_even_window():
     x = randn(2, 8)
     with pytest.raises(ValueError, match="found size 4, expected an odd number"):
-        lrn_forward(x, 4, 1e-4, 0.75, 1.0, x.copy(), x.copy())
+        lrn_forward(x, 4, 1e-4, 0.75, 1.0, x.copy())

@@ -56,6 +56,18 @@ def test_maxpool__equals_twin(shape, size, stride, pad):
     assert_close(dx, reference.maxpool_backward(y.astype(np.float64), places, shape, size, stride, pad))
 
 
+@pytest.mark.parametrize(("shape", "size", "stride", "pad"), CASES)
+def test_maxpool_of_a_relu__gives_nothing_where_it_passes_nothing(shape, size, stride, pad):
+    x = np.maximum(randn(*shape, offset=-1), 0)
+    (y, argmax, _), told = run_max(x, size, stride, pad), pooled(shape, size, stride, pad, np.uint8)
+    maxpool_forward(x, size, stride, pad, y, told, rectified=True)
+    assert np.array_equal(told, reference.maxpool_forward(x, size, stride, pad, rectified=True)[1])
+    dy, dx, masked = randn(*y.shape, seed=1), np.empty_like(x), np.empty_like(x)
+    maxpool_backward(dy, argmax, size, stride, pad, dx)
+    maxpool_backward(dy, told, size, stride, pad, masked)
+    assert np.array_equal(masked, np.where(x > 0, dx, 0)) and (masked != dx).any()
+
+
 def test_maxpool__takes_the_first_of_equals_and_keeps_nan():
     x = np.zeros((1, 2, 2, 3), np.float32)
     x[0, 1, 0, 1] = np.nan

@@ -14,6 +14,7 @@ from knltrain.layers import (
     Dropout,
     GlobalAvgPool,
     Linear,
+    LocalResponseNorm,
     MaxPool,
     Memory,
     Observer,
@@ -94,9 +95,11 @@ def test_fuse__is_not_made_across_a_layer_between_and_the_result_stays_right():
 
 
 def test_fuse__changes_no_bit_but_for_moments(monkeypatch):
-    layers = [Conv2d("a", 7, 3, bias=0.1), ReLU("r"), MaxPool("p", 2, 2), Dropout("d", 0.4), Linear("fc", 5)]
+    layers = [Conv2d("a", 7, 3, bias=0.1), ReLU("r"), LocalResponseNorm("n"), MaxPool("p", 2, 1)]
+    layers += [Conv2d("b", 6, 1), ReLU("s"), MaxPool("q", 2, 2), Dropout("d", 0.4), Linear("fc", 5)]
     fused = _made(Sequential("n", *layers))
     plain = _made(Sequential("n", *layers), monkeypatch)
+    assert "relu_backward" in _kernels(plain) and "relu_backward" not in _kernels(fused)
     assert len(plain.training.ops) > len(fused.training.ops)
     assert np.array_equal(fused.parameters.gradient, plain.parameters.gradient)
     assert np.array_equal(fused.loss.losses, plain.loss.losses)
@@ -193,7 +196,7 @@ def test_memory__is_not_above_what_it_was_by_hand_and_near_what_is_alive(name, b
     assert memory.nbytes + program.images.nbytes <= mebibytes * 2**20
     kept = [storage for storage in memory.storages if not storage.scratch]
     alive = [sum(s.size for s in kept if s.first <= i <= s.last) for i in range(len(program.ops))]
-    assert memory.kept <= 1.02 * max(alive)
+    assert memory.kept <= 1.05 * max(alive)
 
 
 def test_models__of_the_same_layers_do_not_disturb_each_other():

@@ -140,10 +140,10 @@ def test_model__too_little_memory_is_said_before_any_is_taken(monkeypatch):
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="GiB, this machine has 6.0 GiB free: choose a smaller slot_batch$"):
-            Model(*network, 512, among=Among(gradient_copies=64))
+            Model(*network, 1024, among=Among(gradient_copies=64))
         message = "this machine has 3.0 GiB free for each of its 2 ranks: choose .* or fewer ranks on this node"
         with pytest.raises(ValueError, match=message):
-            Model(*network, 512, among=Among(2))
+            Model(*network, 1024, among=Among(2))
         describe("alexnet")
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:

@@ -73,13 +73,8 @@ def _batchnorm_backward(a, op):
 
 
 def _maxpool_forward(a, op):
-    y, argmax = reference.maxpool_forward(a["x"], a["size"], a["stride"], a["pad"])
+    y, argmax = reference.maxpool_forward(*(a[name] for name in ("x", "size", "stride", "pad", "rectified")))
     return {"y": y, "argmax": argmax}
-
-
-def _lrn_forward(a, op):
-    y, scale = reference.lrn_forward(a["x"], a["size"], a["alpha"], a["beta"], a["k"])
-    return {"y": y, "scale": scale}
 
 
 def _softmax(a, op):
@@ -115,13 +110,11 @@ _TWINS = {
     "batchnorm_forward": _batchnorm_forward,
     "batchnorm_backward": _batchnorm_backward,
     "maxpool_forward": _maxpool_forward,
-    "lrn_forward": _lrn_forward,
     "softmax_cross_entropy": _softmax,
     "momentum_update": _momentum_update,
-    "lrn_backward": _plain("lrn_backward", "dx", "x", "y", "scale", "dy", "size", "alpha", "beta"),
-    "maxpool_backward": _plain(
-        "maxpool_backward", "dx", "dy", "argmax", "dx", "size", "stride", "pad", shape_of="dx"
-    ),
+    "lrn_forward": _plain("lrn_forward", "y", "x", "size", "alpha", "beta", "k"),
+    "lrn_backward": _plain("lrn_backward", "dx", "x", "dy", "size", "alpha", "beta", "k", "rectified"),
+    "maxpool_backward": _plain("maxpool_backward", "dx", "dy", "argmax", "dx", "size", "stride", "pad", shape_of="dx"),
     "avgpool_forward": _plain("avgpool_forward", "y", "x", "size", "stride", "pad"),
     "avgpool_backward": _plain("avgpool_backward", "dx", "dy", "dx", "size", "stride", "pad", shape_of="dx"),
     "global_avgpool_forward": _plain("global_avgpool_forward", "y", "x"),

@@ -12,6 +12,10 @@ from knltrain.kernels import (
     batchnorm_table,
     conv2d_backward_input,
     conv2d_forward,
+    lrn_backward,
+    maxpool_backward,
+    maxpool_forward,
+    relu_backward,
     relu_forward,
 )
 
@@ -25,6 +29,7 @@ def fuse(program: Program):
     rectify_as_stored(program)
     add_onto(program)
     pass_on_as_stored(program)
+    mask_as_stored(program)
 
 
 def drop_unread(program: Program):
@@ -102,6 +107,24 @@ def pass_on_as_stored(program: Program):
             norm.reads["dy"] = dresidual
         norm.others |= {"y": None, "relu": False, "sums": sums}
         norm.passes, norm.overwrites = (), {"dx": ("x",)} if dresidual else {"dx": ("dy",)}
+
+
+def mask_as_stored(program: Program):
+    """ReLU, then max pooling or LRN: their backward gives nothing where the ReLU's output is not positive.
+
+    LRN's reads that anyway; pooling notes it in forward, in place of where the maximum was.
+    """
+    writers, pools = _writers(program.backward), {op.owner: op for op in _calls(program, maxpool_forward)}
+    for relu in _calls(program, relu_backward):
+        dy = relu.reads["dy"]
+        behind = writers.get(dy.root)
+        if not behind or _readers(program, dy) != [relu]:
+            continue
+        reads = {lrn_backward: behind, maxpool_backward: pools.get(behind.owner)}.get(behind.kernel)
+        if reads and reads.reads["x"].root is relu.reads["y"].root:
+            reads.others["rectified"] = True
+            behind.writes["dx"] = relu.writes["dx"].root.view(*behind.writes["dx"].shape)
+            program.backward.remove(relu)
 
 
 def _calls(program: Program, kernel) -> list[Op]:

@@ -87,16 +87,15 @@ class LocalResponseNorm(Layer):
 
     def __init__(self, name, n=5, alpha=1e-4, beta=0.75, k=1.0):
         super().__init__(name)
-        self.constants = {"size": n, "alpha": alpha, "beta": beta}
-        self.k = k
+        self.constants = {"size": n, "alpha": alpha, "beta": beta, "k": k}
 
     def forward(self, program, x):
-        self.tensors = {"x": x, "y": self.output(program, x.shape), "scale": self.tensor("scale", x.shape)}
-        writes = {name: self.tensors[name] for name in ("y", "scale")}
-        program.forward.append(Op(self, MEMORY, lrn_forward, {"x": x}, writes, {**self.constants, "k": self.k}))
-        return self.tensors["y"]
+        self.x, y = x, self.output(program, x.shape)
+        program.forward.append(Op(self, MEMORY, lrn_forward, {"x": x}, {"y": y}, self.constants))
+        return y
 
     def backward(self, program, dy):
         dx = self.gradient(program, "dx", dy.shape)
-        program.backward.append(Op(self, MEMORY, lrn_backward, {**self.tensors, "dy": dy}, {"dx": dx}, self.constants))
+        reads, others, overwrites = {"x": self.x, "dy": dy}, self.constants | {"rectified": False}, {"dx": ("dy",)}
+        program.backward.append(Op(self, MEMORY, lrn_backward, reads, {"dx": dx}, others, overwrites=overwrites))
         return dx

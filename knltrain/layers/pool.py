@@ -41,7 +41,8 @@ class MaxPool(_Pool):
         y = self.pooled(program, x)
         self.argmax = self.tensor("argmax", y.shape, dtype=np.uint8)
         writes = {"y": y, "argmax": self.argmax}
-        program.forward.append(Op(self, MEMORY, maxpool_forward, {"x": x}, writes, self.window))
+        others = self.window | {"rectified": False}
+        program.forward.append(Op(self, MEMORY, maxpool_forward, {"x": x}, writes, others))
         return y
 
     def backward_kernel(self):
