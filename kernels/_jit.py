@@ -18,10 +18,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import llvmlite.binding as llvm
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.runtime import rtsys
 
 from .private import claim
 
@@ -134,8 +136,9 @@ class _Cache:
         return found
 
     def _load(self, signature, target):
-        with _libraries(target.codegen(), JITCodeLibrary):
-            return self._found.load_overload(signature, target)
+        rtsys.initialize(target)  # all that a kernel needs of what Numba prepares here; its compiler asks for the rest
+        with _libraries(target.codegen(), _Kernel):
+            return self._found._load_overload(signature, target)
 
     def save_overload(self, signature, result):
         try:
@@ -203,6 +206,31 @@ numba.config.THREADING_LAYER = THREADING_LAYER
 # ---- compiling -----------------------------------------------------------------------------------------------
 
 
+class _Kernel(JITCodeLibrary):
+    """A kernel as a whole. Its intermediate code is read from disk only for another kernel that calls it."""
+
+    def serialize_using_object_code(self):
+        name, kind, (machine_code, intermediate) = super().serialize_using_object_code()
+        symbols = [symbol.name for symbol in self.get_defined_functions()]
+        return name, kind, (machine_code, intermediate, symbols)
+
+    @classmethod
+    def _unserialize(cls, codegen, state):
+        name, _, (machine_code, intermediate, symbols) = state
+        self = codegen.create_library(name)
+        self.enable_object_caching()
+        self._set_compiled_object(machine_code)
+        self._finalize_final_module()
+        codegen._engine._defined_symbols.update(symbols)
+        self._intermediate = intermediate
+        return self
+
+    def _get_module_for_linking(self):
+        if self._shared_module is None and hasattr(self, "_intermediate"):
+            self._shared_module = llvm.parse_bitcode(self._intermediate)
+        return super()._get_module_for_linking()
+
+
 class _Part(JITCodeLibrary):
     """What is compiled to become part of a kernel: LLVM's intermediate code alone.
 
@@ -229,7 +257,7 @@ class _Compiler(Compiler):
 
     def __init__(self, typing, target, library, *others):
         if library is None:
-            library = JITCodeLibrary(target.codegen(), "kernel")
+            library = _Kernel(target.codegen(), "kernel")
             library.enable_object_caching()
         super().__init__(typing, target, library, *others)
 

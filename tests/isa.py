@@ -41,7 +41,7 @@ def note_signatures(out, *tests):
 def assembly(function, signature, cpus):
     """(CPU, text) of what a kernel is on each of some CPUs: translated once, optimized for each, run on none."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_jit, "JITCodeLibrary", _jit._Part)  # LLVM's intermediate code alone
+        patch.setattr(_jit, "_Kernel", _jit._Part)  # LLVM's intermediate code alone
         for method in ("load_overload", "save_overload"):
             patch.setattr(_jit._Cache, method, lambda *_: None)
         function.compile(signature)

@@ -159,6 +159,19 @@ def test_cache__does_not_wait_forever(tmp_path, monkeypatch):
     assert _jit._lock(tmp_path / "nowhere" / "lock") is None  # no place for a lock: everybody compiles
 
 
+def test_cache__gives_another_kernel_what_it_calls_and_reads_it_only_then(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    first = _jit.kernel(lambda x: x + 1)
+    assert first(3.0) == 4
+
+    again = _jit.kernel(first.py_func)
+    assert again(3.0) == 4 and sum(again.stats.cache_hits.values()) == 1
+    (loaded,) = again.overloads.values()
+    assert loaded.library._shared_module is None
+    assert _jit.kernel(lambda x: again(x) * 2)(3.0) == 8
+    assert loaded.library._shared_module is not None
+
+
 def test_inlined__is_compiled_into_its_kernel_alone_and_raises_from_there(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
 
