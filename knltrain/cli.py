@@ -5,6 +5,7 @@ belongs to another run, 130 Ctrl-C, 141 nobody reads the output any more (no wor
 KNLTRAIN_DEBUG=1 shows the traceback of 2 too, which helps where NumPy raised a ValueError by our fault.
 """
 
+import json
 import sys
 from functools import partial
 from importlib import import_module
@@ -14,7 +15,7 @@ from .arguments import parser
 from .claims.errors import all_ranks, explain
 from .claims.text import printable, visible
 
-# ---- commands: each imports what it needs, so that `knltrain --help` is instant; a result is the exit code ----------
+# ---- commands: each imports what it needs, so that `knltrain --help` is instant; results: see `_told` ----------------
 
 
 def _line(text: str):
@@ -106,14 +107,14 @@ def _report(args):
 def _sweep(args):
     from .node.leaks import sweep
 
-    print(f"{len(sweep())} files of dead processes removed")
+    return f"{len(sweep())} files of dead processes removed"
 
 
 def _shards(args):
     from .data.mean import write_mean
     from .data.verify import summarize
 
-    print(printable(write_mean(args.dir, args.mean)) if args.mean else summarize(args.dir))
+    return printable(write_mean(args.dir, args.mean)) if args.mean else summarize(args.dir)
 
 
 def _show(args):
@@ -147,20 +148,18 @@ def _plan(args):
     if args.published:
         from .plan.command import published
 
-        published(args.json)
-    elif args.measure:
+        return published()
+    if args.measure:
         from .comm import world
 
         with all_ranks(world()) as comm:
             from .plan.measure import measure
 
             line = measure(args.measure, comm)
-            if comm.rank == 0:
-                print(line)
-    elif args.recipe is None:
+            return line if comm.rank == 0 else None
+    if args.recipe is None:
         raise ValueError("no recipe; expected one, as `knltrain plan resnet50_8k_sgd --on skx8160`, or --published")
-    else:
-        _plan_recipe(args)
+    return _plan_recipe(args)
 
 
 def _plan_recipe(args):
@@ -178,7 +177,7 @@ def _plan_recipe(args):
     images, classes = images or IMAGENET[0], classes or IMAGENET[1]
     name = args.recipe.stem + ", its first phase throughout" * bool(recipe.phases)
     training = training_of(recipe, name, derive(recipe, images), lambda: build_network(recipe, classes))
-    plan(training, args.on, args.nodes, args.ranks, args.json, args.plot)
+    return plan(training, args.on, args.nodes, args.ranks, args.plot)
 
 
 def _bench_step(args):
@@ -187,14 +186,14 @@ def _bench_step(args):
         from .plan.command import simulate
 
         what = f"{args.model}, slot batch {args.slot_batch}, {args.precision}"
-        how = (args.machine, args.cores, args.slot_batch, args.precision, args.json)
+        how = (args.machine, args.cores, args.slot_batch, args.precision)
         return simulate(build(args.model, **args.set), what, *how)
     if args.cores:
         raise ValueError(f"--cores {args.cores}: of which machine? expected --machine NAME too")
     from .bench.step import run
 
-    how = (args.threads, args.set, args.against, args.configurations, args.json, args.precision, args.torch)
-    run(args.model, args.slot_batch, *how)
+    how = (args.threads, args.set, args.against, args.configurations, args.precision, args.torch)
+    return run(args.model, args.slot_batch, *how)
 
 
 def _bench_feed(args):
@@ -219,19 +218,19 @@ def _bench_settings(args):
         whole = [*args.set, "data.mean_image="]  # pictures are random
         recipes = {way: load_recipe(args.recipe, [*whole, *way.split()]) for way in args.ways or [""]}
         slowed = {"slow": args.slow, "by": args.by}
-        run(comm, take_share(comm), recipes, **slowed, steps=args.steps, as_json=args.json)
+        return run(comm, take_share(comm), recipes, **slowed, steps=args.steps)
 
 
 # command: MODULE:FUNCTION and its arguments, KEYWORD=ARGUMENT where it has them by name, **ARGUMENT where that is a
 # dict of them; `comm`: on all ranks together
 CALLS = {
-    "bench_allreduce": "bench.allreduce:run comm sizes algorithms wires nodes json",
-    "bench_checkpoint": "bench.checkpoint:run model slot_batch threads set out json",
+    "bench_allreduce": "bench.allreduce:run comm sizes algorithms wires nodes",
+    "bench_checkpoint": "bench.checkpoint:run model slot_batch threads set out",
     "bench_compare": "bench.compare:run benchmark base rounds ranks save json",
     "bench_data": "bench.data:run dirs levels=augmentation threads=threads crop=crop seconds=seconds as_json=json",
-    "bench_kernels": "bench.kernels:run model slot_batch threads set passes layers plot json precision",
-    "bench_overlap": "bench.overlap:run comm model slot_batch set delay bucket_bytes algorithm wire json",
-    "bench_records": "bench.records:run model slot_batch threads set turns json",
+    "bench_kernels": "bench.kernels:run model slot_batch threads set passes layers plot precision",
+    "bench_overlap": "bench.overlap:run comm model slot_batch set delay bucket_bytes algorithm wire",
+    "bench_records": "bench.records:run model slot_batch threads set turns",
     "demo": "tools.demo:demo out ranks=ranks fresh=fresh",
     "describe": "models:describe model **set",
     "doctor": "doctor:doctor comm data=data as_json=json",
@@ -247,8 +246,8 @@ CALLS = {
 }
 
 
-def _call(call: str, args) -> int | None:
-    """One of CALLS; text that the function returns is printed, a number is the exit code."""
+def _call(call: str, args):
+    """One of CALLS."""
     place, *words = call.split()
     if "comm" in words:
         from .comm import world
@@ -269,10 +268,17 @@ def _called(place, words, args):
             named[key] = getattr(args, argument)
         else:
             given.append(getattr(args, word))
-    result = getattr(import_module(f"knltrain.{module}"), name)(*given, **named)
+    return getattr(import_module(f"knltrain.{module}"), name)(*given, **named)
+
+
+def _told(result, args) -> int:
+    """Print what a command returns, text or (numbers, the same as text); a number is its exit code."""
+    if isinstance(result, tuple):
+        numbers, text = result
+        result = json.dumps(numbers, indent=1) if args.json else text
     if isinstance(result, str):
         print(visible(result))
-    return result if isinstance(result, int) else None
+    return result if isinstance(result, int) else 0
 
 
 COMMANDS = {name: partial(_call, call) for name, call in CALLS.items()} | {
@@ -288,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = parser().parse_args(sys.argv[1:] if argv is None else argv)
     try:
-        code = COMMANDS[args.run_command](args) or 0
+        code = _told(COMMANDS[args.run_command](args), args)
         sys.stdout.flush()
         return code
     except (Exception, KeyboardInterrupt) as error:

@@ -362,8 +362,9 @@ def test_measure__of_several_nodes_finds_the_network_between_them(tmp_path, wire
     found = load_machine(path)
     assert {found.sources[f"network.{key}"] for key in WIRE} == {"measured here"}
     numbers = {key: found.numbers[f"network.{key}"] for key in WIRE}
-    assert 0.6 * WIRE["gb_s"] < numbers["gb_s"] <= WIRE["gb_s"]  # latencies of the buckets count, too
-    assert 0.8 * WIRE["latency_us"] < numbers["latency_us"] < 3 * WIRE["latency_us"]
+    # never better than the wire; worse where the machine is busy, and by the latencies of the buckets
+    assert 0.2 * WIRE["gb_s"] < numbers["gb_s"] <= WIRE["gb_s"]
+    assert 0.8 * WIRE["latency_us"] < numbers["latency_us"] < 10 * WIRE["latency_us"]
 
 
 def test_measure__of_one_node_leaves_the_network_as_it_was(tmp_path, wire):

@@ -4,7 +4,6 @@ Seconds are the median over rounds of the slowest rank. In every round MPI's blo
 beside ours, so a noisy machine disturbs all alike; the ratio is to the better of the two.
 """
 
-import json
 import time
 
 import numpy as np
@@ -18,8 +17,8 @@ ROUND_S = 0.01  # small exchanges are repeated until a round takes about so long
 BASES = ("mpi", "mpi nonblocking")
 
 
-def run(comm, sizes=None, algorithms=None, wires=None, pretended_nodes=0, as_json=False):
-    """Check and measure on all ranks; rank 0 prints. ValueError: unknown names; RuntimeError: wrong sums."""
+def run(comm, sizes=None, algorithms=None, wires=None, pretended_nodes=0) -> tuple[list, str] | None:
+    """What all ranks check and measure, for rank 0. ValueError: unknown names; RuntimeError: wrong sums."""
     if comm.size == 1:
         raise ValueError("found one rank; expected several: mpiexec -n 2 knltrain bench allreduce")
     sizes = sorted(sizes or SIZES)
@@ -32,16 +31,13 @@ def run(comm, sizes=None, algorithms=None, wires=None, pretended_nodes=0, as_jso
     rows = [row for size in sizes for row in _measure(comm, blocks, size)]
     copy = _copy_bandwidth(comm)
     if comm.rank:
-        return
+        return None
     links = next(iter(blocks.values())).links
     for row in rows:
         if len(links.nodes) == 1 and row["algorithm"] in ("auto", "hierarchical"):
             row["share_of_copy_limit"] = (comm.size + 1) * row["bytes"] / copy / row["seconds"]
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    print(f"{comm.library}, {links}; copying moves {copy / 1e9:.1f} GB/s (read + written, all ranks at once)")
-    print(_table(rows))
+    head = f"{comm.library}, {links}; copying moves {copy / 1e9:.1f} GB/s (read + written, all ranks at once)"
+    return rows, f"{head}\n{_table(rows)}"
 
 
 def _blocks(comm, floats, algorithms, wires, nodes) -> dict:

@@ -4,13 +4,10 @@ Blocks of steps without one and with one, in turn. The price is the time by whic
 of the state, for which training waits, and what the writer takes from the steps beside it until it is done.
 """
 
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-
-from knltrain.kernels import set_threads
 
 from ..comm import world
 from ..models.state import state
@@ -22,11 +19,9 @@ BLOCKS = 5  # turns
 INTERVAL = 100  # steps between two checkpoints, over which the price is spread
 
 
-def run(model, slot_batch, threads=0, options=None, folder=Path(), as_json=False):
-    """Measure with checkpoints in `folder`, and print. Raises ValueError for an unknown model or option."""
-    if threads:
-        set_threads(threads)
-    work = Workload(model, slot_batch, options)
+def run(model, slot_batch, threads=0, options=None, folder=Path()) -> tuple[dict, str]:
+    """What it costs with checkpoints in `folder`. Raises ValueError for an unknown model or option."""
+    work = Workload(model, slot_batch, options, threads=threads)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-checkpoint-") as temporary:
         how = SimpleNamespace(keep_checkpoints=1, checkpoint_every_minutes=0)
@@ -36,7 +31,7 @@ def run(model, slot_batch, threads=0, options=None, folder=Path(), as_json=False
         finally:
             restart.close()
     record |= {"model": model, "slot_batch": slot_batch}
-    print(json.dumps(record, indent=1) if as_json else _table(record))
+    return record, _table(record)
 
 
 def _measure(work, restart) -> dict:

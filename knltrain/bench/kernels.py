@@ -3,14 +3,11 @@
 The ops are those of the model's own program, repeated on the step's own memory, at its size.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from knltrain.kernels import set_threads
 
 from ..layers import CONVOLUTION, KINDS, Observer, Op
 from ..layers import run as run_op
@@ -109,22 +106,18 @@ def _differ(a, b) -> bool:
     return not np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
 
 
-def run(
-    model, slot_batch, threads=0, options=None, passes=(), layers=(), plot=None, as_json=False, precision="fp32"
-):  # fmt: skip
-    """Print the table, or the rows as JSON; draw the roofline to `plot`. passes, layers: only these.
+def run(model, slot_batch, threads=0, options=None, passes=(), layers=(), plot=None, precision="fp32"):
+    """The rows as records and as a table; draw the roofline to `plot`. passes, layers: only these.
 
     Raises ValueError where the filters leave nothing, RuntimeError where a result is wrong.
     """
-    options = options or {}
-    if threads:
-        set_threads(threads)
 
     def wanted(op):
         return (not layers or op.owner.name in layers) and (not passes or op.kind in passes)
 
-    worst = max(observe_step(Workload(model, CHECK_BATCH, options, precision=precision), wanted, True).errors)
-    workload = Workload(model, slot_batch, options, precision=precision)
+    how = {"options": options, "precision": precision, "threads": threads}
+    worst = max(observe_step(Workload(model, CHECK_BATCH, **how), wanted, True).errors)
+    workload = Workload(model, slot_batch, **how)
     found = observe_step(workload, wanted, False).rows.values()  # and all memory is touched
     found = sorted(found, key=lambda row: KINDS.index(row.op.kind))
     rows = [row for row in found if row.op.flops or row.op.nbytes >= SMALL_BYTES]
@@ -139,16 +132,14 @@ def run(
         _progress(f"{number}/{len(rows)} {row.op.owner.name} {row.op.name}")
         row.timing = ceiling.time(row.op, refill(row.op))
     _progress("")
-    if as_json:
-        print(json.dumps([{"precision": precision} | _record(row, bandwidths) for row in rows], indent=1))
-    else:
-        small = sum(row.count for row in found) - sum(row.count for row in rows)
-        what = f"{model}, slot batch {slot_batch}, {precision}"
-        print(_head(what, ceiling, bandwidths, worst) + "\n" + table(rows, small))
+    records, what = [_record(row, bandwidths) for row in rows], f"{model}, slot batch {slot_batch}"
     if plot:
         from ..tell.plots import roofline
 
-        roofline([_record(row, bandwidths) for row in rows], Path(plot), f"{model}, slot batch {slot_batch}")
+        roofline(records, Path(plot), what)
+    small = sum(row.count for row in found) - sum(row.count for row in rows)
+    text = f"{_head(f'{what}, {precision}', ceiling, bandwidths, worst)}\n{table(rows, small)}"
+    return [{"precision": precision} | record for record in records], text
 
 
 def _progress(text: str):

@@ -5,7 +5,6 @@ two again on a slower wire, which is pretended by sleeping. Seconds are those of
 hidden is the share of the exchange's time in which nobody waited for it, on the rank where that is least.
 """
 
-import json
 import statistics
 import time
 from contextlib import ExitStack, closing
@@ -21,8 +20,8 @@ TURNS = 7
 TURN_S = 0.2  # of each way in a turn, at least one step
 
 
-def run(comm, model, slot_batch, options=None, delay=0.6, bucket_bytes=0, algorithm="auto", wire="fp32", as_json=False):
-    """Measure on all ranks; rank 0 prints.
+def run(comm, model, slot_batch, options=None, delay=0.6, bucket_bytes=0, algorithm="auto", wire="fp32"):
+    """What all ranks measure, for rank 0.
 
     delay: what the pretended wire takes for all gradients, as a share of the backward pass; 0 leaves it out.
     Raises ValueError for one rank, an unknown model or option, or a delay below 0.
@@ -36,8 +35,7 @@ def run(comm, model, slot_batch, options=None, delay=0.6, bucket_bytes=0, algori
     record = _measure(comm, work, bucket_bytes, delay, lambda bandwidth: Links(comm, algorithm, wire, 0, bandwidth))
     record |= {"model": model, "slot_batch": slot_batch, "ranks": comm.size, "wire": wire}
     record |= {"gradient_bytes": work.model.parameters.gradient_bytes, "exchange": str(work.model.parameters.block)}
-    if comm.rank == 0:
-        print(json.dumps(record, indent=1) if as_json else _table(record))
+    return (record, _table(record)) if comm.rank == 0 else None
 
 
 def _measure(comm, work, bucket_bytes, delay, links) -> dict:

@@ -6,13 +6,10 @@ seconds of the thread that computes and observes, so that it does not count when
 """
 
 import contextlib
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
-
-from knltrain.kernels import set_threads
 
 from ..comm import Serial
 from ..tell.gauge import SAMPLES, Gauge
@@ -26,14 +23,12 @@ from .workload import Workload
 RUN = 4000  # steps of the run whose log is priced: the ops of every hundredth of it are timed
 
 
-def run(model, slot_batch, threads=0, options=None, turns=100, as_json=False):
-    """Measure and print. Raises ValueError for an unknown model or option."""
-    if threads:
-        set_threads(threads)
-    work = Workload(model, slot_batch, options)
+def run(model, slot_batch, threads=0, options=None, turns=100) -> tuple[dict, str]:
+    """What it costs. Raises ValueError for an unknown model or option."""
+    work = Workload(model, slot_batch, options, threads=threads)
     with tempfile.TemporaryDirectory(prefix="bench-records-") as temporary:
         record = _measure(work, Path(temporary), turns) | {"model": model, "slot_batch": slot_batch, "turns": turns}
-    print(json.dumps(record, indent=1) if as_json else _table(record))
+    return record, _table(record)
 
 
 def _measure(work, folder, turns) -> dict:

@@ -5,7 +5,6 @@ noisy machine disturbs all alike. Beside each stands the ideal: the slots shared
 be cut at will, with nothing to wait for.
 """
 
-import json
 import statistics
 import time
 from contextlib import ExitStack, closing
@@ -42,8 +41,8 @@ class _Slots(StepObserver, Observer):
             self.seconds.append(time.perf_counter() - self.begun)
 
 
-def run(comm, placement, recipes, *, slow=(), by=0.3, steps=20, as_json=False):
-    """Measure and, on rank 0, print. recipes: by what is said of their settings; slow: ranks, by a share.
+def run(comm, placement, recipes, *, slow=(), by=0.3, steps=20) -> tuple[list, str] | None:
+    """What all ranks measure, for rank 0. recipes: by what is said of their settings; slow: ranks, by a share.
 
     Raises ValueError for a rank that is not there.
     """
@@ -77,8 +76,7 @@ def run(comm, placement, recipes, *, slow=(), by=0.3, steps=20, as_json=False):
             notes = trainer.parts.reducer.travel.notes() if comm.size > 1 else []
             row = {"settings": way, "step_s": statistics.median(slowest), "ideal_s": ideal, "slots": shares}
             rows.append(row | {"slot_s": slot_s, "notes": notes})
-    if comm.rank == 0:
-        print(json.dumps(rows, indent=1) if as_json else _table(rows))
+    return (rows, _table(rows)) if comm.rank == 0 else None
 
 
 def _table(rows) -> str:

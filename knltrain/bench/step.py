@@ -1,13 +1,10 @@
 """`knltrain bench step`: a whole training step on a synthetic batch, how long and why, alone or against PyTorch."""
 
-import json
 import statistics
 import time
 from collections import defaultdict
 
 import numba
-
-from knltrain.kernels import set_threads
 
 from ..layers import KINDS, Observer
 from .ceiling import Ceiling, clock, machine_line, multiplied
@@ -21,10 +18,8 @@ REST = 0.3  # seconds of sleep before the other process begins: OpenMP threads s
 LOOKS = 5  # at the peak, between two blocks
 
 
-def run(
-    model, slot_batch, threads=0, options=None, against=None, only=(), as_json=False, precision="fp32", torch=""
-):  # fmt: skip
-    """Measure and print. only: these configurations of PyTorch; torch: the interpreter that has it.
+def run(model, slot_batch, threads=0, options=None, against=None, only=(), precision="fp32", torch=""):
+    """A step as a record and as text. only: these configurations of PyTorch; torch: the interpreter that has it.
 
     Raises ImportError for `against` without PyTorch, ValueError for a model it does not have.
     """
@@ -34,9 +29,7 @@ def run(
         if set(options) - {"input_size", *MODELS.get(model, ())} or model not in MODELS:
             known = "; ".join(f"{name} with {', '.join(its)} or input_size" for name, its in MODELS.items())
             raise ValueError(f"--against torch: found {model} with {options or 'no options'}, expected one of: {known}")
-    if threads:
-        set_threads(threads)
-    workload = Workload(model, slot_batch, options, precision=precision)
+    workload = Workload(model, slot_batch, options, precision=precision, threads=threads)
     first = clock(workload.step)
     own = Own(workload)
     if against:
@@ -60,7 +53,7 @@ def run(
     }
     if against:
         record |= _best(rivals)
-    print(json.dumps(record, indent=1) if as_json else table(record, own.workload.flops))
+    return record, table(record, own.workload.flops)
 
 
 class Own:

@@ -6,6 +6,8 @@ from functools import partial
 
 import numpy as np
 
+from knltrain.kernels import set_threads
+
 from ..comm import Links, Reducer, Serial, Travel, Update, make_block
 from ..data.loader import Batch, Batches
 from ..data.synthetic import Synthetic
@@ -23,16 +25,20 @@ CLASSES = 1000
 class Workload(Trainer):
     """`name` planned for `slot_batch` images, with random pictures, SGD with momentum and weight decay.
 
-    links: who sums its gradients, which then lie as that wants it. precision: as of a recipe.
+    links: who sums its gradients, which then lie as that wants it. precision: as of a recipe. threads: that compute
+    from now on; 0: as many as before.
 
     Raises ValueError for an unknown model or option, and for fewer than one image.
     """
 
     def __init__(
-        self, name: str, slot_batch: int, options: dict | None = None, links: Links | None = None, precision="fp32"
-    ):
+        self, name: str, slot_batch: int, options: dict | None = None, links: Links | None = None, precision="fp32",
+        threads: int = 0,
+    ):  # fmt: skip
         if slot_batch < 1:
             raise ValueError(f"slot batch is {slot_batch}, expected at least 1 image")
+        if threads:
+            set_threads(threads)
         layers, shape = build(name, **(options or {}))
         block = partial(make_block, links or Links(Serial()))
         model = Model(layers, shape, slot_batch, precision=precision, among=Among(gradient_block=block))

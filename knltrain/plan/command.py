@@ -1,6 +1,5 @@
-"""`knltrain plan`: from a recipe, a machine and numbers of nodes to tables, a figure, JSON."""
+"""`knltrain plan`: from a recipe, a machine and numbers of nodes to tables, a figure, records."""
 
-import json
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -71,8 +70,8 @@ def node_counts(text: str) -> list[int]:
     return found
 
 
-def plan(training: Training, on: str, nodes: str, ranks: int = 0, as_json: bool = False, plot: Path | None = None):
-    """Print the plan of a training on a machine; ranks: a node, 0 for what is quickest.
+def plan(training: Training, on: str, nodes: str, ranks: int = 0, plot: Path | None = None) -> tuple[dict, str]:
+    """The plan of a training on a machine, as a record and as text; ranks: a node, 0 for what is quickest.
 
     Raises ValueError where no number of nodes has a slot for each.
     """
@@ -89,26 +88,21 @@ def plan(training: Training, on: str, nodes: str, ranks: int = 0, as_json: bool 
         lines = {f"as the recipe says, {training.wire}": rows, "the quickest set-up": quick}
         points = {name: [(r.nodes, r.images_per_s, r.minutes) for r in line] for name, line in lines.items()}
         scaling(points, plot, f"{training.name} on {machine.name}")
-    if as_json:
-        whole = {"recipe": training.name, "machine": machine.name, "rows": [asdict(row) for row in rows]}
-        print(json.dumps(whole | {"choices": [asdict(way) for way in ways]}, indent=1))
-        return
-    print(plan_table(training, machine, rows) + "\n\n" + choice_table(training, ways))
-    left = [count for count in counts if count > rows[-1].nodes]
+    record = {"recipe": training.name, "machine": machine.name, "rows": [asdict(row) for row in rows]}
+    text = plan_table(training, machine, rows) + "\n\n" + choice_table(training, ways)
+    left = ", ".join(str(count) for count in counts if count > rows[-1].nodes)
     if left:
-        print(f"not on {', '.join(map(str, left))} nodes: the recipe has {slots} slots of {training.slot_batch} images")
+        text += f"\nnot on {left} nodes: the recipe has {slots} slots of {training.slot_batch} images"
+    return record | {"choices": [asdict(way) for way in ways]}, text
 
 
-def published(as_json: bool = False):
-    """Print published runs beside their predictions."""
+def published() -> tuple[list[dict], str]:
+    """Published runs beside their predictions."""
     rows = Published().predictions()
-    if as_json:
-        print(json.dumps([asdict(row) | {"error": row.error} for row in rows], indent=1))
-    else:
-        print(published_table(rows))
+    return [asdict(row) | {"error": row.error} for row in rows], published_table(rows)
 
 
-def simulate(network, what: str, on: str, cores: int, slot_batch: int, precision: str, as_json: bool):
+def simulate(network, what: str, on: str, cores: int, slot_batch: int, precision: str) -> tuple[dict, str]:
     """`bench step --machine`: a step on a model of cores, caches and memory. cores 0: all."""
     machine = load_machine(on)
     cores = cores or int(machine.cores)
@@ -117,4 +111,4 @@ def simulate(network, what: str, on: str, cores: int, slot_batch: int, precision
     program = training_program(*network, slot_batch, number_named(precision).dtype)
     step = step_cost(program, machine, cores, lars=False, precision=precision)
     found = {"machine": machine.name, "cores": cores, "slot_batch": slot_batch} | step_record(step, slot_batch)
-    print(json.dumps(found, indent=1) if as_json else step_table(step, machine, cores, what, slot_batch))
+    return found, step_table(step, machine, cores, what, slot_batch)
