@@ -10,9 +10,16 @@ Letters: (r, s) a place in the window at (p, q), h = p*stride - pad + r, w = q*s
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
+from ._ir import I8, I32, Strip, number_type, strips
 from ._jit import inlined, kernel
 from ._shapes import check_array, check_input, check_tensor, output_size
+from .ahead import DISTANCE, ask
+from .arch import V
 from .element import widen
 from .store import goes_past, store_row
 
@@ -49,31 +56,59 @@ def _scale(factor, sums):
 # ---- maximum -------------------------------------------------------------------------------------------------
 
 
+@intrinsic
+def _largest(typing, channels, kind, window, first, size, rectified, y, argmax):
+    """y = the maxima over a window of pixels and argmax = where they are, C numbers each; y, argmax: addresses.
+
+    window: address of its first pixel, rows and columns inside the image, bytes from row to row and to the next pixel.
+    first: the place of that pixel in a whole window, `size` places a row.
+    """
+    number = number_type(kind)
+
+    def codegen(context, builder, sig, args):
+        channels_, _, window_, first_, size_, rectified_, y_, argmax_ = args
+        x_, rows, columns, row_pitch, pitch = cgutils.unpack_tuple(builder, window_)
+        for width, index in strips(builder, channels_, 2 * V, V):
+            strip, wide = Strip(builder, width, index), ir.VectorType(I32, width)
+            lowest, start = strip.lanes.constant(-np.inf), ir.Constant(wide, [0] * width)
+            best, places = strip.lanes.variable(lowest), cgutils.alloca_once_value(builder, start)
+            with cgutils.for_range(builder, rows) as r, cgutils.for_range(builder, columns) as s:
+                here = builder.add(builder.mul(r.index, row_pitch), builder.mul(s.index, pitch))
+                place = builder.add(first_, builder.add(builder.mul(r.index, size_), s.index))
+                value, old = strip.load(builder.add(x_, here), number), builder.load(best)
+                is_nan = builder.fcmp_unordered("uno", value, value)  # it wins, and stays
+                take = builder.or_(builder.fcmp_ordered(">", value, old), is_nan)
+                place = strip.lanes.splat(builder.trunc(place, I32))
+                builder.store(builder.select(take, value, old), best)
+                builder.store(builder.select(take, place, builder.load(places)), places)
+            value, found = builder.load(best), builder.load(places)
+            positive = builder.fcmp_ordered(">", value, strip.lanes.constant(0))
+            passed = builder.select(positive, found, ir.Constant(wide, [NOWHERE] * width))
+            found = builder.select(builder.icmp_signed("!=", rectified_, rectified_.type(0)), passed, found)
+            strip.store(value, y_, number)
+            narrow = builder.trunc(found, ir.VectorType(I8, width))
+            there = builder.inttoptr(builder.add(argmax_, index), narrow.type.as_pointer())
+            builder.store(narrow, there, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, kind, types.UniTuple(types.int64, 5), *[types.int64] * 5), codegen
+
+
 @inlined
 def _maxpool_row(p, x, size, stride, pad, rectified, y, argmax):
     # x (H,W,C) one image; y, argmax (Q,C) its row p
-    channels = x.shape[2]
-    # two rows that take turns: in place LLVM makes "keep what is there" a masked store, which is very slow on AVX2
-    best, places = np.empty((2, channels), np.float32), np.empty((2, channels), np.int32)
-    h0, w0 = p * stride - pad, -pad
+    h, channels = p * stride - pad, x.shape[2]
+    top, bottom = max(h, 0), min(h + size, x.shape[0])
     for q in range(y.shape[0]):
-        now = 0
-        for c in range(channels):
-            best[0, c] = -np.inf
-            places[0, c] = 0
-        for h in range(max(h0, 0), min(h0 + size, x.shape[0])):
-            for w in range(max(w0, 0), min(w0 + size, x.shape[1])):
-                place = np.int32((h - h0) * size + w - w0)
-                for c in range(channels):
-                    value, old, old_place = widen(x[h, w, c]), best[now, c], places[now, c]
-                    take = (value > old) | (value != value)  # a NaN wins, and stays
-                    best[1 - now, c] = value if take else old
-                    places[1 - now, c] = place if take else old_place
-                now = 1 - now
-        _store(best.ctypes.data + now * best.strides[0], y, q)
-        for c in range(channels):
-            argmax[q, c] = places[now, c] if best[now, c] > 0 or not rectified else NOWHERE
-        w0 += stride
+        w = q * stride - pad
+        left, right = max(w, 0), min(w + size, x.shape[1])
+        here = x.ctypes.data + top * x.strides[0] + left * x.strides[1]
+        window = here, bottom - top, right - left, x.strides[0], x.strides[1]
+        first = (top - h) * size + left - w
+        to, places = y.ctypes.data + q * y.strides[0], argmax.ctypes.data + q * argmax.strides[0]
+        for r in range(bottom - top):
+            ask(here + r * x.strides[0] + DISTANCE, stride * x.strides[1])
+        _largest(channels, x.dtype, window, first, size, rectified, to, places)
 
 
 @kernel(parallel=True)
@@ -95,7 +130,7 @@ def maxpool_forward(x, size, stride, pad, y, argmax, rectified=False):
     check_input("maxpool: x", x, 4)
     _check("maxpool: y", x.shape, y, size, stride, pad)
     check_array("maxpool: argmax", argmax, y.shape, np.uint8)
-    _maxpool_forward(x, size, stride, pad, bool(rectified), y, argmax)
+    _maxpool_forward(x, size, stride, pad, int(rectified), y, argmax)
 
 
 @inlined
