@@ -80,6 +80,7 @@ def detect() -> Arch:
 ARCH = detect()
 MR, MC, NV, V = (getattr(ARCH.tile(), side) for side in ("rows", "columns", "vectors", "width"))
 REST = MR // 2 - 1  # rows of a smaller tile, for what is left over
+FEW = MC * 3 // 4  # columns of a smaller tile, for the same
 BLOCK = NV * V  # channels of a tile
 CPU = f"{os.environ.get('NUMBA_CPU_NAME') or llvm.get_host_cpu_name()}: {' '.join(sorted(_features()))}"  # compiled for
 LINE = 64  # bytes of a cache line, on all of them

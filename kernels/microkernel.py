@@ -144,44 +144,55 @@ def tile_rows(
 
 @intrinsic
 def tile_outer(
-    typing, mr, nv, width, kind, rows, count, a_offset, b, out, out_pitch, skip, nowhere, fresh, ahead, stride
+    typing, mr, few, nv, width, kind, rows, count, a_offset, b, out, out_pitch, left, nowhere, fresh, ahead, stride
 ):  # fmt: skip
     """C[i, :] = (0 if fresh else C[i, :]) + (sum over t < count of A[t][i] * B[t][:]).
 
     rows: address of int64[count], the addresses of the A columns; a_offset is added to each. b: address of B,
-    [count][NV * V]. out: address of C, rows out_pitch apart; the first `skip` of them are left as they are (nowhere:
-    address of NV * V floats that nobody reads), so that a last tile may reach back over its neighbour. C is asked for
-    at the start and added at the end: it often comes from far away, and the sum need not wait for it. ahead, stride:
-    as in tile_rows.
+    [count][NV * V]. out: address of C, rows out_pitch apart. C is asked for at the start and added at the end: it often
+    comes from far away, and the sum need not wait for it. ahead, stride: as in tile_rows.
+
+    left: columns from here on; where they are at most `few`, the tile is of so many, and where it is still too large it
+    begins before: the first rows of C are then left as they are (nowhere: address of NV * V floats that nobody reads).
     """
     constants = literals(mr, nv, width)
-    if constants is None:
+    if constants is None or literals(few) is None:
         return None
-    m = constants[0]
-    signature = types.void(mr, nv, width, kind, *([types.int64] * 11))
+    signature = types.void(mr, few, nv, width, kind, *([types.int64] * 11))
 
     def codegen(context, builder, sig, args):
-        rows_, count_, a_off, b_, out_, pitch, skip_, nowhere_, fresh_, ahead_, stride_ = args[4:]
-        tile = _Tile(builder, *constants, number_type(kind))
-        out_rows = [builder.add(out_, times(builder, pitch, i)) for i in range(m)]
-        left_out = [builder.icmp_signed("<", I64(i), skip_) for i in range(m)]
-        out_rows = [builder.select(no, nowhere_, row) for no, row in zip(left_out, out_rows, strict=True)]
-        tile.clear()
-        for row in out_rows:
-            for line in range(0, tile.bytes, LINE):
-                prefetch_line(builder, plus(builder, row, line), near=True)
-        with cgutils.for_range(builder, count_) as t:
-            a_row = builder.add(load_address(builder, builder.add(rows_, times(builder, t.index, 8)), 0), a_off)
-            b_now = tile.load(builder.add(b_, times(builder, t.index, tile.bytes)))
-            prefetch_line(builder, builder.add(ahead_, builder.mul(t.index, stride_)))
-            for i in range(m):
-                tile.dot(i, a_row, tile.lanes.number.bytes * i, b_now)
-        with builder.if_then(builder.icmp_signed("==", fresh_, I64(0))):
-            tile.add(out_rows)
-        tile.flush(out_rows)
+        number, (whole, nv_, v_), (less,) = number_type(kind), constants, literals(few)
+        with builder.if_else(builder.icmp_signed("<=", args[11], I64(less))) as (small, large):
+            for branch, m in ((small, less), (large, whole)):
+                with branch:
+                    _outer(builder, _Tile(builder, m, nv_, v_, number), m, *args[5:])
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def _outer(builder, tile, m, rows, count, a_offset, b, out, pitch, left, nowhere, fresh, ahead, stride):
+    item = tile.lanes.number.bytes
+    beyond = builder.sub(I64(m), left)
+    skip = builder.select(builder.icmp_signed(">", beyond, I64(0)), beyond, I64(0))
+    a_offset = builder.sub(a_offset, times(builder, skip, item))
+    out = builder.sub(out, builder.mul(skip, pitch))
+    out_rows = [builder.add(out, times(builder, pitch, i)) for i in range(m)]
+    left_out = [builder.icmp_signed("<", I64(i), skip) for i in range(m)]
+    out_rows = [builder.select(no, nowhere, row) for no, row in zip(left_out, out_rows, strict=True)]
+    tile.clear()
+    for row in out_rows:
+        for line in range(0, tile.bytes, LINE):
+            prefetch_line(builder, plus(builder, row, line), near=True)
+    with cgutils.for_range(builder, count) as t:
+        a_row = builder.add(load_address(builder, builder.add(rows, times(builder, t.index, 8)), 0), a_offset)
+        b_now = tile.load(builder.add(b, times(builder, t.index, tile.bytes)))
+        prefetch_line(builder, builder.add(ahead, builder.mul(t.index, stride)))
+        for i in range(m):
+            tile.dot(i, a_row, item * i, b_now)
+    with builder.if_then(builder.icmp_signed("==", fresh, I64(0))):
+        tile.add(out_rows)
+    tile.flush(out_rows)
 
 
 def _units(builder, source, target, first, second):

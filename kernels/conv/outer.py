@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from .._jit import inlined, kernel
-from ..arch import BLOCK, LINE, LINE_FLOATS, MC, NV, V
+from ..arch import BLOCK, FEW, LINE, LINE_FLOATS, MC, NV, V
 from ..element import peek, size_of
 from ..microkernel import pack_block, tile_outer
 from ..number import BF16, FP32
@@ -211,19 +211,18 @@ def _multiply(job, part, room, first, count):
         for t in range(part.taps.shape[0]):
             a_rows = _tap_rows(job, part, room, t, count, begin // SPAN)
             for c0 in range(begin, min(begin + strip, depth), MC):
-                skip = max(0, c0 + MC - depth) if depth >= MC else 0  # the last tile reaches back over its neighbour
-                a_offset = (c0 - skip) * F32_BYTES
+                left, a_offset = depth - c0 if depth >= MC else MC, c0 * F32_BYTES
                 if not part.in_place:
                     line = c0 // SPAN
                     a_offset += (line - begin // SPAN) * size * LINE - _line_start(line, depth) * F32_BYTES
                 for block in range(part.lo, part.hi):
-                    there, pitch = _near_target(job, part, room, t, c0 - skip, block)
+                    there, pitch = _near_target(job, part, room, t, c0, block)
                     if ahead >= ahead_end:
                         ahead, ahead_end, dy_ahead = dy_ahead, dy_end, dy_end
                     stride = LINE if ahead < ahead_end else 0
                     tile_outer(
-                        MC, NV, V, job.panels.dtype, a_rows, units, a_offset,
-                        panel + (block - part.lo) * CHUNK * ROW, there, pitch, skip, nowhere, fresh, ahead, stride,
+                        MC, FEW, NV, V, job.panels.dtype, a_rows, units, a_offset,
+                        panel + (block - part.lo) * CHUNK * ROW, there, pitch, left, nowhere, fresh, ahead, stride,
                     )  # fmt: skip
                     ahead += stride * units
 

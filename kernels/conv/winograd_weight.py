@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from .._jit import inlined, kernel
-from ..arch import BLOCK, LINE_FLOATS, MC, NV, V
+from ..arch import BLOCK, FEW, LINE_FLOATS, MC, NV, V
 from ..microkernel import tile_outer
 from .grid import DEPTH, FORM, GRID_I, GRID_J, GROUPS, TAPS, WIDTH, row_addresses
 from .method import Gradient
@@ -102,10 +102,9 @@ def _multiply(channels, taps, count, most, v, g, sums, fresh):
             b = g.ctypes.data + point * g.shape[1] * F32_BYTES + block * most * ROW
             out = sums.ctypes.data + point * sums.shape[1] * F32_BYTES + block * channels * ROW
             for c in range(0, channels, MC):
-                skip = max(0, c + MC - channels)  # the last tile reaches back over its neighbour's rows
                 tile_outer(
-                    MC, NV, V, np.float32, v_rows.ctypes.data, count, v_plane + (c - skip) * F32_BYTES, b,
-                    out + (c - skip) * ROW, ROW, skip, nowhere.ctypes.data, np.int64(fresh[point]), 0, 0,
+                    MC, FEW, NV, V, np.float32, v_rows.ctypes.data, count, v_plane + c * F32_BYTES, b,
+                    out + c * ROW, ROW, channels - c, nowhere.ctypes.data, np.int64(fresh[point]), 0, 0,
                 )  # fmt: skip
 
 
