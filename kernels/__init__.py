@@ -14,6 +14,7 @@ from .batchnorm import (
     batchnorm_backward,
     batchnorm_forward,
     batchnorm_inference,
+    batchnorm_statistics,
     batchnorm_table,
     batchnorm_workspace,
 )

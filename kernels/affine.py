@@ -55,18 +55,24 @@ class _Strip(Strip):
 
 @intrinsic
 def normalize_row(typing, count, x, kind, added, residual, table, pitch, low, y, y_kind, past):
-    """y = max((x - mean) * row 1 + row 2 of the table + residual, low); added: whether there is a residual."""
+    """y = max((x - mean) * row 1 + row 2 of the table + residual, low).
+
+    added: 0, there is no residual; 1, it is added as it is; 2, (residual - row 3) * row 4 + row 5.
+    """
     read, written = number_type(kind), number_type(y_kind)
 
     def codegen(context, builder, sig, args):
         n, x_, _, added_, residual_, table_, pitch_, low_, y_, _, past_ = args
-        for adds, goes_past in cases(builder, (added_, 2), (past_, 2)):
+        for adds, goes_past in cases(builder, (added_, 3), (past_, 2)):
             for width, index in strips(builder, n, AT_ONCE):
                 strip = _Strip(builder, width, index, table_, pitch_)
                 centred = builder.fsub(strip.load(x_, read), strip.row(MEAN))
                 value = strip.lanes.fma(centred, strip.row(1), strip.row(2))
                 if adds:
-                    value = builder.fadd(value, strip.load(residual_, read))
+                    more = strip.load(residual_, read)
+                    if adds == 2:
+                        more = strip.lanes.fma(builder.fsub(more, strip.row(3)), strip.row(4), strip.row(5))
+                    value = builder.fadd(value, more)
                 floor = strip.lanes.splat(low_)
                 value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
                 strip.store(value, y_, written, past=goes_past)

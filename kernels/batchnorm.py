@@ -105,14 +105,14 @@ def _moments_body(i, rows, x, partial):
 
 
 @inlined
-def _normalize_body(i, rows, x, coefficients, residual, low, y, past):
+def _normalize_body(i, rows, x, coefficients, residual, added, low, y, past):
     columns, pitch = x.shape[1], coefficients.strides[0]
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
         ask_ahead(x, r)
         if residual.size:
             ask_ahead(residual, r)
         normalize_row(
-            columns, x.ctypes.data + r * x.strides[0], x.dtype, min(1, residual.size),
+            columns, x.ctypes.data + r * x.strides[0], x.dtype, added,
             residual.ctypes.data + r * x.strides[0], coefficients.ctypes.data, pitch, low,
             y.ctypes.data + r * y.strides[0], y.dtype, past,
         )  # fmt: skip
@@ -133,10 +133,13 @@ def _affine_rows(affine, mean_row, scale_row, shift_row):
 
 
 @kernel(parallel=True)
-def _normalize(rows, x, affine, coefficients, residual, low, y, past):
+def _normalize(rows, x, affine, coefficients, residual, table, low, y, past):
     _affine_rows(affine, coefficients[MEAN], coefficients[FACTORS], coefficients[FACTORS + 1])
+    for row in range(min(3, table.shape[0])):
+        _fill_row(coefficients[FACTORS + 2 + row], table[(MEAN, SCALE, SHIFT)[row]])
+    added = min(1, residual.size) + min(1, table.size)
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
-        _normalize_body(np.int64(i), rows, x, coefficients, residual, low, y, past)
+        _normalize_body(np.int64(i), rows, x, coefficients, residual, added, low, y, past)
 
 
 @kernel(parallel=True)
@@ -165,19 +168,35 @@ def _affine(gamma, beta, mean, var, eps):
     return Affine(gamma, beta, mean, var, float(eps))
 
 
-def _run_normalize(rows, x, affine, coefficients, y, residual, relu):
+def _run_normalize(rows, x, affine, coefficients, y, residual, table, relu):
     columns = coefficients.shape[1]
+    if table is not None:
+        check_array("batchnorm: table of the residual", table, (COEFFICIENTS, affine.mean.size))
+        if residual is None:
+            raise ValueError("batchnorm: found a table and no residual, expected both: pass what it normalizes")
     check_tensor("batchnorm: y", y, x.shape)
     residual = optional_tensor("batchnorm: residual", residual, x)
     low = np.float32(0 if relu else -np.inf)
     x, y, residual = x.reshape(-1, columns), y.reshape(-1, columns), residual.reshape(-1, columns)
     past = int(goes_past(y, columns, x, residual))
-    _normalize(rows, x, affine, coefficients, residual, low, y, past)
+    table = np.empty((0, affine.mean.size), np.float32) if table is None else table
+    _normalize(rows, x, affine, coefficients, residual, table, low, y, past)
+
+
+def batchnorm_statistics(moments, counts, mean, var):
+    """Mean and variance (C) of the pixels whose moments a convolution tells; as in `batchnorm_forward`.
+
+    Cost: 8 flops a channel and part of the pixels; reads moments, writes mean, var.
+    """
+    check_array("batchnorm: moments", moments, (len(moments), 2, mean.size))
+    check_array("batchnorm: counts", counts, (len(moments),), np.int64)
+    merge_moments(counts, moments, mean, var)
 
 
 def batchnorm_forward(
-    x, gamma, beta, eps, y, mean, var, workspace, residual=None, relu=False, moments=None, counts=None
-):
+    x, gamma, beta, eps, y, mean, var, workspace, residual=None, relu=False, moments=None, counts=None,
+    residual_table=None
+):  # fmt: skip
     """y = gamma * (x - mean) / sqrt(var + eps) + beta (+ residual), then max(y, 0) if relu; statistics of this x.
 
     Parameters
@@ -186,6 +205,8 @@ def batchnorm_forward(
     gamma, beta : (C,) float32, or both None for 1 and 0
     mean, var : (C,) float32, written: mean and biased variance over all pixels
     workspace : flat float32, at least `batchnorm_workspace(pixels, C)`
+    residual_table : (COEFFICIENTS, C) float32 of `batchnorm_table`, or None; the residual is normalized by it: what is
+        added is the output of another batch norm, which nobody else reads
     moments, counts : (parts, 2, C) float32, mean and M2 of each part of the pixels, and (parts,) int64, how many
         pixels it has; as `conv2d_forward` writes them of its y. None: x is read for them
 
@@ -198,12 +219,10 @@ def batchnorm_forward(
     if moments is None:
         _moments(rows, x.reshape(-1, partial.shape[2]), partial, mean, var)
     else:
-        check_array("batchnorm: counts", counts, (len(moments),), np.int64)
-        check_array("batchnorm: moments", moments, (len(moments), 2, channels))
         if counts.sum() != pixels or counts.min() < 1:
             raise ValueError(f"batchnorm: found moments of {counts.sum()} pixels, expected {pixels}, no part empty")
-        merge_moments(counts, moments, mean, var)
-    _run_normalize(rows, x, _affine(gamma, beta, mean, var, eps), coefficients, y, residual, relu)
+        batchnorm_statistics(moments, counts, mean, var)
+    _run_normalize(rows, x, _affine(gamma, beta, mean, var, eps), coefficients, y, residual, residual_table, relu)
 
 
 def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=False):
@@ -214,7 +233,7 @@ def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=F
     pixels, channels = _check(x, gamma, beta, mean, var)
     columns, rows, _ = _partition(pixels, channels)
     coefficients = np.empty((COEFFICIENTS, columns), np.float32)
-    _run_normalize(rows, x, _affine(gamma, beta, mean, var, eps), coefficients, y, residual, relu)
+    _run_normalize(rows, x, _affine(gamma, beta, mean, var, eps), coefficients, y, residual, None, relu)
 
 
 # ---- backward ------------------------------------------------------------------------------------------------

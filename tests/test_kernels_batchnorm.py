@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from gradcheck import aligned, assert_close, assert_same_bits_with_threads, check_gradient, randn
 
-from knltrain.kernels import batchnorm_backward, batchnorm_forward, batchnorm_inference, batchnorm_workspace, reference
+from knltrain.kernels import (
+    COEFFICIENTS,
+    batchnorm_backward,
+    batchnorm_forward,
+    batchnorm_inference,
+    batchnorm_table,
+    batchnorm_workspace,
+    reference,
+)
 from knltrain.kernels.store import goes_past
 
 EPS = 1e-5
@@ -66,6 +74,21 @@ def test_batchnorm__begins_with_the_moments_it_is_told(rows, parts):
     for wrong in (counts + 1, counts * [0, *[1] * (parts - 1)]):
         with pytest.raises(ValueError, match="expected 721, no part empty"):
             batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, counts=wrong)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 24), (64, 3)])
+def test_batchnorm__normalizes_its_residual_too(shape):
+    """As another batch norm, stored and added, does: to the bit in float32. Few channels are folded."""
+    (x, r), (g, b, h, c) = randn(2, *shape, offset=3), randn(4, shape[-1], seed=1)
+    y, mean, var, _, _, workspace = empty(x)
+    batchnorm_forward(r, h, c, EPS, y, mean, var, workspace)
+    table, both = np.empty((COEFFICIENTS, shape[-1]), np.float32), np.empty_like(y)
+    batchnorm_table(h, c, mean, var, EPS, table)
+    batchnorm_forward(x, g, b, EPS, both, mean, var, workspace, r, True, residual_table=table)
+    batchnorm_forward(x, g, b, EPS, x, mean, var, workspace, y, True)
+    assert np.array_equal(both, x) and (both > 0).any()
+    with pytest.raises(ValueError, match="found a table and no residual, expected both"):
+        batchnorm_forward(x, g, b, EPS, both, mean, var, workspace, residual_table=table)
 
 
 def test_batchnorm__stores_past_the_caches_what_it_stores_otherwise(monkeypatch):

@@ -43,10 +43,11 @@ def _network(between):
         main += [Conv2d(name, 12, size, pad=size // 2), *apart(f"{name}.between")]
         main += [BatchNorm(f"{name}.bn", relu=True), *apart(f"{name}.behind")]
     main += [Conv2d("c", 12, 1), *apart("c.between")]
+    short = Sequential("short", Conv2d("s", 12, 1), *apart("s.between"), BatchNorm("s.bn"), *apart("s.behind"))
     return Sequential(
         "net",
         *[Conv2d("stem", 12, 3, bias=0.1), *apart("stem.between"), ReLU("relu"), Conv2d("wide", 12, 1)],
-        Residual("block", Sequential("main", *main), BatchNorm("join", relu=True)),
+        Residual("block", Sequential("main", *main), BatchNorm("join", relu=True), short),
         *[*apart("join.behind"), Conv2d("last", 9, 2, stride=2), GlobalAvgPool("pool"), Linear("fc", 5)],
     )
 
@@ -74,6 +75,8 @@ def test_fuse__makes_every_fusion_it_can():
     by_layer = {(op.owner.name, op.name): op for op in ops}
     assert by_layer["stem", "conv2d_forward"].arguments["relu"]
     assert by_layer["a", "conv2d_backward_input"].arguments["accumulate"]
+    assert ("s.bn", "batchnorm_forward") not in by_layer  # its output is worked out where it is added
+    assert by_layer["join", "batchnorm_forward"].arguments["residual"] is not None
     assert ("stem", "conv2d_backward_input") not in by_layer  # nobody reads the gradient of the images
     told = [op.owner.name for op in ops if op.name == "batchnorm_forward" and "moments" in op.others]
     assert told == ["a.bn", "b.bn", "join"]

@@ -58,7 +58,11 @@ def _conv2d_backward_weight(a, op):
 
 
 def _batchnorm_forward(a, op):
-    results = reference.batchnorm_forward(a["x"], a["gamma"], a["beta"], a["eps"], a["residual"], a["relu"])
+    residual, table = a["residual"], a["residual_table"]
+    if table is not None:
+        mean, scale, shift = (np.float64(table[row]) for row in (0, 4, 5))
+        residual = (residual - mean) * scale + shift
+    results = reference.batchnorm_forward(a["x"], a["gamma"], a["beta"], a["eps"], residual, a["relu"])
     return dict(zip(("y", "mean", "var"), results, strict=True))
 
 
@@ -128,6 +132,7 @@ _TWINS = {
     "rank_of_label": _plain("rank_of_label", "ranks", "logits", "labels"),
     # checked with the convolutions that read what they write: nothing of their own
     "batchnorm_table": lambda a, op: {},
+    "batchnorm_statistics": lambda a, op: {},
     "conv2d_pack": lambda a, op: {},
     "conv2d_pack_transposed": lambda a, op: {},
 }

@@ -9,6 +9,7 @@ from knltrain.kernels import (
     add_forward,
     batchnorm_backward,
     batchnorm_forward,
+    batchnorm_statistics,
     batchnorm_table,
     conv2d_backward_input,
     conv2d_forward,
@@ -26,6 +27,7 @@ def fuse(program: Program):
     """All passes, in their order: a convolution tells the moments of its sums, not those of a ReLU's output."""
     drop_unread(program)
     tell_moments(program)
+    normalize_both(program)
     rectify_as_stored(program)
     add_onto(program)
     pass_on_as_stored(program)
@@ -54,6 +56,25 @@ def tell_moments(program: Program):
             conv.others["moments"] = norm.others["moments"] = moments
             norm.others["counts"] = plan.moments_counts
             norm.passes = norm.passes[1:]
+
+
+def normalize_both(program: Program):
+    """Two batch norms, of which one adds the other's output: it normalizes both, and nothing is stored between."""
+    writers = _writers(program.forward)
+    for join in _calls(program, batchnorm_forward):
+        residual = join.reads.get("residual")
+        norm = residual and writers.get(residual.root)
+        alone = norm and norm.kernel is batchnorm_forward and _readers(program, residual) == [join]
+        if not (alone and "moments" in norm.others and "residual" not in norm.reads and not norm.others["relu"]):
+            continue
+        vectors = {key: norm.others[key] for key in ("gamma", "beta", "mean", "var", "eps")}
+        table = Tensor(f"{norm.owner.name}.table", (COEFFICIENTS, residual.shape[-1]), scratch=True)
+        tabulate = Op(norm.owner, MEMORY, batchnorm_table, {}, {"table": table}, vectors, uses=norm.uses)
+        program.forward.insert(program.forward.index(join), tabulate)
+        join.reads["residual"], join.others["residual_table"] = norm.reads["x"].view(*residual.shape), table
+        norm.kernel, norm.passes, norm.uses, given = batchnorm_statistics, (), (), norm.others
+        norm.reads, norm.writes = {"moments": given["moments"]}, {key: given[key] for key in ("mean", "var")}
+        norm.others = {"counts": given["counts"]}
 
 
 def rectify_as_stored(program: Program):
