@@ -46,7 +46,8 @@ ELSEWHERE = {  # of README and tutorial: the words a command begins with, and th
     "knltrain drill": "test_tools_drill::test_drill__four_kinds_on_two_ranks",
     "srun --nodes=16": "test_jobs_slurm::test_tutorial__its_line_of_srun_trains",
 }
-SHORTER = {"train": ["--set", "run.max_steps=3", "--set", "comm.bucket_bytes=1048576", "--progress", "lines"]}
+SMALLER = ("run.max_steps=3", "data.crop=48", "comm.bucket_bytes=1048576")
+SHORTER = {"train": [*(word for setting in SMALLER for word in ("--set", setting)), "--progress", "lines"]}
 
 
 def blocks(page):
