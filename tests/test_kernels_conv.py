@@ -323,19 +323,23 @@ def test_conv2d__same_bits_with_one_and_two_threads(shape, kind):
         assert np.array_equal(one, two)
 
 
+CUT = [(3, 20, 20, 18, 300, 3, 3, 2, 1, 1), (4, 13, 11, 64, 288, 3, 3, 1, 1, 1)]  # by channels
+CUT += [(2, 57, 57, 20, 24, 1, 1, 1, 0, 1), (8, 61, 62, 16, 16, 3, 3, 1, 1, 1)]  # by shares, some in a row
+
+
 @pytest.mark.parametrize("kind", KINDS_HERE)
-@pytest.mark.parametrize("shape", [(3, 20, 20, 18, 300, 3, 3, 2, 1, 1), (4, 13, 11, 64, 288, 3, 3, 1, 1, 1)], ids=str)
-def test_conv2d_backward_weight__same_bits_however_many_threads_its_channels_are_cut_for(shape, kind):
+@pytest.mark.parametrize("shape", CUT, ids=str)
+def test_conv2d_backward_weight__same_bits_however_its_channels_and_shares_are_dealt(shape, kind):
     plan, (x, _, _, dy), _ = _case(shape, kind)
-    method, number = plan.backward_weight, plan.shape.number
-    results = {}
-    for threads in (1, 2, 5, 1000):
-        wide, taken, tasks = method.tasks(threads)
-        method.tasks = lambda _, cut=(wide, taken, tasks): cut
-        dw = _empty(plan.w_shape)
-        conv2d_backward_weight(plan, number.narrow(x), number.narrow(dy), dw, _scratch(plan))
-        del method.tasks
-        results[wide, taken] = dw
+    method, number, results = plan.backward_weight, plan.shape.number, {}
+    for wide, taken, tasks in [method.tasks(threads) for threads in (1, 2, 5, 1000)]:
+        at_once = tasks * taken // method.splits
+        for run in (1 << i for i in range(method.splits.bit_length())):
+            method.tasks = lambda _, cut=(wide, run, method.splits // run * at_once): cut
+            dw = _empty(plan.w_shape)
+            conv2d_backward_weight(plan, number.narrow(x), number.narrow(dy), dw, _scratch(plan))
+            results[wide, run] = dw
+            del method.tasks
     assert len(results) >= 2 and (1, 1) in results
     assert all(np.array_equal(dw, results[1, 1]) for dw in results.values())
 

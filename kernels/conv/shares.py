@@ -5,8 +5,9 @@ the sums of shares are added as a binary tree: 0 and 1, 2 and 3, then both pairs
 or any aligned run of 2, 4, 8 of them, which it adds as they become ready, while they lie in its caches; so no bit
 depends on how many tasks there are.
 
-A task that takes 8 shares has room for the sums of 4 at once, its places, as a counter of 8 has bits: share 5 finds
-the sum of 0 to 3 in the first, that of 4 in the second, and writes to the third. The first place of task 0 is dw.
+A task that takes 8 shares has four places for sums: share 5 finds the sum of 0 to 3 in the first, that of 4 in the
+second, and writes to the third; as many are taken as a share's number has bits that are 1. The first place of task 0 is
+dw.
 """
 
 import numba
@@ -16,11 +17,6 @@ from .._jit import inlined, kernel
 from ..store import store_row
 
 PART = 4096  # numbers of dw whose last sums a task adds
-
-
-def places(taken: int) -> int:
-    """Sums that a task of `taken` shares, a power of two, keeps at once."""
-    return taken.bit_length()
 
 
 @inlined
@@ -36,7 +32,7 @@ def _bits(number):
 @inlined
 def _place(job, split, number):
     """Address of a place of the task that takes a share."""
-    levels = _bits(2 * job.taken - 1)
+    levels = _bits(2 * job.taken - 1)  # its places: 1 for one share, 2 for two, 3 for four
     index = split // job.taken * levels + number
     if index == 0:
         return np.int64(job.dw.ctypes.data)
@@ -51,8 +47,11 @@ def share(job, split):
 
 @inlined
 def add_share(job, split, taps, depth, pitch, rows, columns):
-    """Add the sums of a share to those before it that wait for them: dw (taps, depth, pitch), a part of its rows
-    (first, count of each tap) and columns (first, count)."""
+    """Add the sums of a share to those before it that wait for them.
+
+    They are like dw (taps, depth, pitch), of which the task has some rows (first, count) of each tap and columns (the
+    same).
+    """
     done, item = split % job.taken, job.dw.itemsize
     number = _bits(done)
     while done & 1:
