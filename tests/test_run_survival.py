@@ -134,7 +134,8 @@ def test_signal__on_any_rank_stops_all(folder, whole):
     result = train(folder, "signal", "--inject", "signal:rank=1@step=3", ranks=2)
     assert result.returncode == 143, result.stderr
     assert status(folder, "signal") == "stopped step 3"
-    assert train(folder, "signal").returncode == 0
+    again = train(folder, "signal")
+    assert again.returncode == 0, again.stderr
     same(newest_state(folder, "signal"), whole)
 
 
