@@ -15,6 +15,7 @@ AT_ONCE = 2 * V  # numbers
 COEFFICIENTS = 6  # rows of a table
 MEAN, FACTORS, SCALE, SHIFT = 0, 1, 4, 5  # rows of the table: what x is normalized by, scale and shift for the mask;
 # FACTORS: the first of up to three that the loop at hand multiplies by or adds
+BESIDE = 3  # forward, where the residual is normalized too: its mean; SCALE and SHIFT are then the residual's
 ALL, WHERE_Y, WHERE_X = range(3)  # of dy is passed on: all; where y > 0; where the normalized x is
 FRESH, ONTO, PAST = range(3)  # how a result is stored
 _I64 = types.int64
@@ -57,7 +58,7 @@ class _Strip(Strip):
 def normalize_row(typing, count, x, kind, added, residual, table, pitch, low, y, y_kind, past):
     """y = max((x - mean) * row 1 + row 2 of the table + residual, low).
 
-    added: 0, there is no residual; 1, it is added as it is; 2, (residual - row 3) * row 4 + row 5.
+    added: 0, there is no residual; 1, it is added as it is; 2, normalized: (residual - BESIDE) * SCALE + SHIFT.
     """
     read, written = number_type(kind), number_type(y_kind)
 
@@ -71,7 +72,8 @@ def normalize_row(typing, count, x, kind, added, residual, table, pitch, low, y,
                 if adds:
                     more = strip.load(residual_, read)
                     if adds == 2:
-                        more = strip.lanes.fma(builder.fsub(more, strip.row(3)), strip.row(4), strip.row(5))
+                        centred = builder.fsub(more, strip.row(BESIDE))
+                        more = strip.lanes.fma(centred, strip.row(SCALE), strip.row(SHIFT))
                     value = builder.fadd(value, more)
                 floor = strip.lanes.splat(low_)
                 value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)

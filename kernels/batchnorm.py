@@ -29,6 +29,7 @@ from ._shapes import (
 )
 from .affine import (
     ALL,
+    BESIDE,
     COEFFICIENTS,
     FACTORS,
     MEAN,
@@ -135,8 +136,10 @@ def _affine_rows(affine, mean_row, scale_row, shift_row):
 @kernel(parallel=True)
 def _normalize(rows, x, affine, coefficients, residual, table, low, y, past):
     _affine_rows(affine, coefficients[MEAN], coefficients[FACTORS], coefficients[FACTORS + 1])
-    for row in range(min(3, table.shape[0])):
-        _fill_row(coefficients[FACTORS + 2 + row], table[(MEAN, SCALE, SHIFT)[row]])
+    if table.size:
+        _fill_row(coefficients[BESIDE], table[MEAN])
+        _fill_row(coefficients[SCALE], table[SCALE])
+        _fill_row(coefficients[SHIFT], table[SHIFT])
     added = min(1, residual.size) + min(1, table.size)
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
         _normalize_body(np.int64(i), rows, x, coefficients, residual, added, low, y, past)

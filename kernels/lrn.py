@@ -41,6 +41,8 @@ _WINDOW = types.NamedTuple((_I64, types.float32, types.float32, types.float32), 
 
 
 class _Strip(Strip):
+    """Of a row whose channels have windows."""
+
     def window_sum(self, padded, size):
         (_, here), total = self._there(padded, FP32), self.lanes.variable(self.lanes.constant(0))
         with cgutils.for_range(self.builder, size) as loop:

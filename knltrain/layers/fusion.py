@@ -67,11 +67,8 @@ def normalize_both(program: Program):
         alone = norm and norm.kernel is batchnorm_forward and _readers(program, residual) == [join]
         if not (alone and "moments" in norm.others and "residual" not in norm.reads and not norm.others["relu"]):
             continue
-        vectors = {key: norm.others[key] for key in ("gamma", "beta", "mean", "var", "eps")}
-        table = Tensor(f"{norm.owner.name}.table", (COEFFICIENTS, residual.shape[-1]), scratch=True)
-        tabulate = Op(norm.owner, MEMORY, batchnorm_table, {}, {"table": table}, vectors, uses=norm.uses)
-        program.forward.insert(program.forward.index(join), tabulate)
-        join.reads["residual"], join.others["residual_table"] = norm.reads["x"].view(*residual.shape), table
+        join.others["residual_table"] = _tabulate(program.forward, norm, join)
+        join.reads["residual"] = norm.reads["x"].view(*residual.shape)
         norm.kernel, norm.passes, norm.uses, given = batchnorm_statistics, (), (), norm.others
         norm.reads, norm.writes = {"moments": given["moments"]}, {key: given[key] for key in ("mean", "var")}
         norm.others = {"counts": given["counts"]}
@@ -115,13 +112,9 @@ def pass_on_as_stored(program: Program):
         if not (made and norm.others["relu"]):
             continue
         shape, name = conv.writes["dx"].shape, conv.owner.name
-        table = Tensor(f"{name}.table", (COEFFICIENTS, shape[-1]), scratch=True)
         sums = Tensor(f"{name}.sums", conv.others["plan"].sums_shape, scratch=True)
-        vectors = {key: norm.others[key] for key in ("gamma", "beta", "mean", "var", "eps")}
-        tabulate = Op(norm.owner, MEMORY, batchnorm_table, {}, {"table": table}, vectors, uses=norm.uses)
-        program.backward.insert(program.backward.index(conv), tabulate)
+        conv.others |= {"table": _tabulate(program.backward, norm, conv), "sums": sums}
         conv.reads["x"] = norm.reads["x"].view(*shape)
-        conv.others |= {"table": table, "sums": sums}
         if dresidual:
             conv.reads["y"] = norm.reads.pop("y").view(*shape)
             conv.writes["dx"] = norm.writes.pop("dresidual").root.view(*shape)
@@ -146,6 +139,15 @@ def mask_as_stored(program: Program):
             reads.others["rectified"] = True
             behind.writes["dx"] = relu.writes["dx"].root.view(*behind.writes["dx"].shape)
             program.backward.remove(relu)
+
+
+def _tabulate(ops: list[Op], norm: Op, user: Op) -> Tensor:
+    """The table of what a batch norm does to its input, made just before the op that uses it."""
+    table = Tensor(f"{user.owner.name}.table", (COEFFICIENTS, norm.reads["x"].shape[-1]), scratch=True)
+    vectors = {key: norm.others[key] for key in ("gamma", "beta", "mean", "var", "eps")}
+    tabulate = Op(norm.owner, MEMORY, batchnorm_table, {}, {"table": table}, vectors, uses=norm.uses)
+    ops.insert(ops.index(user), tabulate)
+    return table
 
 
 def _calls(program: Program, kernel) -> list[Op]:
