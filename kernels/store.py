@@ -6,13 +6,10 @@ costs; a store past the caches writes whole lines without it. Who reads the tens
 
 import numpy as np
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._ir import Lanes, literals, number_type, times
-from ._jit import inlined
+from ._ir import Strip, cases, number_type, strips
 from .arch import LINE, LINE_FLOATS, V
-from .element import peek, poke
 
 PAST_BYTES = 8 << 20  # from this size on a tensor is stored past the caches
 
@@ -35,38 +32,24 @@ def goes_past(out, row: int, *sources, least: int | None = None) -> bool:
     return large and whole_lines and all(out.ctypes.data != source.ctypes.data for source in sources)
 
 
-@inlined
-def store_row(source, count, kind, target, accumulate, past):
-    """target[i] = source[i], or with `accumulate` +=: `count` float32 at one address to numbers of dtype `kind`."""
-    vectors = count // V
-    if accumulate:
-        _store_vectors(V, 1, 0, vectors, source, kind, target)
-    elif past:
-        _store_vectors(V, 0, 1, vectors, source, kind, target)
-    else:
-        _store_vectors(V, 0, 0, vectors, source, kind, target)
-    for i in range(vectors * V, count):
-        value = peek(np.float32, source, i)
-        poke(kind, target, i, value + peek(kind, target, i) if accumulate else value)
-
-
 @intrinsic
-def _store_vectors(typing, width, add, past, count, source, kind, target):
-    """As `store_row`, for `count` vectors of V; add, past: literal 0 or 1. `past` needs aligned lines."""
-    constants = literals(width, add, past)
-    if constants is None:
-        return None
-    v, adds, goes_past = constants
+def store_row(typing, source, count, kind, target, accumulate, past):
+    """target[i] = source[i], or with `accumulate` +=: `count` float32 at one address to numbers of dtype `kind`.
+
+    `past` the caches: of aligned lines. Two vectors at once, of 16-bit numbers a line: LLVM lets less not go past them.
+    """
+    number = number_type(kind)
 
     def codegen(context, builder, sig, args):
-        sums, stored = Lanes(builder, v), Lanes(builder, v, number_type(kind))
-        with cgutils.for_range(builder, args[3]) as loop:
-            here = builder.add(args[4], times(builder, loop.index, sums.bytes))
-            there = builder.add(args[6], times(builder, loop.index, stored.bytes))
-            value = sums.load(here)
-            if adds:
-                value = builder.fadd(stored.load(there), value)
-            stored.store(value, there, past=goes_past)
+        source_, count_, _, target_, adds, goes_past = args
+        adds, goes_past = (context.cast(builder, value, types.boolean, types.int64) for value in (adds, goes_past))
+        for add, beyond in cases(builder, (adds, 2), (goes_past, 2)):
+            for width, index in strips(builder, count_, 2 * V, V):
+                strip = Strip(builder, width, index)
+                value = strip.load(source_)
+                if add:
+                    value = builder.fadd(strip.load(target_, number), value)
+                strip.store(value, target_, number, past=beyond and not add)
         return context.get_dummy_value()
 
-    return types.void(width, add, past, types.int64, types.int64, kind, types.int64), codegen
+    return types.void(types.int64, types.int64, kind, types.int64, types.boolean, types.boolean), codegen

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._ir import I8, I64, literals, plus, times
+from ._ir import I8, I64, cases, literals, load_address, plus, times
 from ._jit import inlined
 from .arch import HAS_TILES
 from .dot import Dot2
@@ -48,6 +48,9 @@ class Tiles:
     def __init__(self, builder, width):
         self.builder = builder
 
+    def clear(self, tile):
+        _call(self.builder, "tilezero", I8(tile))
+
     def load(self, tile, address, pitch):
         _call(self.builder, "tileloadd64", I8(tile), _pointer(self.builder, address), pitch)
 
@@ -74,6 +77,10 @@ class SoftTiles:
             )
             for offset in range(0, TILE_BYTES, self.lanes.bytes):
                 self.lanes.store_bits(self.lanes.load_units(here, offset), there, offset)
+
+    def clear(self, tile):
+        for offset in range(0, SIDE * TILE_BYTES, self.lanes.bytes):
+            self.lanes.store(self.lanes.constant(0), self.places[tile], offset)
 
     def load(self, tile, address, pitch):
         self._copy(address, pitch, self.places[tile], I64(TILE_BYTES))
@@ -106,30 +113,35 @@ KIND = Tiles if HAS_TILES else SoftTiles
 
 
 @intrinsic
-def tile_block(typing, width, a, a_pitch, a_tap, taps, steps, b, b_tap, c, c_pitch):
-    """C (32 rows c_pitch apart, BLOCK floats each) += A B over `taps` taps of `steps` steps of depth.
+def tile_block(typing, width, fresh, a, a_pitch, b, walks, count, c, c_pitch):
+    """C (32 rows c_pitch apart, BLOCK floats each) = or, unless `fresh`, += A B over `count` walks.
 
-    a: address of 32 rows of pairs, a_pitch apart, those of the next tap a_tap further. b: of rows of BLOCK pairs, one
-    behind the other; those of the next tap b_tap further.
+    a: address of 32 rows of pairs, a_pitch apart. b: of rows of BLOCK pairs, one behind the other. walks: address of
+    int64 (count, 3): how far from a and from b each begins, in bytes, and how many steps it has.
     """
     constants = literals(width)
     if constants is None:
         return None
 
     def codegen(context, builder, sig, args):
-        a_, a_pitch_, a_tap_, taps_, steps_, b_, b_tap_, c_, c_pitch_ = args[1:]
+        fresh_, a_, a_pitch_, b_, walks_, count_, c_, c_pitch_ = args[1:]
         tiles = KIND(builder, constants[0])
         quarters = [(number, *divmod(number, 2)) for number in C_TILES]
 
         def place(i, j):
             return plus(builder, builder.add(c_, times(builder, c_pitch_, SIDE * i)), TILE_BYTES * j)
 
-        for number, i, j in quarters:
-            tiles.load(number, place(i, j), c_pitch_)
-        with cgutils.for_range(builder, taps_) as tap:
-            a_first = builder.add(a_, builder.mul(tap.index, a_tap_))
-            b_first = builder.add(b_, builder.mul(tap.index, b_tap_))
-            with cgutils.for_range(builder, steps_) as step:
+        for (begins_at_zero,) in cases(builder, (fresh_, 2)):
+            for number, i, j in quarters:
+                if begins_at_zero:
+                    tiles.clear(number)
+                else:
+                    tiles.load(number, place(i, j), c_pitch_)
+        with cgutils.for_range(builder, count_) as walk:
+            entry = builder.add(walks_, times(builder, walk.index, 24))
+            a_shift, b_shift, steps = (load_address(builder, entry, n) for n in range(3))
+            a_first, b_first = builder.add(a_, a_shift), builder.add(b_, b_shift)
+            with cgutils.for_range(builder, steps) as step:
                 a_now = builder.add(a_first, times(builder, step.index, TILE_BYTES))
                 b_now = builder.add(b_first, times(builder, step.index, SIDE * B_PITCH))
                 for i in range(2):
@@ -141,7 +153,7 @@ def tile_block(typing, width, a, a_pitch, a_tap, taps, steps, b, b_tap, c, c_pit
             tiles.store(number, place(i, j), c_pitch_)
         return context.get_dummy_value()
 
-    return types.void(width, *([types.int64] * 9)), codegen
+    return types.void(width, *([types.int64] * 8)), codegen
 
 
 @intrinsic

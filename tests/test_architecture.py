@@ -13,7 +13,7 @@ MAX_BODY, MAX_ARGUMENTS = 60, 9  # of a function: lines, and arguments beside se
 # A body of LLVM's instructions, or a kernel of Numba, is given arrays and numbers one by one: it knows no objects.
 MORE_ARGUMENTS = [
     f"kernels/{name}.py"
-    for name in ("adaptive", "affine", "batchnorm", "image", "microkernel", "tile_amx")
+    for name in ("adaptive", "affine", "batchnorm", "epilogue", "image", "microkernel", "tile_amx")
 ]
 
 ALL = "all"

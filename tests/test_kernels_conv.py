@@ -58,6 +58,10 @@ SHAPES = [
     (3, 15, 15, 20, 36, 3, 3, 2, 1, 1),  # chunks that begin and end in the middle of an image, at stride 2
     (5, 19, 17, 64, 64, 3, 3, 2, 1, 2),  # by tiles: two chunks, the last with an odd number of pixels
     (1, 5, 7, 288, 32, 1, 1, 1, 0, 1),  # by tiles: a strip of channels and a part of one
+    (3, 21, 30, 3, 64, 7, 7, 2, 3, 1),  # by tiles: merged taps, a step each, and several strips
+    (2, 47, 27, 3, 96, 11, 11, 4, 0, 1),  # merged taps of two steps
+    (3, 9, 14, 32, 64, 3, 3, 2, 1, 1),  # by tiles: four planes of unequal size
+    (2, 12, 13, 64, 64, 5, 5, 3, 2, 2),  # nine, in groups
 ]
 
 # by Winograd's method; the images are no multiples of a tile

@@ -132,15 +132,15 @@ def test_dot2__follows_its_definition_to_the_bit(dot):
 
 
 @numba.njit
-def _multiply_block(a, b, c, taps, steps):
+def _multiply_block(fresh, a, b, walks, c):
     configure_tiles()
-    pitch, tap = a.strides[1], a.strides[0]
-    address = c.ctypes.data
-    tile_block(V, a.ctypes.data, pitch, tap, taps, steps, b.ctypes.data, b.strides[0], address, c.strides[0])
+    steps, there, pitch = walks.ctypes.data, c.ctypes.data, c.strides[0]
+    tile_block(V, fresh, a.ctypes.data, a.strides[1], b.ctypes.data, steps, walks.shape[0], there, pitch)
     release_tiles()
 
 
-def test_tile_block__follows_its_definition_to_the_bit():
+@pytest.mark.parametrize("fresh", [0, 1])
+def test_tile_block__follows_its_definition_to_the_bit(fresh):
     """By AMX where the CPU has it, else spelled out."""
     rng = np.random.default_rng(2)
     taps, steps = 2, 3
@@ -150,7 +150,7 @@ def test_tile_block__follows_its_definition_to_the_bit():
     a[0, 4, :9] = 1  # denormals
     found = np.zeros((32, 40), np.float32)
     found[:, :32] = rng.standard_normal((32, 32))
-    c = found[:, :32].copy()
+    c = found[:, :32] * np.float32(1 - fresh)
     for tap in range(taps):
         for step in range(steps):
             sums = np.zeros((2, 32, 32), np.float32)  # of even and of odd places
@@ -160,7 +160,8 @@ def test_tile_block__follows_its_definition_to_the_bit():
                     right = _flush(BF16.widen(b[tap, step * 16 + k, :, place]))
                     sums[place] = _flush((np.outer(left, right) + sums[place]).astype(np.float32))
             c = _flush(_flush(c) + _flush(sums[0] + sums[1]))
-    _multiply_block(a, b, found, taps, steps)
+    walks = np.array([(tap * a.strides[0], tap * b.strides[0], steps) for tap in range(taps)])
+    _multiply_block(fresh, a, b, walks, found)
     np.testing.assert_array_equal(found[:, :32].view(np.uint32), c.view(np.uint32))
     assert not found[:, 32:].any()
     print("by AMX" if HAS_TILES else "spelled out: this CPU has no AMX")

@@ -19,7 +19,6 @@ from .shares import add_tasks
 from .task import Behind, GradientJob, Job, block_count
 
 NO_MOMENTS = np.zeros((0, 2, 0), np.float32)
-MOST_WIDTH = 512  # output channels of a task of Blocks: with its pixels it is 258 KB of C, which stay in L2
 PACKED, ROWS, COLUMNS = range(3)  # forms of the weights: packed; w (DEPTH, WIDTH) itself; w (WIDTH, DEPTH) itself
 
 
@@ -63,6 +62,7 @@ class Blocks(Method):
     """
 
     form = PACKED
+    most_width = 512  # output channels of a task: with its pixels it is 258 KB of C, which stay in L2
 
     def __init__(self, shape, transposed):
         super().__init__(shape)
@@ -105,7 +105,7 @@ class Blocks(Method):
     def cut(self, threads: int) -> int:
         """Ranges of output channels: where blocks alone are too few tasks. But each range reads all of the input."""
         width = self.width
-        most = max(ceil(self.tasks(threads), len(self.order)), ceil(width, MOST_WIDTH))
+        most = max(ceil(self.tasks(threads), len(self.order)), ceil(width, self.most_width))
         return min(ceil(width, BLOCK), most)
 
     def run(self, x, weights, y, bias, workspace, moments=NO_MOMENTS, accumulate=False, relu=False, behind=None):
@@ -127,6 +127,8 @@ class Gradient(Method):
     the tasks of a share that take all output channels between them, as many times; `chunks()`, into which pixels are
     cut; `grids` of x and dy; and `nest`, the compiled loop over tasks.
     """
+
+    chunk = 0  # pixels that are copied near at a time, where that is a number of them
 
     def __init__(self, shape):
         super().__init__(shape)
@@ -161,7 +163,7 @@ class Gradient(Method):
         partial = workspace[self.workspace_size - self.partial_size : self.workspace_size]
         job = GradientJob(
             x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.stack, x.shape[0],
-            self.splits, taken, wide, self.points(), np.empty(0, self.panels.dtype),
+            self.splits, taken, wide, self.points(), self.chunk, np.empty(0, self.panels.dtype),
         )  # fmt: skip
         self.nest(tasks, job)
         if taken < self.splits:

@@ -52,6 +52,11 @@ class Shape:
         return self.pairs and self.dot == "amx" and whole
 
     @property
+    def merged_tiles(self) -> bool:
+        """The same where taps are merged."""
+        return BLOCK == 32 and self.merged and self.pairs and self.dot == "amx" and self.k_group % 32 == 0
+
+    @property
     def side(self) -> int:
         """Input pixels on a side of a tile of Winograd's method; it has side + 1 - R output pixels on a side."""
         sides = SIDES[self.number.bytes][self.w[0]]

@@ -76,6 +76,7 @@ class GradientJob(NamedTuple):
     taken: int  # of them by a task
     wide: int  # blocks of output channels of a task, at most
     points: int  # of a whole tile
+    chunk: int  # pixels that are copied near at a time
     panels: np.ndarray  # empty; its dtype is that of the panels of x and dy
 
 

@@ -1,72 +1,97 @@
-"""Forward and backward-input in tiles of pairs of bf16: `rows`, with all rows staged and a matrix unit for a tile.
+"""Forward and backward-input in tiles of pairs of bf16, as Intel's AMX multiplies them.
 
-A tile's rows are one pitch apart, which rows at addresses are not: so they are copied near first.
+The rows of a tile are one pitch apart, which pixels in memory are not where an image ends: a block of the grid reads a
+`strip`. A tile of C is summed over all taps and depth without leaving its registers, and finished while it lies in the
+first-level cache: AMX multiplies so fast that every other pass over C would take longer.
 """
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from .._jit import inlined, kernel
-from ..arch import BLOCK, V
-from ..tile_amx import SIDE, STEP, configure_tiles, release_tiles, tile_block
-from .grid import DEPTH, GROUPS, WIDTH
-from .panels import ROW
-from .rows import PANEL_BYTES, Rows, begin_with, gather, near_rows, stage, taps_in_a_row
-from .task import F32_BYTES, aligned, finish, place
+from ..arch import BLOCK, LINE, V
+from ..tile_amx import STEP, configure_tiles, release_tiles, tile_block
+from .finishing import ask_for, begin_sums, finish_of, finish_tile, tell_moments
+from .grid import DEPTH, GRID_J, GROUPS, WIDTH, row_addresses
+from .panels import ROW, pack
+from .rows import MergedRows, Rows
+from .shape import ceil
+from .strip import AT_ONCE, MERGED_ROWS, lay, make_strip, stage
+from .task import F32_BYTES, aligned, place
 
-PIXELS_AT_ONCE = 2 * SIDE
-UNITS = STEP // 2  # of a step of depth
+PIXELS = 256  # of a block, at most
+STRIP_BYTES = 1 << 19  # of its pixels: with its weights it stays in L2
+WEIGHTS_BYTES = 1 << 20  # of all weights of a task: more are read panel by panel, each by all pixels of a block
+
+
+class _Part(NamedTuple):
+    """The tiles of a task: a strip near, and what finishing wants to know of its things."""
+
+    room: np.ndarray
+    pitch: int  # bytes of a place: an odd number of lines, so that neighbours lie in different sets of L1
+    begins: np.ndarray  # (tiles,) addresses of their first places
+    ends: np.ndarray  # (tiles + 1,) the things of tile t are ends[t] to ends[t + 1] - 1
+    rows: np.ndarray  # (things,) offsets in their tile, in bytes
+    outs: np.ndarray  # (things,) addresses of the results
+    walks: np.ndarray  # (taps, 3) as `tile_block` takes them
+    c: np.ndarray
 
 
 @inlined
-def _begin(group, job, part, c):
-    """C (pixels, channels of the part) = bias."""
-    start, width = np.zeros(BLOCK, np.float32), part.geometry[WIDTH]
-    for block in range(part.lo, part.hi):
-        begin_with(job, part, group * width + block * BLOCK, block * BLOCK, start)
-        for m in range(c.shape[0]):
-            for j in range(BLOCK):
-                c[m, (block - part.lo) * BLOCK + j] = start[j]
+def _make_part(job, part, strip, blocks, depth):
+    pitch = (depth * 2 // LINE | 1) * LINE
+    room, walks = aligned(strip.sources.size * pitch // F32_BYTES), np.empty((part.taps.shape[0], 3), np.int64)
+    rows, outs = np.empty(part.count, np.int64), np.empty((1, part.count), np.int64)
+    row_addresses(job.y.ctypes.data, 0, part.y_geometry, part.y_taps, part.first, part.count, outs)
+    ends, begins = np.zeros(blocks + 1, np.int64), np.int64(room.ctypes.data) + strip.starts[:blocks] * pitch
+    for n in range(part.count):
+        tile, row = divmod(strip.kept[n], AT_ONCE)
+        rows[n], ends[tile + 1] = row * ROW, n + 1
+    for t in range(part.taps.shape[0]):
+        walks[t] = strip.shifts[t] * pitch, part.taps[t, 2] * depth // 2 * ROW, depth // STEP
+    return _Part(room, pitch, begins, ends, rows, outs[0], walks, aligned(AT_ONCE * BLOCK))
 
 
 @inlined
-def _multiply(group, job, part, rows, c):
-    """C += sum over taps and depth of one group: some taps whole, or a part of one tap's depth, at a time."""
-    width, taps, depth = part.geometry[WIDTH], part.taps, part.geometry[DEPTH] // 2  # in units
-    padded, blocks, limit = rows.shape[1], -(-width // BLOCK), PANEL_BYTES // ROW // UNITS * UNITS
-    depth_at_once, taps_at_once = min(depth, limit), min(taps.shape[0], max(1, limit // depth))
-    near = near_rows(taps_at_once, padded, padded, depth_at_once)
-    a, pitch = near.table[0, 0], near.table[0, 1] - near.table[0, 0]
-    t0 = 0
-    while t0 < taps.shape[0]:
-        t1 = taps_in_a_row(taps, t0, taps_at_once)
-        for c0 in range(0, depth, depth_at_once):
-            count = min(depth_at_once, depth - c0)
-            stage(job, part, rows, t0, t1, (group * depth + c0) * F32_BYTES, count, near.table)
-            for block in range(part.lo, part.hi):
-                panel = ((group * blocks + block) * job.all_taps + taps[t0, 2]) * depth + c0
-                for m in range(0, padded, PIXELS_AT_ONCE):
-                    there = c.ctypes.data + m * c.strides[0] + (block - part.lo) * ROW
-                    tile_block(
-                        V, a + m * pitch, pitch, padded * pitch, t1 - t0, count // UNITS,
-                        job.weights.ctypes.data + panel * ROW, depth * ROW, there, c.strides[0],
-                    )  # fmt: skip
-        t0 = t1
+def _multiply(kind, to, own, weights, panel, panels):
+    """All tiles of a group: pixels by pixels or, if that is too much for L2, panel by panel of the weights."""
+    begins, ends, outs, pitch, c = own.begins, own.ends, own.outs, own.pitch, own.c.ctypes.data
+    walks, taps = own.walks.ctypes.data, own.walks.shape[0]
+    tiles, by_panel = begins.size, panels * panel > WEIGHTS_BYTES
+    for k in range(tiles * panels):
+        block, tile = (k // tiles, k % tiles) if by_panel else (k % panels, k // panels)
+        if tile + 1 < tiles and by_panel:
+            ask_for(kind, to, block, 1, ends[tile + 1], ends[tile + 2], outs)
+        elif tile + 1 < tiles:  # for some rows of the next tile, from end to end
+            first, many = ends[tile + 1], ends[tile + 2] - ends[tile + 1]
+            ask_for(kind, to, 0, panels, first + many * block // panels, first + many * (block + 1) // panels, outs)
+        tile_block(V, 1, begins[tile], pitch, weights + block * panel, walks, taps, c, ROW)
+        finish_tile(kind, to, block, ends[tile], ends[tile + 1], c)
 
 
 @inlined
 def _tiles_task(task, job):
-    """PIXELS pixels of the grid times one of the ranges of output channels, for every group."""
+    """A block of the grid times one of the ranges of output channels, for every group."""
     part = place(task, job)
-    pitch, padded = (part.hi - part.lo) * BLOCK, -(-part.count // PIXELS_AT_ONCE) * PIXELS_AT_ONCE
-    rows, out_rows = gather(job, part, padded)
-    c = aligned(padded * pitch)
+    geometry, width = part.geometry, part.geometry[WIDTH]
+    depth = -(-geometry[DEPTH] // STEP) * STEP  # zeros of the weights meet what is behind taps that are merged
+    strip = make_strip(job, geometry, part.taps, part.count)
+    blocks, places = lay(job, geometry, strip, part.first, part.count)
+    own, panel = _make_part(job, part, strip, blocks, depth), job.all_taps * depth // 2 * ROW
+    gathered = aligned(3 * job.moments.shape[2]).reshape(3, job.moments.shape[2])
     configure_tiles()
-    for group in range(part.geometry[GROUPS]):
-        _begin(group, job, part, c.reshape(padded, pitch))
-        if part.taps.shape[0] > 0:
-            _multiply(group, job, part, rows, c.reshape(padded, pitch))
-        finish(job, part, group, c, pitch, part.count, out_rows)
+    for group in range(geometry[GROUPS]):
+        for plane in range(strip.planes.size):
+            there = own.room.ctypes.data + plane * strip.apart * own.pitch
+            stage(strip.sources[plane, :places], group * depth * 2, depth * 2, there, own.pitch)
+        channel = group * width + part.lo * BLOCK
+        begin_sums(job, part, channel)
+        to = finish_of(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)
+        weights = job.weights.ctypes.data + (group * -(-width // BLOCK) + part.lo) * panel
+        _multiply(job.y.dtype, to, own, weights, panel, part.hi - part.lo)
+        tell_moments(job, part, channel, gathered)
     release_tiles()
 
 
@@ -79,8 +104,42 @@ def _tiles_nest(tasks, job):
 class Tiles(Rows):
     """Packed pairs, depths of whole steps."""
 
-    nest = staticmethod(_tiles_nest)
+    nest, most_width = staticmethod(_tiles_nest), 1 << 30
+
+    def __init__(self, shape, transposed):
+        super().__init__(shape, transposed)
+        pixels = max(AT_ONCE, min(PIXELS, STRIP_BYTES // (2 * self.depth)))
+        row = max(grid.geometry[GRID_J] for grid, _ in self.grids)  # whole ones: less of them is read twice
+        self.size = int(max(1, pixels // row) * row if row <= pixels else pixels)
 
     @classmethod
     def suits(cls, shape):
         return shape.tiles
+
+    def tasks(self, threads):
+        return 4 * threads
+
+
+class MergedTiles(MergedRows):
+    """The taps of a filter row merged; behind them panels have zeros, up to a whole step."""
+
+    nest, most_width = staticmethod(_tiles_nest), 1 << 30
+
+    def __init__(self, shape, transposed):
+        super().__init__(shape, transposed)
+        r, s, depth, k = shape.w
+        self.size = MERGED_ROWS * shape.y[2]
+        self.packed_size = r * ceil(s * depth, STEP) * STEP * ceil(k, BLOCK) * BLOCK
+
+    @classmethod
+    def suits(cls, shape):
+        return shape.merged_tiles
+
+    def tasks(self, threads):
+        return 4 * threads
+
+    def pack(self, w, packed):
+        r, s, depth, k = w.shape
+        whole = np.zeros((r, ceil(s * depth, STEP) * STEP, k), np.float32)
+        whole[:, : s * depth] = w.reshape(r, s * depth, k)
+        pack(whole, 1, False, packed)

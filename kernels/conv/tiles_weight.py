@@ -1,86 +1,139 @@
 """Backward-weight in tiles of pairs of bf16: `outer`, with a matrix unit for a tile.
 
 dw (channels of x, channels of dy) is a product with the pixels as depth. A tile wants those of a channel of x side by
-side: a chunk of x is copied near as pairs of pixels and turned over, square by square. dy's panels are as in `outer`.
+side: the strip that a chunk of pixels reads is turned over, square by square, and every tap reads it from a place of
+its own. Where a strip has places that are no pixel's, panels of dy have zeros.
 """
 
 import numba
 import numpy as np
 
 from .._jit import inlined, kernel
-from ..arch import BLOCK, LINE, LINE_FLOATS, V
-from ..element import poke, size_of
+from ..ahead import ask
+from ..arch import BLOCK, LINE, LINE_FLOATS, NV, V
+from ..element import size_of
 from ..microkernel import pack_block, transpose_square
-from ..tile_amx import SIDE, STEP, configure_tiles, release_tiles, tile_block
-from .grid import DEPTH, row_addresses
-from .outer import Outer, add_up, pack_gradients, place_gradient, sums_target
-from .panels import ROW
+from ..tile_amx import SIDE, configure_tiles, release_tiles, tile_block
+from .grid import DEPTH, GROUPS, WIDTH
+from .outer import RANGE, MergedOuter, Outer, add_up, place_gradient, sums_target
+from .panels import ROW, copy_row
+from .strip import AT_ONCE, MERGED_ROWS, lay, make_strip
 from .task import F32_BYTES, aligned
 
-CHUNK = 12 * STEP  # pixels of a chunk: dw is read and written once a chunk, and its panels stay in L1
-PITCH = (CHUNK // STEP | 1) * LINE  # of a channel's pixels: an odd number of lines, so that rows lie in different sets
-STRIP = 256  # channels of x at once: 213 KB, beside the panels of dy in L2
-CHANNELS = 2 * SIDE  # of a block of tiles
+CHUNKS = 384, 196  # pixels of a chunk, of one tap and of more: dw is read and written once a chunk, but what several
+# taps read is to stay in L1, with dy's panel
+SUMS_BYTES = 5 << 18  # of a task: they, too
+CHANNELS = 256  # of x at once: those of a chunk stay in L2, beside the panels of dy
 
 
 @inlined
-def _clear(job, part):
-    """The sums of a task = 0."""
-    for t in range(part.taps.shape[0]):
-        for c in range(part.geometry[DEPTH]):
-            there, _ = sums_target(job, part, t, c, part.lo)
-            for j in range((part.hi - part.lo) * BLOCK):
-                poke(np.float32, there, j, np.float32(0))
-
-
-@inlined
-def _turn(kind, rows, count, shift, channels, square, turned):
-    """turned (channels, PITCH bytes) = the pixels at addresses rows[:count], from `shift` bytes on, side by side."""
-    for p in range(0, count, STEP):
+def _turn(kind, sources, places, shift, channels, square, turned, pitch):
+    """Rows from address `turned` on, `pitch` apart = a channel each of the places of a plane, side by side; channels
+    from `shift` bytes on."""
+    for p in range(0, places, AT_ONCE):
+        for n in range(p + AT_ONCE, min(p + 2 * AT_ONCE, places)):
+            ask(sources[n] + shift, channels * size_of(kind))
         for c in range(0, channels, LINE_FLOATS):
             here = shift + c * size_of(kind)
             for pair in range(SIDE):
-                one, other = rows[p + 2 * pair] + here, rows[p + 2 * pair + 1] + here
+                one, other = sources[p + 2 * pair] + here, sources[p + 2 * pair + 1] + here
                 pack_block(1, V, kind, kind, one, other, square.ctypes.data + pair * LINE)
-            there = turned.ctypes.data + c * PITCH + p // STEP * LINE
-            transpose_square(V, np.float32, np.float32, square.ctypes.data, LINE, there, PITCH)
+            there = turned + c * pitch + p * size_of(kind)
+            transpose_square(V, np.float32, np.float32, square.ctypes.data, LINE, there, pitch)
 
 
 @inlined
-def _multiply(job, part, rows, count, panel, square, turned):
-    """Add a chunk's products to the sums: a strip of channels at a time, every tap, tile by tile."""
-    depth, item = part.geometry[DEPTH], job.x.itemsize
-    for begin in range(0, depth, STRIP):
-        channels = min(STRIP, depth - begin)
-        for t in range(part.taps.shape[0]):
-            _turn(job.x.dtype, rows[t], count, (part.group * depth + begin) * item, channels, square, turned)
-            for c in range(0, channels, CHANNELS):
-                for block in range(part.lo, part.hi):
-                    there, pitch = sums_target(job, part, t, begin + c, block)
-                    b = panel.ctypes.data + (block - part.lo) * panel.shape[1] * ROW
-                    a = turned.ctypes.data + c * PITCH
-                    tile_block(V, a, PITCH, 0, 1, count // STEP, b, 0, there, pitch)
+def _pack_gradients(job, part, strip, blocks, first, count, rows, panel):
+    """panel[block, pair] = BLOCK channels of dy of two places of a strip's blocks; zeros where no thing is."""
+    width, item = part.geometry[WIDTH], job.dy.itemsize
+    pitch = part.geometry[GROUPS] * width * item
+    rows[: blocks * AT_ONCE] = job.zeros.ctypes.data
+    for n in range(count):
+        rows[strip.kept[n]] = job.dy.ctypes.data + (first + n) * pitch + (part.group * width + part.lo * BLOCK) * item
+    for pair in range(blocks * SIDE):
+        for n in range(2 * (pair + SIDE), min(2 * (pair + SIDE + 1), blocks * AT_ONCE)):
+            ask(rows[n], (part.hi - part.lo) * BLOCK * item)
+        for block in range(part.lo, part.hi):
+            shift = (block - part.lo) * BLOCK * item
+            there = panel.ctypes.data + ((block - part.lo) * panel.shape[1] + pair) * ROW
+            pack_block(NV, V, job.dy.dtype, job.panels.dtype, rows[2 * pair] + shift, rows[2 * pair + 1] + shift, there)
+
+
+@inlined
+def _walks(starts, item, walks):
+    """The blocks of a strip, those that follow each other as one walk, as `tile_block` takes them; returns how many."""
+    count = 0
+    for n in range(starts.size):
+        if n > 0 and starts[n] == starts[n - 1] + AT_ONCE:
+            walks[count - 1, 2] += 1
+        else:
+            walks[count] = starts[n] * item, n * SIDE * ROW, 1
+            count += 1
+    return count
+
+
+@inlined
+def _multiply(job, part, strip, walks, fresh, panel, turned, begin, sums):
+    """Add a chunk's products to the sums: every tap, tile by tile."""
+    item, taps, blocks, a_pitch = job.x.itemsize, part.taps.shape[0], part.hi - part.lo, turned.strides[0]
+    panel_bytes, here, there = panel.shape[1] * ROW, turned.ctypes.data, sums.ctypes.data
+    out, pitch = sums_target(job, part, 0, begin, part.lo)  # of one tap
+    for c in range(0, turned.shape[0], AT_ONCE):
+        for block in range(blocks):
+            a, b = here + c * a_pitch, panel.ctypes.data + block * panel_bytes
+            if sums.size == 0:
+                to = out + c * pitch + block * ROW
+                tile_block(V, fresh, a, a_pitch, b, walks.ctypes.data, walks.shape[0], to, pitch)
+                continue
+            for t in range(taps):
+                to = there + (((begin + c) // AT_ONCE * blocks + block) * taps + t) * AT_ONCE * ROW
+                shifted = a + strip.shifts[t] * item
+                tile_block(V, fresh, shifted, a_pitch, b, walks.ctypes.data, walks.shape[0], to, ROW)
+
+
+@inlined
+def _tell(job, part, sums):
+    """The sums of a share, once they are whole, to their place in rows of dw."""
+    depth = part.geometry[DEPTH]
+    for c in range(sums.shape[0]):
+        for block in range(sums.shape[1]):
+            for t in range(sums.shape[2]):
+                there, pitch = sums_target(job, part, t, c * AT_ONCE, part.lo + block)
+                for row in range(min(AT_ONCE, depth - c * AT_ONCE)):
+                    copy_row(np.float32, sums[c, block, t, row].ctypes.data, there + row * pitch, BLOCK)
 
 
 @inlined
 def _tiles_weight_task(task, job):
     """Some blocks of output channels of one group, over some shares of the pixels."""
-    part = place_gradient(task, job, CHUNK, 0)
-    rows = np.empty((part.taps.shape[0], CHUNK), np.int64)
-    panel = aligned((part.hi - part.lo) * CHUNK // 2 * BLOCK).reshape(part.hi - part.lo, CHUNK // 2, BLOCK)
-    square, turned = aligned(SIDE * LINE_FLOATS), aligned(min(STRIP, part.geometry[DEPTH]) * PITCH // F32_BYTES)
+    chunk, item = job.chunk, job.x.itemsize
+    part = place_gradient(task, job, chunk, 0)
+    depth = -(-part.geometry[DEPTH] // AT_ONCE) * AT_ONCE  # taps that are merged have fewer, and something behind them
+    strip = make_strip(job, part.geometry, part.taps, chunk)
+    most, apart = strip.starts.size, strip.apart
+    rows, walks = np.empty(most * AT_ONCE, np.int64), np.empty((most, 3), np.int64)
+    panel = aligned((part.hi - part.lo) * most * SIDE * BLOCK).reshape(part.hi - part.lo, most * SIDE, BLOCK)
+    pitch = (strip.sources.size * item // LINE | 1) * LINE  # an odd number of lines, so that rows lie in different sets
+    square, at_once = aligned(SIDE * LINE_FLOATS), min(CHANNELS, depth)
+    turned = aligned(at_once * pitch // F32_BYTES).reshape(at_once, pitch // F32_BYTES)
+    beside = depth // AT_ONCE if part.taps.shape[0] > 1 else 0
+    form = beside, part.hi - part.lo, part.taps.shape[0], AT_ONCE, BLOCK
+    sums = aligned(beside * AT_ONCE * form[1] * form[2] * BLOCK).reshape(form)
     configure_tiles()
     for number in range(job.taken):
-        part = place_gradient(task, job, CHUNK, number)
-        _clear(job, part)
-        for first in range(part.first, part.last, CHUNK):
-            count = min(CHUNK, part.last - first)
-            whole = -(-count // STEP) * STEP  # behind the last pixel there are zeros
-            row_addresses(job.x.ctypes.data, job.zeros.ctypes.data, part.geometry, part.taps, first, count, rows)
-            rows[:, count:whole] = job.zeros.ctypes.data
-            panel[:, count // 2 : whole // 2] = 0
-            pack_gradients(job, part, first, count, panel)
-            _multiply(job, part, rows, whole, panel, square, turned)
+        part = place_gradient(task, job, chunk, number)
+        for first in range(part.first, part.last, chunk):
+            count, fresh = min(chunk, part.last - first), np.int64(first == part.first)
+            blocks, places = lay(job, part.geometry, strip, first, count)
+            runs = _walks(strip.starts[:blocks], item, walks)
+            _pack_gradients(job, part, strip, blocks, first, count, rows, panel)
+            for begin in range(0, depth, CHANNELS):
+                channels, shift = min(CHANNELS, depth - begin), (part.group * depth + begin) * item
+                for plane in range(strip.planes.size):
+                    there, further = turned.ctypes.data + plane * apart * item, places + AT_ONCE - 1
+                    _turn(job.x.dtype, strip.sources[plane], further, shift, channels, square, there, turned.strides[0])
+                _multiply(job, part, strip, walks[:runs], fresh, panel, turned[:channels], begin, sums)
+        _tell(job, part, sums)
         add_up(job, part)
     release_tiles()
 
@@ -94,8 +147,31 @@ def _tiles_weight_nest(tasks, job):
 class TilesWeight(Outer):
     """Channels of x and dy in whole steps."""
 
-    nest, chunk = staticmethod(_tiles_weight_nest), CHUNK
+    nest = staticmethod(_tiles_weight_nest)
+
+    def __init__(self, shape):
+        r, s, depth, _ = shape.w
+        self.chunk = CHUNKS[0] if r == s == 1 else CHUNKS[1]
+        self.most = max(1, min(RANGE, SUMS_BYTES // (r * s * depth * ROW)))
+        super().__init__(shape)
 
     @classmethod
     def suits(cls, shape):
         return shape.tiles
+
+    def chunks(self):
+        return super().chunks() * self.chunk // CHUNKS[0]
+
+
+class MergedTilesWeight(MergedOuter):
+    """The taps of a filter row merged; what its last step reads beyond them is thrown away."""
+
+    nest = staticmethod(_tiles_weight_nest)
+
+    def __init__(self, shape):
+        self.chunk = MERGED_ROWS * shape.y[2]
+        super().__init__(shape)
+
+    @classmethod
+    def suits(cls, shape):
+        return shape.merged_tiles
