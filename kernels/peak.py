@@ -16,8 +16,10 @@ from .arch import LINE, LINE_FLOATS, MR, NV, V
 from .dot import dot_of
 from .number import BF16, FP32
 from .store import aligned_zeros
+from .tile_amx import SIDE, STEP, configure_tiles, release_tiles, tile_rounds
 
 CHAINS = 24 if MR * NV > 24 else 12  # independent sums: enough to hide the latency, few enough to fit
+TILE_FLOATS = 4 * SIDE * SIDE  # sums in tile registers
 UNROLL = 8  # vectors per turn of a stream
 TURN = STREAM_UNIT = UNROLL * V  # floats
 READ, COPY, COPY_PAST, FILL, FILL_PAST = range(5)  # PAST: with stores that go past the caches
@@ -90,12 +92,29 @@ def _dots_on_all(rounds, rows):
         _dot_rounds(rounds, rows[i])
 
 
-def fma_peak(rounds: int, pairs: bool = False) -> int:
+@inlined
+def _tile_rounds(rounds, row):
+    configure_tiles()
+    tile_rounds(V, rounds, row.ctypes.data)
+    release_tiles()
+
+
+@kernel(parallel=True)
+def _tiles_on_all(rounds, rows):
+    for i in numba.prange(rows.shape[0]):
+        _tile_rounds(rounds, rows[i])
+
+
+def fma_peak(rounds: int, multiplied: str = "fp32") -> int:
     """Run `rounds` rounds of independent multiply-adds on every thread; returns the flops that were done.
 
-    Of float32, or of pairs of bf16: as the tiles of convolutions multiply them.
+    multiplied: as convolutions do it, by the name that `product` gives: "fp32", or pairs of bf16, "dot2" or "amx".
     """
-    number = BF16 if pairs else FP32
+    if multiplied == "amx":
+        rows = aligned_zeros(numba.get_num_threads() * TILE_FLOATS).reshape(-1, TILE_FLOATS)
+        _tiles_on_all(rounds, rows)
+        return 2 * rows.shape[0] * rounds * TILE_FLOATS * STEP
+    number = FP32 if multiplied == "fp32" else BF16
     in_unit = FP32.bytes // number.bytes
     # a, b, and where the sum goes, in lines of their own
     rows = np.zeros((numba.get_num_threads(), in_unit * (3 * V + 4 * LINE_FLOATS)), number.dtype)

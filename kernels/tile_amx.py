@@ -157,6 +157,27 @@ def tile_block(typing, width, fresh, a, a_pitch, b, walks, count, c, c_pitch):
 
 
 @intrinsic
+def tile_rounds(typing, width, rounds, c):
+    """`rounds` times the four dot products of a step, of tiles of zeros that are in registers; C, 32 x BLOCK, = 0."""
+    constants = literals(width)
+    if constants is None:
+        return None
+
+    def codegen(context, builder, sig, args):
+        tiles = KIND(builder, constants[0])
+        for tile in range(8):
+            tiles.clear(tile)
+        with cgutils.for_range(builder, args[1]):
+            for number in C_TILES:
+                tiles.dot(number, A_TILES[number // 2], B_TILES[number % 2])
+        for number in C_TILES:
+            tiles.store(number, plus(builder, args[2], number * SIDE * TILE_BYTES), I64(TILE_BYTES))
+        return context.get_dummy_value()
+
+    return types.void(width, types.int64, types.int64), codegen
+
+
+@intrinsic
 def _configure(typing, config):
     def codegen(context, builder, sig, args):
         if HAS_TILES:

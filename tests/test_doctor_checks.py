@@ -59,7 +59,7 @@ SICK = [
     ("data", WRONG, ranks(sick=[1], shards="90 images in 4 shards"), "n1: 90 images"),
     ("file locks", WRONG, ranks(sick=[1], locking="No locks available"), "No locks available"),
     ("arithmetic", WRONG, ranks(8, sick=[5], fma=3e12), "slow: n5 -25%"),
-    ("pairs of bf16", WRONG, ranks(8, sick=[5], pairs=4e12), "slow: n5 -43%"),
+    ("bf16 products", WRONG, ranks(8, sick=[5], pairs=4e12), "slow: n5 -43%"),
     ("arithmetic", NOTE, ranks(fma=5e11), "500 GFLOP/s a rank, median, 9% of what 60 cores at 1.4 GHz allow"),
     ("memory", WRONG, ranks(8, sick=[5], stream=4e10), "slow: n5 -50%"),
     ("links", WRONG, ranks(sick=[2], link=1.17e8), "0.94 Gb/s from n2 to n9, the slowest of 4; hsn0 is made for"),

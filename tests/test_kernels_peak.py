@@ -16,7 +16,8 @@ def test_fma_peak__counts_two_flops_for_each_lane_chain_round_and_thread():
     flops = fma_peak(10)
     assert flops == 10 * fma_peak(1)
     assert flops % (2 * 10 * ARCH.tile().width * numba.get_num_threads()) == 0
-    assert fma_peak(10, pairs=True) == 2 * flops
+    assert fma_peak(10, "dot2") == 2 * flops
+    assert fma_peak(1, "amx") == numba.get_num_threads() * 4 * 16 * 16 * 32 * 2
 
 
 @pytest.mark.parametrize("name", STREAMS)

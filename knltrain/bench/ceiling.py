@@ -36,7 +36,7 @@ def machine_line() -> str:
 
 def multiplied(precision: str) -> str:
     """What the multiply-add loop multiplies, in words."""
-    return "float32" if product(precision) == "fp32" else "pairs of bf16"
+    return {"fp32": "float32", "dot2": "pairs of bf16", "amx": "tiles of bf16"}[product(precision)]
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Timing:
 class Ceiling:
     """The FMA loop, and streams for passes of up to `largest` bytes; none, and no memory for them, where that is 0.
 
-    precision: for bf16 the loop is of pairs, where the kernels multiply those.
+    precision: for bf16 the loop is of pairs or of tiles, where the kernels multiply those.
     """
 
     def __init__(self, largest: int = 0, precision: str = "fp32"):
-        self.peaks, self.precision, self.pairs = [], precision, product(precision) != "fp32"
+        self.peaks, self.precision, self.multiplied = [], precision, product(precision)
         self.rounds = 1000
-        fma_peak(self.rounds, self.pairs)  # compiles
-        seconds = min(clock(fma_peak, self.rounds, self.pairs) for _ in range(5))
+        fma_peak(self.rounds, self.multiplied)  # compiles
+        seconds = min(clock(fma_peak, self.rounds, self.multiplied) for _ in range(5))
         self.rounds = max(1, round(self.rounds * PEAK_SECONDS / seconds))
         if largest:
             floats = max(largest, HEADLINE_BYTES) // 4 + STREAM_UNIT
@@ -70,7 +70,7 @@ class Ceiling:
     def peak(self) -> float:
         """flop/s of the FMA loop on all threads, now."""
         start = time.perf_counter()
-        flops = fma_peak(self.rounds, self.pairs)
+        flops = fma_peak(self.rounds, self.multiplied)
         self.peaks.append(flops / (time.perf_counter() - start))
         return self.peaks[-1]
 

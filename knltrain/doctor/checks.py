@@ -95,8 +95,8 @@ def cpu(ranks):
         if rank["kernels"] == "generic" and rank["processor"]:
             yield Finding("vectors", NOTE, f"{rank['host']}: generic kernels, no AVX2", "correct, but slow")
             return
-    bf16 = "avx512_bf16" in ranks[0]["flags"]
-    yield Finding("vectors", OK, f"{ranks[0]['kernels']} kernels, bf16 instructions: {'yes' if bf16 else 'no'}")
+    known = [name for name, flag in (("vectors", "avx512_bf16"), ("tiles", "amx_bf16")) if flag in ranks[0]["flags"]]
+    yield Finding("vectors", OK, f"{ranks[0]['kernels']} kernels, bf16 instructions: {' and '.join(known) or 'none'}")
 
 
 def numa(ranks):
@@ -167,7 +167,7 @@ def data(ranks):
 
 MEASURED = {  # key of the facts: name, unit, divisor, what to do about a slow node
     "fma": ("arithmetic", "GFLOP/s", 1e9, "clock, heat or a neighbour: --exclude it"),
-    "pairs": ("pairs of bf16", "GFLOP/s", 1e9, "clock, heat or a neighbour: --exclude it"),
+    "pairs": ("bf16 products", "TFLOP/s", 1e12, "clock, heat or a neighbour: --exclude it"),
     "stream": ("memory", "GB/s", 1e9, "memory mode or a neighbour: --exclude it"),
     "read": ("shards", "MB/s", 1e6, "its path to the file system: --exclude it, or stage the data"),
 }

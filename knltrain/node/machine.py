@@ -140,13 +140,10 @@ def best_rate(run, seconds: float) -> float:
 
 
 def arithmetic_peak(seconds: float, precision: str = "fp32") -> float:
-    """flop/s of multiply-adds in registers on all threads of this rank: of vectors of what `precision` multiplies.
-
-    Of bf16 by AMX, too, it is that of pairs in vectors.
-    """
-    pairs = product(precision) != "fp32"
-    fma_peak(1, pairs)  # compiles
-    return best_rate(lambda: fma_peak(PEAK_ROUNDS, pairs), seconds)
+    """flop/s of multiply-adds in registers on all threads of this rank, as convolutions of a precision multiply."""
+    multiplied = product(precision)
+    fma_peak(1, multiplied)  # compiles
+    return best_rate(lambda: fma_peak(PEAK_ROUNDS, multiplied), seconds)
 
 
 def _processor() -> str:
