@@ -132,7 +132,7 @@ class _Cache:
             self._lock = _lock(cache_folder() / f"{self._function.__module__}.{self._function.__qualname__}.lock")
             found = self._load(signature, target)
             if found is not None:
-                self._unlock()
+                self.release()
         return found
 
     def _load(self, signature, target):
@@ -144,9 +144,9 @@ class _Cache:
         try:
             self._found.save_overload(signature, result)
         finally:
-            self._unlock()
+            self.release()
 
-    def _unlock(self):
+    def release(self):
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -300,8 +300,18 @@ def kernel(function=None, *, parallel=False):
     if function is None:
         return functools.partial(kernel, parallel=parallel)
     compiled = numba.njit(parallel=parallel, pipeline_class=_Compiler, no_cfunc_wrapper=True, **_FLAGS)(function)
-    compiled._cache = _Cache(function)  # what cache=True does, but that asks for the folder at once
+    cache = compiled._cache = _Cache(function)  # what cache=True does, but that asks for the folder at once
+    compiled._compiler.compile = functools.partial(_compile, compiled._compiler.compile, cache)
     return compiled
+
+
+def _compile(compiler, cache, *arguments):
+    """Compile; if that fails, those who wait for the result need not wait until this process ends."""
+    try:
+        return compiler(*arguments)
+    except BaseException:
+        cache.release()
+        raise
 
 
 def inlined(function):

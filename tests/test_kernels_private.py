@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numba
 import pytest
 from mpirun import ROOT
 from tinyrun import write_recipe
@@ -157,6 +158,18 @@ def test_cache__does_not_wait_forever(tmp_path, monkeypatch):
     assert again is not None
     os.close(again)
     assert _jit._lock(tmp_path / "nowhere" / "lock") is None  # no place for a lock: everybody compiles
+
+
+def test_cache__of_a_kernel_that_does_not_compile_keeps_nobody_waiting(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    wrong = _jit.kernel(lambda x: x + "1")
+    for _ in range(2):
+        with pytest.raises(numba.TypingError):
+            wrong(3.0)
+    (lock,) = _jit.cache_folder().glob("*.lock")
+    held = _jit._lock(lock)
+    assert held is not None
+    os.close(held)
 
 
 def test_cache__gives_another_kernel_what_it_calls_and_reads_it_only_then(tmp_path, monkeypatch):
