@@ -14,6 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.np.numpy_support import as_dtype
 
+from .arch import LINE
 from .number import BF16, FP16, FP32, number_of
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -164,11 +165,17 @@ class Lanes:
         narrow = narrow_value(self.builder, self.number, value)
         stored = self.builder.store(narrow, place, align=self._align(aligned or past))
         if past:
-            stored.set_metadata("nontemporal", self.builder.module.add_metadata([I32(1)]))
+            self._past(stored)
 
-    def store_bits(self, value, address, offset=0):
-        """A vector as it is, whatever it holds."""
-        self.builder.store(value, self._pointer(address, offset, value.type), align=self.number.bytes)
+    def store_bits(self, value, address, offset=0, past=False):
+        """A vector as it is, whatever it holds; past: the caches, a whole aligned line."""
+        align = LINE if past else self.number.bytes
+        stored = self.builder.store(value, self._pointer(address, offset, value.type), align=align)
+        if past:
+            self._past(stored)
+
+    def _past(self, stored):
+        stored.set_metadata("nontemporal", self.builder.module.add_metadata([I32(1)]))
 
     def load_one(self, address, offset=0):
         stored = self.builder.load(self._pointer(address, offset, self.stored), align=self.number.bytes)

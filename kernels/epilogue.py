@@ -1,10 +1,9 @@
 """What becomes of a tile of sums of a convolution, BLOCK channels of some rows, while it lies in the first-level cache.
 
 Its rows and those of the result have tables: offsets within the tile, and addresses. What is gathered over the rows, or
-is one number for each channel, stays in registers. Nothing is checked here.
+is one number for each channel, stays in registers. Results in bf16 are rounded by an instruction of the CPUs that have
+tiles: denormals become zeros. Nothing is checked here.
 """
-
-from functools import partial, reduce
 
 from numba import types
 from numba.core import cgutils
@@ -12,8 +11,9 @@ from numba.extending import intrinsic
 
 from ._ir import F32, I64, Lanes, cases, load_address, number_type, times
 from .affine import MEAN, ONTO, PAST, SCALE, SHIFT
-from .arch import BLOCK, NV, V
-from .number import FP32
+from .arch import NV, V
+from .dot import Dot2
+from .number import BF16, FP32
 
 _I64 = types.int64
 REFERENCE, SUM, SQUARES = range(3)  # rows of what is gathered for moments
@@ -57,14 +57,11 @@ class _Rows:
         return [self.builder.fadd(one, value) for one, value in zip(old, values, strict=True)]
 
     def store(self, values, out, how):
-        """All of a row at once: past the caches the processor stores whole lines."""
-        whole = Lanes(self.builder, BLOCK, self.stored.number)
-        whole.store(reduce(partial(_beside, whole), values), out, past=how == PAST)
-
-
-def _beside(lanes, one, other):
-    """Two vectors as one."""
-    return lanes.shuffle(one, other, range(one.type.count + other.type.count))
+        """A row; of bf16 it is a line, which the processor can store past the caches."""
+        if self.stored.number is BF16:
+            return self.lanes.store_bits(Dot2(self.builder, V).narrow(*values), out, past=how == PAST)
+        for j, value in enumerate(values):
+            self.stored.store(value, out, j * self.stored.bytes, past=how == PAST)
 
 
 @intrinsic

@@ -1,5 +1,7 @@
 """Numbers of 16 bits: conversions bit by bit, the dot product of pairs, and every kernel on bf16 and fp16 tensors."""
 
+import functools
+
 import numba
 import numpy as np
 import pytest
@@ -129,6 +131,42 @@ def test_dot2__follows_its_definition_to_the_bit(dot):
     assert (expected[tiny] == 0).any() and (expected[tiny] != 0).any()
     if dot is Dot2:
         print("by the instruction" if HAS_DOT and V == 16 else "spelled out: this CPU has no AVX512_BF16")
+
+
+@functools.cache
+def _narrow_kernel(dot):
+    @intrinsic
+    def narrow(typing, here, there):
+        def codegen(context, builder, sig, args):
+            lanes = dot(builder, V)
+            values = [lanes.load(args[0], j * lanes.bytes) for j in range(2)]
+            lanes.store_bits(lanes.narrow(*values), args[1])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    @numba.njit
+    def run(x, y):
+        for i in range(0, x.size, 2 * V):
+            narrow(x.ctypes.data + 4 * i, y.ctypes.data + 2 * i)
+
+    return run
+
+
+@pytest.mark.parametrize("dot", [Dot2, SoftDot2])
+def test_narrow__rounds_pairs_of_vectors_and_makes_zeros_of_denormals(dot):
+    """By the instruction where the CPU has it."""
+    bits = np.random.default_rng(3).integers(0, 1 << 32, 4096 * V, np.uint32)
+    bits[: 64 * V] &= 0x80FFFFFF  # around the denormals
+    bits[64 * V : 66 * V] = bits[64 * V : 66 * V] & 0xFFFF0000 | 0x8000  # ties
+    bits[66 * V : 66 * V + 6] = 0x7F800001, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x007FFFFF, 0x007F8000
+    x, found = bits.view(np.float32), np.empty(bits.size, np.uint16)
+    expected = BF16.narrow(_flush(x))
+    expected = np.where(expected & 0x7F80 == 0, expected & 0x8000, expected)
+    _narrow_kernel(dot)(x, found)
+    numbers = ~np.isnan(x)
+    np.testing.assert_array_equal(found[numbers], expected[numbers])
+    assert np.isnan(BF16.widen(found[~numbers])).all() and (~numbers).any()
 
 
 @numba.njit
