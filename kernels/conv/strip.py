@@ -4,8 +4,8 @@ A strip is rows of *places*, one pitch apart. It holds the rows of the image tha
 lie outside, all of one length. Thing (i, j) of the grid, the first of which stands in row 0, has place m = i * length +
 j, and a tap reads for it what lies `shift` places further:
 
-    image 4 x 3, taps of 3 x 3      0 0 0 0 0       things a to f: places 0 to 8, of which 3 and 4 are nobody's;
-                                    0 a b c 0       tap (0, 0) reads 6 places further, tap (1, 1) 12
+    three columns, taps of 3 x 3    0 0 0 0 0       things a to f have places 0 to 7, of which 3 and 4 are nobody's;
+                                    0 a b c 0       the tap in the middle reads 6 places further, the last one 12
                                     0 d e f 0
                                     0 g h i 0
 
