@@ -37,7 +37,7 @@ def column_moments(typing, columns, x, kind, pitch, rows, mean, m2):
 
     def codegen(context, builder, sig, args):
         columns_, x_, _, pitch_, rows_, mean_, m2_ = args
-        for width, index in strips(builder, columns_, AT_ONCE * V, 4 * V, 2 * V, V):
+        for width, index in strips(builder, columns_, AT_ONCE * V, 4 * V, V):
             parts = max(1, width // V)
             lanes, stored = Lanes(builder, width // parts), Lanes(builder, width // parts, number)
             here, to = builder.add(x_, times(builder, index, number.bytes)), times(builder, index, FP32.bytes)

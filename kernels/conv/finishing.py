@@ -79,8 +79,10 @@ def finish_tile(kind, to, block, begin, end, c):
 @inlined
 def ask_for(kind, to, first, blocks, begin, end, outs):
     """For what finishing things begin to end will read, of some blocks of channels from one on."""
+    if to.x == 0 and to.how != ONTO:
+        return
     shift, size = (to.channel + first * BLOCK) * size_of(kind), blocks * BLOCK * size_of(kind)
-    for n in range(begin, end if to.x != 0 or to.how == ONTO else begin):
+    for n in range(begin, end):
         if to.x != 0:
             ask(outs[n] + shift + to.x, size)
         if to.y != 0:
@@ -90,10 +92,12 @@ def ask_for(kind, to, first, blocks, begin, end, outs):
 
 
 @inlined
-def tell_moments(job, part, channel, gathered):
-    """Mean and M2 of the task's channels from one on, from what `store_tile` has gathered."""
+def tell_moments(job, part, to, gathered):
+    """Mean and M2 of the task's channels, from what `store_tile` has gathered."""
+    if to.gathered == 0:
+        return
     count = np.float32(part.count)
-    for k in range(channel, channel + part.valid if job.norm_x.size == 0 and job.moments.size > 0 else channel):
+    for k in range(to.channel, to.channel + part.valid):
         mean = gathered[SUM, k] / count
         job.moments[part.block, 0, k] = gathered[REFERENCE, k] + mean
         job.moments[part.block, 1, k] = max(gathered[SQUARES, k] - mean * gathered[SUM, k], np.float32(0))

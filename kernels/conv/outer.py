@@ -60,9 +60,9 @@ class _Room(NamedTuple):
 
 
 @inlined
-def place_gradient(task, job, chunk, number):
-    """The part of a task in the share `number` of those it takes, of whole chunks of `chunk` pixels."""
-    geometry, taps = job.geometries[0], job.taps[0]
+def place_gradient(task, job, number):
+    """The part of a task in the share `number` of those it takes, of whole chunks."""
+    geometry, taps, chunk = job.geometries[0], job.taps[0], job.chunk
     pixels, width, groups = job.images * geometry[GRID_I] * geometry[GRID_J], geometry[WIDTH], geometry[GROUPS]
     blocks, chunks = -(-width // BLOCK), -(-pixels // chunk)
     ranges = -(-blocks // job.wide)
@@ -243,9 +243,9 @@ def _store_beside(job, part, room):
 @inlined
 def _weight_task(task, job):
     """Some blocks of output channels of one group, over some shares of the pixels."""
-    room = _room(job, place_gradient(task, job, CHUNK, 0))
+    room = _room(job, place_gradient(task, job, 0))
     for number in range(job.taken):
-        part = place_gradient(task, job, CHUNK, number)
+        part = place_gradient(task, job, number)
         for first in range(part.first, part.last, CHUNK):
             count = min(CHUNK, part.last - first)
             pack_gradients(job, part, first, count, room.panel)

@@ -19,9 +19,9 @@ import numpy as np
 
 from .._jit import inlined
 from ..ahead import DISTANCE, ask
-from ..arch import LINE, V
-from ..microkernel import pack_block
 from .grid import GRID_I, GRID_J, IMAGE_H, IMAGE_W, PITCH, STEP
+from .panels import copy_row
+from .task import F32_BYTES
 
 AT_ONCE = 32  # places that are multiplied together
 MERGED_ROWS = 8  # rows of the grid in a strip of an image of few channels
@@ -30,14 +30,13 @@ MERGED_ROWS = 8  # rows of the grid in a strip of an image of few channels
 class Strip(NamedTuple):
     """Where things are in a strip, and what its places hold."""
 
-    apart: int  # places for which a plane has room
     top: int  # the lowest row and column of a plane that a tap reads for thing (0, 0)
     left: int
     more_rows: int  # how many others
     length: int  # of a row of places
     shifts: np.ndarray  # (taps,) places from a thing to what each tap reads for it
     planes: np.ndarray  # (planes,) row * step + column of the remainders that a plane has
-    sources: np.ndarray  # (planes, apart) addresses of the pixels, or of zeros
+    sources: np.ndarray  # (planes, places for which one has room) addresses of the pixels, or of zeros
     starts: np.ndarray  # first place of each block of AT_ONCE, from a thing on
     kept: np.ndarray  # (things,) number of each thing among the places of these blocks
 
@@ -65,7 +64,7 @@ def make_strip(job, geometry, taps, count):
         shifts[t] = plane * apart + (row - top) * length + column - left
     sources = np.full((many, apart), np.int64(job.zeros.ctypes.data))
     starts, kept = np.empty(apart // AT_ONCE + runs + 1, np.int64), np.empty(count, np.int64)
-    return Strip(apart, top, left, more_rows, length, shifts, planes[:many], sources, starts, kept)
+    return Strip(top, left, more_rows, length, shifts, planes[:many], sources, starts, kept)
 
 
 @inlined
@@ -123,5 +122,4 @@ def stage(sources, shift, size, room, pitch):
     for n in range(sources.size):
         here, there = sources[n] + shift, room + n * pitch
         ask(sources[min(n + ahead, sources.size - 1)] + shift, size)
-        for line in range(0, size, LINE):
-            pack_block(1, V, np.float32, np.float32, here + line, here + line, there + line)
+        copy_row(np.float32, here, there, size // F32_BYTES)

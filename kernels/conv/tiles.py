@@ -84,14 +84,14 @@ def _tiles_task(task, job):
     configure_tiles()
     for group in range(geometry[GROUPS]):
         for plane in range(strip.planes.size):
-            there = own.room.ctypes.data + plane * strip.apart * own.pitch
+            there = own.room.ctypes.data + plane * strip.sources.shape[1] * own.pitch
             stage(strip.sources[plane, :places], group * depth * 2, depth * 2, there, own.pitch)
         channel = group * width + part.lo * BLOCK
         begin_sums(job, part, channel)
         to = finish_of(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)
         weights = job.weights.ctypes.data + (group * -(-width // BLOCK) + part.lo) * panel
         _multiply(job.y.dtype, to, own, weights, panel, part.hi - part.lo)
-        tell_moments(job, part, channel, gathered)
+        tell_moments(job, part, to, gathered)
     release_tiles()
 
 
@@ -101,29 +101,31 @@ def _tiles_nest(tasks, job):
         _tiles_task(np.int64(task), job)
 
 
-class Tiles(Rows):
-    """Packed pairs, depths of whole steps."""
+class _InTiles:
+    """What both methods have. C is a tile, so any number of channels may be one task's."""
 
     nest, most_width = staticmethod(_tiles_nest), 1 << 30
-
-    def __init__(self, shape, transposed):
-        super().__init__(shape, transposed)
-        pixels = max(AT_ONCE, min(PIXELS, STRIP_BYTES // (2 * self.depth)))
-        row = max(grid.geometry[GRID_J] for grid, _ in self.grids)  # whole ones: less of them is read twice
-        self.size = int(max(1, pixels // row) * row if row <= pixels else pixels)
-
-    @classmethod
-    def suits(cls, shape):
-        return shape.tiles
 
     def tasks(self, threads):
         return 4 * threads
 
 
-class MergedTiles(MergedRows):
-    """The taps of a filter row merged; behind them panels have zeros, up to a whole step."""
+class Tiles(_InTiles, Rows):
+    """Packed pairs, depths of whole steps."""
 
-    nest, most_width = staticmethod(_tiles_nest), 1 << 30
+    def __init__(self, shape, transposed):
+        super().__init__(shape, transposed)
+        pixels = max(AT_ONCE, min(PIXELS, STRIP_BYTES // (2 * self.depth)))
+        row = max(grid.geometry[GRID_J] for grid, _ in self.grids)  # whole ones: less of them is read twice
+        self.size = int(pixels // row * row) or pixels
+
+    @classmethod
+    def suits(cls, shape):
+        return shape.tiles
+
+
+class MergedTiles(_InTiles, MergedRows):
+    """The taps of a filter row merged; behind them panels have zeros, up to a whole step."""
 
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
@@ -134,9 +136,6 @@ class MergedTiles(MergedRows):
     @classmethod
     def suits(cls, shape):
         return shape.merged_tiles
-
-    def tasks(self, threads):
-        return 4 * threads
 
     def pack(self, w, packed):
         r, s, depth, k = w.shape

@@ -107,10 +107,10 @@ def _tell(job, part, sums):
 def _tiles_weight_task(task, job):
     """Some blocks of output channels of one group, over some shares of the pixels."""
     chunk, item = job.chunk, job.x.itemsize
-    part = place_gradient(task, job, chunk, 0)
+    part = place_gradient(task, job, 0)
     depth = -(-part.geometry[DEPTH] // AT_ONCE) * AT_ONCE  # taps that are merged have fewer, and something behind them
     strip = make_strip(job, part.geometry, part.taps, chunk)
-    most, apart = strip.starts.size, strip.apart
+    most, apart = strip.starts.size, strip.sources.shape[1]
     rows, walks = np.empty(most * AT_ONCE, np.int64), np.empty((most, 3), np.int64)
     panel = aligned((part.hi - part.lo) * most * SIDE * BLOCK).reshape(part.hi - part.lo, most * SIDE, BLOCK)
     pitch = (strip.sources.size * item // LINE | 1) * LINE  # an odd number of lines, so that rows lie in different sets
@@ -121,7 +121,7 @@ def _tiles_weight_task(task, job):
     sums = aligned(beside * AT_ONCE * form[1] * form[2] * BLOCK).reshape(form)
     configure_tiles()
     for number in range(job.taken):
-        part = place_gradient(task, job, chunk, number)
+        part = place_gradient(task, job, number)
         for first in range(part.first, part.last, chunk):
             count, fresh = min(chunk, part.last - first), np.int64(first == part.first)
             blocks, places = lay(job, part.geometry, strip, first, count)
