@@ -24,13 +24,15 @@ def mpiexec() -> str:
         pytest.skip(str(error))
 
 
-def run_mpi(ranks: int, *arguments: str, threads: int = 1, timeout: float = 300, launcher=(), before=(), **environment):
+def run_mpi(
+    ranks: int, *arguments: str, threads: int = 1, timeout: float = 300, launcher=(), before=(), each=(), **environment
+):
     """CompletedProcess of `python ARGUMENTS` on `ranks` ranks; text output, never raises on a bad exit.
 
-    launcher: more options of mpiexec. before: a command that runs it all, as `nice`.
+    launcher: more options of mpiexec. before: a command that runs it all, as `nice`. each: one that runs each rank.
     """
     env = os.environ | {"NUMBA_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | environment
-    command = [*before, mpiexec(), *launcher, "-n", str(ranks), sys.executable, *arguments]
+    command = [*before, mpiexec(), *launcher, "-n", str(ranks), *each, sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
 
 

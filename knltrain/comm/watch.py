@@ -205,5 +205,5 @@ class Watch:
         self._say(f"error: {text}: ending all ranks")
         if more := self.last_words():
             self._say(more)
-        time.sleep(2.0)  # the launcher forwards what was printed before it kills; a busy machine needs more than one
+        time.sleep(1.0)  # the launcher forwards what was printed before it kills, if it gets to it
         self.comm.abort(EXIT_CODE)
