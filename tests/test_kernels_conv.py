@@ -289,16 +289,22 @@ def test_winograd__is_off_by_five_times_what_direct_sums_are_at_most(shape):
     assert errors[0] < 5 * errors[1]
 
 
-@pytest.mark.parametrize("shape", [(2, 12, 13, 64, 96, 3, 3, 2, 1, 2), WINOGRAD[1]], ids=str)
-def test_conv2d__stores_past_the_caches_what_it_stores_otherwise(shape, monkeypatch):
-    plan, (x, w, b, dy), _ = _case(shape)
-    packed, packed_t = _packed(plan, w)
+PAST = [(2, 12, 13, 64, 96, 3, 3, 2, 1, 2), WINOGRAD[1], (70, 1, 1, 320, 96, 1, 1, 1, 0, 1)]
+
+
+@_pairs(PAST)
+def test_conv2d__stores_past_the_caches_what_it_stores_otherwise(shape, kind, monkeypatch):
+    plan, (x, w, b, dy), _ = _case(shape, kind)
+    number, (packed, packed_t) = plan.shape.number, _packed(plan, w)
+    x, dy = number.narrow(x), number.narrow(dy)
 
     def results():
-        y, dx = (aligned(np.full(shape, np.nan, np.float32)) for shape in (plan.y_shape, plan.x_shape))
+        y, dx = (aligned(_empty(shape, number)) for shape in (plan.y_shape, plan.x_shape))
+        dw = aligned(_empty(plan.w_shape))
         conv2d_forward(plan, x, packed, b, y, _scratch(plan))
         conv2d_backward_input(plan, dy, packed_t, dx)
-        return y, dx
+        conv2d_backward_weight(plan, x, dy, dw, _scratch(plan))
+        return y, dx, dw
 
     ordinary = results()
     monkeypatch.setattr("knltrain.kernels.store.PAST_BYTES", 0)

@@ -129,6 +129,7 @@ class Gradient(Method):
     """
 
     chunk = 0  # pixels that are copied near at a time, where that is a number of them
+    once = False  # whether every tile of dw is summed at once and stored, past the caches where dw is large
 
     def __init__(self, shape):
         super().__init__(shape)
@@ -163,7 +164,8 @@ class Gradient(Method):
         partial = workspace[self.workspace_size - self.partial_size : self.workspace_size]
         job = GradientJob(
             x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.stack, x.shape[0],
-            self.splits, taken, wide, self.points(), self.chunk, np.empty(0, self.panels.dtype),
+            self.splits, taken, wide, self.points(), self.chunk, self.once and goes_past(dw, dw.shape[3]),
+            np.empty(0, self.panels.dtype),
         )  # fmt: skip
         self.nest(tasks, job)
         if taken < self.splits:

@@ -77,6 +77,7 @@ class GradientJob(NamedTuple):
     wide: int  # blocks of output channels of a task, at most
     points: int  # of a whole tile
     chunk: int  # pixels that are copied near at a time
+    past: bool  # the caches: nothing of dw is read again
     panels: np.ndarray  # empty; its dtype is that of the panels of x and dy
 
 

@@ -13,6 +13,7 @@ from ..ahead import ask
 from ..arch import BLOCK, LINE, LINE_FLOATS, NV, V
 from ..element import size_of
 from ..microkernel import pack_block, transpose_square
+from ..store import store_row
 from ..tile_amx import SIDE, configure_tiles, release_tiles, tile_block
 from .grid import DEPTH, GROUPS, WIDTH
 from .outer import RANGE, MergedOuter, Outer, add_up, place_gradient, sums_target
@@ -23,6 +24,7 @@ from .task import F32_BYTES, aligned
 CHUNKS = 384, 196  # pixels of a chunk, of one tap and of more: dw is read and written once a chunk, but what several
 # taps read is to stay in L1, with dy's panel
 SUMS_BYTES = 5 << 18  # of a task: they, too
+RANGE_ONCE = 16  # blocks of output channels of a task that has a single chunk: nothing of dw is read again
 CHANNELS = 256  # of x at once: those of a chunk stay in L2, beside the panels of dy
 
 
@@ -78,11 +80,17 @@ def _multiply(job, part, strip, walks, fresh, panel, turned, begin, sums):
     item, taps, blocks, a_pitch = job.x.itemsize, part.taps.shape[0], part.hi - part.lo, turned.strides[0]
     panel_bytes, here, there = panel.shape[1] * ROW, turned.ctypes.data, sums.ctypes.data
     out, pitch = sums_target(job, part, 0, begin, part.lo)  # of one tap
+    near = aligned(AT_ONCE * BLOCK)
     for c in range(0, turned.shape[0], AT_ONCE):
         for block in range(blocks):
             a, b = here + c * a_pitch, panel.ctypes.data + block * panel_bytes
+            to = out + c * pitch + block * ROW
+            if job.past:
+                tile_block(V, 1, a, a_pitch, b, walks.ctypes.data, walks.shape[0], near.ctypes.data, ROW)
+                for row in range(AT_ONCE):
+                    store_row(near.ctypes.data + row * ROW, BLOCK, np.float32, to + row * pitch, False, True)
+                continue
             if sums.size == 0:
-                to = out + c * pitch + block * ROW
                 tile_block(V, fresh, a, a_pitch, b, walks.ctypes.data, walks.shape[0], to, pitch)
                 continue
             for t in range(taps):
@@ -151,8 +159,10 @@ class TilesWeight(Outer):
 
     def __init__(self, shape):
         r, s, depth, _ = shape.w
+        n, p, q, _ = shape.y
         self.chunk = CHUNKS[0] if r == s == 1 else CHUNKS[1]
-        self.most = max(1, min(RANGE, SUMS_BYTES // (r * s * depth * ROW)))
+        self.once = r == s == 1 and n * p * q <= self.chunk
+        self.most = RANGE_ONCE if self.once else max(1, min(RANGE, SUMS_BYTES // (r * s * depth * ROW)))
         super().__init__(shape)
 
     @classmethod
