@@ -114,7 +114,7 @@ def pass_row(typing, count, dy, x, y, kind, by_x, table, pitch, sum_g, sum_gx, r
     def codegen(context, builder, sig, args):
         n, dy_, x_, y_, _, by_x_, table_, pitch_, sum_g_, sum_gx_, result_, how_ = args
         for by_xs, hows in cases(builder, (by_x_, 2), (how_, 3)):
-            for width, index in strips(builder, n, AT_ONCE):
+            for width, index in strips(builder, n, AT_ONCE, V):
                 strip = _Strip(builder, width, index, table_, pitch_)
                 given = strip.load(dy_)
                 if hows == ONTO:

@@ -62,6 +62,9 @@ SHAPES = [
     (2, 47, 27, 3, 96, 11, 11, 4, 0, 1),  # merged taps of two steps
     (3, 9, 14, 32, 64, 3, 3, 2, 1, 1),  # by tiles: four planes of unequal size
     (2, 12, 13, 64, 64, 5, 5, 3, 2, 2),  # nine, in groups
+    (2, 9, 10, 96, 80, 3, 3, 2, 1, 2),  # half a step of depth, half a block of channels and a part of one
+    (38, 1, 1, 144, 200, 1, 1, 1, 0, 1),  # the same, fully connected
+    (40, 5, 4, 48, 36, 1, 1, 1, 0, 1),  # two chunks
 ]
 
 # by Winograd's method; the images are no multiples of a tile
@@ -209,7 +212,7 @@ def test_conv2d__equals_its_twin(shape, kind):
 
 # stride 2 with classes that no tap reaches, Winograd's method in groups, tiles, a channel more than a vector has
 PASSED = [SHAPES[4], SHAPES[6], SHAPES[16], WINOGRAD[1]]
-PASSED += [(3, 9, 7, 64, 32, 1, 1, 1, 0, 1), (2, 7, 9, 17, 24, 3, 3, 2, 1, 1)]
+PASSED += [(3, 9, 7, 64, 32, 1, 1, 1, 0, 1), (2, 7, 9, 17, 24, 3, 3, 2, 1, 1), (2, 9, 10, 96, 80, 3, 3, 2, 1, 2)]
 
 
 @_pairs(PASSED)
@@ -409,7 +412,8 @@ def test_conv2d_plan__picks_the_method_of_a_shape(shape, methods):
     [
         ((2, 14, 14, 64, 96, 3, 3, 1, 1, 1), "bf16 in tiles", ["Tiles", "Tiles", "TilesWeight"]),
         ((2, 14, 14, 64, 96, 3, 3, 1, 1, 1), "bf16 in pairs", ["Winograd", "Winograd", "WinogradWeight"]),
-        ((2, 14, 14, 64, 48, 1, 1, 1, 0, 1), "bf16 in tiles", ["Rows", "Rows", "Outer"]),  # no whole steps of depth
+        ((2, 14, 14, 48, 40, 1, 1, 1, 0, 1), "bf16 in tiles", ["Tiles", "Tiles", "TilesWeight"]),  # no whole tiles
+        ((2, 14, 14, 64, 24, 1, 1, 1, 0, 1), "bf16 in tiles", ["Rows", "Rows", "Outer"]),  # too few channels
         ((8, 1, 1, 64, 10, 1, 1, 1, 0, 1), "bf16 in pairs", ["Unpacked", "Unpacked", "Outer"]),
         ((8, 1, 1, 64, 10, 1, 1, 1, 0, 1), "fp16 widened", ["Unpacked", "Unpacked", "Outer"]),
         ((8, 1, 1, 64, 11, 1, 1, 1, 0, 1), "bf16 in pairs", ["Unpacked", "Unpacked", "Outer"]),  # an odd depth

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import inlined
-from ..affine import FRESH, ONTO, PAST
+from ..affine import FRESH, ONTO, PAST, pass_row
 from ..ahead import ask
 from ..arch import BLOCK
-from ..element import size_of
+from ..element import peek, poke, size_of
 from ..epilogue import REFERENCE, SQUARES, SUM, pass_tile, store_tile
+from ..store import store_row
+from .grid import WIDTH
 from .task import F32_BYTES
 
 
@@ -41,8 +43,9 @@ def finish_of(job, part, channel, tables, gathered):
     """tables: the two addresses."""
     here, shift = np.int64(job.y.ctypes.data), channel * F32_BYTES
     behind, told = job.norm_x.size > 0, job.norm_x.size == 0 and job.moments.size > 0
+    past = job.past and part.geometry[WIDTH] % BLOCK == 0  # else groups begin in the middle of a line
     return Finish(
-        ONTO if job.accumulate else (PAST if job.past else FRESH), channel, tables[0], tables[1],
+        ONTO if job.accumulate else (PAST if past else FRESH), channel, tables[0], tables[1],
         np.int64(job.bias.ctypes.data) + shift if job.bias.size > 0 else np.int64(job.zeros.ctypes.data),
         np.float32(0) if job.relu else np.float32(-np.inf),
         np.int64(gathered.ctypes.data) + shift if told else 0, gathered.strides[0],
@@ -74,6 +77,44 @@ def finish_tile(kind, to, block, begin, end, c):
     else:
         bias, told = to.bias + shift, to.gathered + shift if to.gathered != 0 else 0
         store_tile(c, rows, outs, count, at, kind, to.how, bias, to.low, told, to.pitch, np.int64(begin == 0))
+
+
+@inlined
+def finish_rows(kind, to, block, begin, end, c, valid, rows, outs):
+    """The same for a last block of `valid` channels, which stick out of no other's; row by row, by what knows no tiles.
+
+    Denormals are rounded as they are.
+    """
+    channels = block * BLOCK
+    shift, at = channels * F32_BYTES, (to.channel + channels) * size_of(kind)
+    for n in range(begin, end):
+        row, there = c + rows[n], outs[n] + at
+        if to.x != 0:
+            pass_row(
+                valid, row, there + to.x, there + to.y, kind, np.int64(to.y == 0), to.table + shift, to.table_pitch,
+                to.sums + shift, to.sums + to.sums_pitch + shift, there, ONTO if to.how == ONTO else FRESH,
+            )  # fmt: skip
+            continue
+        for j in range(valid):
+            value = peek(np.float32, row, j) + peek(np.float32, to.bias + shift, j)
+            poke(np.float32, row, j, to.low if value < to.low else value)
+        if to.gathered != 0:
+            _gather_row(row, valid, to.gathered + shift, to.pitch, n == 0)
+        store_row(row, valid, kind, there, to.how == ONTO, False)
+
+
+@inlined
+def _gather_row(row, valid, gathered, pitch, first):
+    """As `store_tile` does; the reference is the first row."""
+    for j in range(valid):
+        value = peek(np.float32, row, j)
+        if first:
+            poke(np.float32, gathered, j, value)
+            poke(np.float32, gathered + pitch, j, np.float32(0))
+            poke(np.float32, gathered + 2 * pitch, j, np.float32(0))
+        apart = value - peek(np.float32, gathered, j)
+        poke(np.float32, gathered + pitch, j, peek(np.float32, gathered + pitch, j) + apart)
+        poke(np.float32, gathered + 2 * pitch, j, peek(np.float32, gathered + 2 * pitch, j) + apart * apart)
 
 
 @inlined

@@ -61,7 +61,7 @@ class Blocks(Method):
     many to aim at.
     """
 
-    form = PACKED
+    form, step = PACKED, 1  # of the weights; numbers of the depth that are multiplied at once: panels have zeros behind
     most_width = 512  # output channels of a task: with its pixels it is 258 KB of C, which stay in L2
 
     def __init__(self, shape, transposed):
@@ -70,7 +70,8 @@ class Blocks(Method):
         depth, width = (shape.k_group, shape.w[2]) if transposed else (shape.w[2], shape.k_group)
         self.depth, self.width = depth, width  # channels of input and output, of a group
         self.all_taps = self.points()  # that the packed weights have
-        self.packed_size = shape.groups * ceil(width, BLOCK) * self.all_taps * depth * BLOCK  # numbers of `panels`
+        whole = ceil(depth, self.step) * self.step
+        self.packed_size = shape.groups * ceil(width, BLOCK) * self.all_taps * whole * BLOCK  # numbers of `panels`
 
     def tasks(self, threads: int) -> int:
         """How many to aim at: a task owns whole sums, so no bit depends on it."""
@@ -79,7 +80,7 @@ class Blocks(Method):
     def pack(self, w, packed):
         """w (R, S, C/groups, K) as `run` reads it: packed (packed_size,)."""
         r, s, depth, k = w.shape
-        pack(w.reshape(r * s, depth, k), self.shape.groups, self.transposed, packed)
+        pack(w.reshape(r * s, depth, k), self.shape.groups, self.transposed, packed, self.step)
 
     def blocks(self, grid) -> int:
         """Blocks of a grid, over all images."""
@@ -164,7 +165,7 @@ class Gradient(Method):
         partial = workspace[self.workspace_size - self.partial_size : self.workspace_size]
         job = GradientJob(
             x.reshape(-1), dy.reshape(-1), self.zeros, dw.reshape(-1), partial, *self.stack, x.shape[0],
-            self.splits, taken, wide, self.points(), self.chunk, self.once and goes_past(dw, dw.shape[3]),
+            self.splits, taken, wide, self.points(), self.chunk, self.once and goes_past(dw, self.shape.k_group),
             np.empty(0, self.panels.dtype),
         )  # fmt: skip
         self.nest(tasks, job)

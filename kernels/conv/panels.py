@@ -11,6 +11,7 @@ from .._jit import inlined, kernel
 from ..arch import BLOCK, NV, V
 from ..element import peek, poke, size_of
 from ..microkernel import pack_block, transpose_square
+from ..number import FP32
 from .shape import ceil
 from .task import F32_BYTES
 
@@ -79,10 +80,17 @@ def pack_columns(kind, to, source, pitch, depth, valid, panel):
 
 
 @inlined
-def _pack_task(task, w, k_group, out):
-    # w (taps, depth, K) -> out (groups, blocks of k, taps, depth, BLOCK): SIDE_BY_SIDE blocks of a group
+def _clear(panel, used, units):
+    """Zeros from row `used` on."""
+    for n in range(used * BLOCK, units * BLOCK):
+        poke(np.float32, panel, n, np.float32(0))
+
+
+@inlined
+def _pack_task(task, w, k_group, units, out):
+    # w (taps, depth, K) -> out (groups, blocks of k, taps, units, BLOCK): SIDE_BY_SIDE blocks of a group
     taps, depth, width = w.shape
-    blocks, bytes_a_tap = -(-k_group // BLOCK), -(-depth // in_unit(out.dtype)) * ROW
+    blocks, bytes_a_tap, used = -(-k_group // BLOCK), units * ROW, -(-depth // in_unit(out.dtype))
     group, part = divmod(task, -(-blocks // SIDE_BY_SIDE))
     first = part * SIDE_BY_SIDE * BLOCK
     apart, valid = taps * bytes_a_tap, min(SIDE_BY_SIDE * BLOCK, k_group - first)
@@ -90,34 +98,39 @@ def _pack_task(task, w, k_group, out):
         panels = out.ctypes.data + (group * blocks + part * SIDE_BY_SIDE) * apart + t * bytes_a_tap
         source = w.ctypes.data + (t * depth * width + group * k_group + first) * w.itemsize
         pack_rows(w.dtype, out.dtype, source, width * w.itemsize, depth, valid, panels, apart)
+        for block in range(-(-valid // BLOCK)):
+            _clear(panels + block * apart, used, units)
 
 
 @inlined
-def _pack_transposed_task(task, w, k_group, out):
-    # w (taps, depth, K) -> out (groups, blocks of c, taps, k_group, BLOCK): one block
+def _pack_transposed_task(task, w, k_group, units, out):
+    # w (taps, depth, K) -> out (groups, blocks of c, taps, units, BLOCK): one block
     taps, depth, width = w.shape
     group, block = divmod(task, -(-depth // BLOCK))
     first = block * BLOCK
     for t in range(taps):
-        panel = out.ctypes.data + (task * taps + t) * k_group * BLOCK * out.itemsize
+        panel = out.ctypes.data + (task * taps + t) * units * ROW
         source = w.ctypes.data + ((t * depth + first) * width + group * k_group) * w.itemsize
         pack_columns(w.dtype, out.dtype, source, width * w.itemsize, k_group, min(BLOCK, depth - first), panel)
+        _clear(panel, k_group // in_unit(out.dtype), units)
 
 
 @kernel(parallel=True)
-def _pack(tasks, w, k_group, transposed, out):
+def _pack(tasks, w, k_group, units, transposed, out):
     for task in numba.prange(tasks):
         if transposed:
-            _pack_transposed_task(np.int64(task), w, k_group, out)
+            _pack_transposed_task(np.int64(task), w, k_group, units, out)
         else:
-            _pack_task(np.int64(task), w, k_group, out)
+            _pack_task(np.int64(task), w, k_group, units, out)
 
 
-def pack(w, groups, transposed, out):
+def pack(w, groups, transposed, out, step=1):
     """w (taps, depth, K) to `out`, flat, for each group [block of k][taps][depth][BLOCK].
 
-    transposed: [block of depth][taps][K/groups][BLOCK]. As pairs: [.. / 2][BLOCK][2].
+    transposed: [block of depth][taps][K/groups][BLOCK]. As pairs: [.. / 2][BLOCK][2]. Zeros behind each depth (or K
+    /groups), up to whole steps.
     """
     _, depth, k = w.shape
+    units = ceil(ceil(k // groups if transposed else depth, step) * step, FP32.bytes // out.itemsize)
     tasks = groups * (ceil(depth, BLOCK) if transposed else ceil(k // groups, SIDE_BY_SIDE * BLOCK))
-    _pack(tasks, w, k // groups, transposed, out)
+    _pack(tasks, w, k // groups, units, transposed, out)

@@ -232,8 +232,8 @@ class MergedRows(Rows):
         super().__init__(shape, transposed)
         r, s, depth, k = shape.w
         self.grids, self.workspace_size, self.staged = [grid.merged_grid(shape)], padded_size(shape), False
-        self.all_taps, per_unit = r, FP32.bytes // self.panels.bytes
-        self.packed_size = ceil(k, BLOCK) * r * ceil(s * depth, per_unit) * per_unit * BLOCK
+        self.all_taps, step = r, max(self.step, FP32.bytes // self.panels.bytes)
+        self.packed_size = ceil(k, BLOCK) * r * ceil(s * depth, step) * step * BLOCK
 
     @classmethod
     def suits(cls, shape):
@@ -241,7 +241,7 @@ class MergedRows(Rows):
 
     def pack(self, w, packed):
         r, s, depth, k = w.shape
-        pack(w.reshape(r, s * depth, k), 1, False, packed)
+        pack(w.reshape(r, s * depth, k), 1, False, packed, self.step)
 
     def run(self, x, weights, y, bias, workspace, moments=NO_MOMENTS, accumulate=False, relu=False):
         super().run(padded(self.shape, x, workspace), weights, y, bias, workspace, moments, accumulate, relu)
@@ -278,8 +278,11 @@ def _pad_image(x, pad, around, out):
     for h in range(x.shape[0]):
         row = out[h + pad]
         row[:around] = 0
-        for j in range(x.shape[1]):
-            row[around + j] = narrow(out.dtype, widen(x[h, j]))
+        if x.itemsize == out.itemsize:
+            row[around : around + x.shape[1]] = x[h]
+        else:
+            for j in range(x.shape[1]):
+                row[around + j] = narrow(out.dtype, widen(x[h, j]))
         row[around + x.shape[1] :] = 0
     out[x.shape[0] + pad :] = 0
 

@@ -47,9 +47,9 @@ class Shape:
 
     @property
     def tiles(self) -> bool:
-        """Whether they are multiplied in tiles, which hold 32 numbers of the depth and 32 channels."""
-        whole = BLOCK == 32 and self.w[2] % 32 == 0 and self.k_group % 32 == 0
-        return self.pairs and self.dot == "amx" and whole
+        """Whether they are multiplied in tiles of 32 numbers of the depth and 32 channels, the last ones half full."""
+        enough = BLOCK == 32 and self.w[2] % 16 == 0 and min(self.w[2], self.k_group) >= 32
+        return self.pairs and self.dot == "amx" and enough
 
     @property
     def merged_tiles(self) -> bool:

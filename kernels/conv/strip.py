@@ -117,7 +117,7 @@ def lay(job, geometry, strip, thing, count):
 
 @inlined
 def stage(sources, shift, size, room, pitch):
-    """Copy `size` bytes, whole lines, from `shift` on of the pixels of some places to an address, `pitch` apart."""
+    """Copy `size` bytes, of whole pairs, from `shift` on of the pixels of some places to an address, `pitch` apart."""
     ahead = max(1, DISTANCE // size)
     for n in range(sources.size):
         here, there = sources[n] + shift, room + n * pitch

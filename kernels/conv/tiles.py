@@ -13,11 +13,10 @@ import numpy as np
 from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE, V
 from ..tile_amx import STEP, configure_tiles, release_tiles, tile_block
-from .finishing import ask_for, begin_sums, finish_of, finish_tile, tell_moments
-from .grid import DEPTH, GRID_J, GROUPS, WIDTH, row_addresses
-from .panels import ROW, pack
+from .finishing import ask_for, begin_sums, finish_of, finish_rows, finish_tile, tell_moments
+from .grid import DEPTH, GRID_J, GROUPS, PITCH, WIDTH, row_addresses
+from .panels import ROW
 from .rows import MergedRows, Rows
-from .shape import ceil
 from .strip import AT_ONCE, MERGED_ROWS, lay, make_strip, stage
 from .task import F32_BYTES, aligned, place
 
@@ -55,7 +54,7 @@ def _make_part(job, part, strip, blocks, depth):
 
 
 @inlined
-def _multiply(kind, to, own, weights, panel, panels):
+def _multiply(kind, to, own, weights, panel, panels, valid):
     """All tiles of a group: pixels by pixels or, if that is too much for L2, panel by panel of the weights."""
     begins, ends, outs, pitch, c = own.begins, own.ends, own.outs, own.pitch, own.c.ctypes.data
     walks, taps = own.walks.ctypes.data, own.walks.shape[0]
@@ -68,29 +67,36 @@ def _multiply(kind, to, own, weights, panel, panels):
             first, many = ends[tile + 1], ends[tile + 2] - ends[tile + 1]
             ask_for(kind, to, 0, panels, first + many * block // panels, first + many * (block + 1) // panels, outs)
         tile_block(V, 1, begins[tile], pitch, weights + block * panel, walks, taps, c, ROW)
-        finish_tile(kind, to, block, ends[tile], ends[tile + 1], c)
+        if (block + 1) * BLOCK <= valid:
+            finish_tile(kind, to, block, ends[tile], ends[tile + 1], c)
+        else:
+            finish_rows(kind, to, block, ends[tile], ends[tile + 1], c, valid - block * BLOCK, own.rows, outs)
 
 
 @inlined
 def _tiles_task(task, job):
     """A block of the grid times one of the ranges of output channels, for every group."""
     part = place(task, job)
-    geometry, width = part.geometry, part.geometry[WIDTH]
-    depth = -(-geometry[DEPTH] // STEP) * STEP  # zeros of the weights meet what is behind taps that are merged
+    geometry, width, groups, item = part.geometry, part.geometry[WIDTH], part.geometry[GROUPS], job.x.itemsize
+    depth = -(-geometry[DEPTH] // STEP) * STEP
+    merged = groups * geometry[DEPTH] * item != geometry[PITCH]
+    read = depth if merged else geometry[DEPTH]  # zeros of the weights meet what is behind taps that are merged
     strip = make_strip(job, geometry, part.taps, part.count)
     blocks, places = lay(job, geometry, strip, part.first, part.count)
     own, panel = _make_part(job, part, strip, blocks, depth), job.all_taps * depth // 2 * ROW
+    if read < depth:
+        own.room[:] = 0
     gathered = aligned(3 * job.moments.shape[2]).reshape(3, job.moments.shape[2])
     configure_tiles()
-    for group in range(geometry[GROUPS]):
+    for group in range(groups):
         for plane in range(strip.planes.size):
             there = own.room.ctypes.data + plane * strip.sources.shape[1] * own.pitch
-            stage(strip.sources[plane, :places], group * depth * 2, depth * 2, there, own.pitch)
+            stage(strip.sources[plane, :places], group * read * item, read * item, there, own.pitch)
         channel = group * width + part.lo * BLOCK
         begin_sums(job, part, channel)
         to = finish_of(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)
         weights = job.weights.ctypes.data + (group * -(-width // BLOCK) + part.lo) * panel
-        _multiply(job.y.dtype, to, own, weights, panel, part.hi - part.lo)
+        _multiply(job.y.dtype, to, own, weights, panel, part.hi - part.lo, part.valid)
         tell_moments(job, part, to, gathered)
     release_tiles()
 
@@ -104,14 +110,14 @@ def _tiles_nest(tasks, job):
 class _InTiles:
     """What both methods have. C is a tile, so any number of channels may be one task's."""
 
-    nest, most_width = staticmethod(_tiles_nest), 1 << 30
+    nest, most_width, step = staticmethod(_tiles_nest), 1 << 30, STEP
 
     def tasks(self, threads):
         return 4 * threads
 
 
 class Tiles(_InTiles, Rows):
-    """Packed pairs, depths of whole steps."""
+    """Packed pairs, zeros behind a depth that is not whole steps."""
 
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
@@ -129,16 +135,8 @@ class MergedTiles(_InTiles, MergedRows):
 
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
-        r, s, depth, k = shape.w
         self.size = MERGED_ROWS * shape.y[2]
-        self.packed_size = r * ceil(s * depth, STEP) * STEP * ceil(k, BLOCK) * BLOCK
 
     @classmethod
     def suits(cls, shape):
         return shape.merged_tiles
-
-    def pack(self, w, packed):
-        r, s, depth, k = w.shape
-        whole = np.zeros((r, ceil(s * depth, STEP) * STEP, k), np.float32)
-        whole[:, : s * depth] = w.reshape(r, s * depth, k)
-        pack(whole, 1, False, packed)

@@ -17,7 +17,7 @@ from ..store import store_row
 from ..tile_amx import SIDE, configure_tiles, release_tiles, tile_block
 from .grid import DEPTH, GROUPS, WIDTH
 from .outer import RANGE, MergedOuter, Outer, add_up, place_gradient, sums_target
-from .panels import ROW, copy_row
+from .panels import ROW, copy_row, pack_part
 from .strip import AT_ONCE, MERGED_ROWS, lay, make_strip
 from .task import F32_BYTES, aligned
 
@@ -58,7 +58,12 @@ def _pack_gradients(job, part, strip, blocks, first, count, rows, panel):
         for block in range(part.lo, part.hi):
             shift = (block - part.lo) * BLOCK * item
             there = panel.ctypes.data + ((block - part.lo) * panel.shape[1] + pair) * ROW
-            pack_block(NV, V, job.dy.dtype, job.panels.dtype, rows[2 * pair] + shift, rows[2 * pair + 1] + shift, there)
+            one, other, valid = rows[2 * pair] + shift, rows[2 * pair + 1] + shift, width - block * BLOCK
+            if valid >= BLOCK:
+                pack_block(NV, V, job.dy.dtype, job.panels.dtype, one, other, there)
+            else:
+                pack_part(job.dy.dtype, job.panels.dtype, one, valid, there, BLOCK, 0)
+                pack_part(job.dy.dtype, job.panels.dtype, other, valid, there, BLOCK, 1)
 
 
 @inlined
@@ -81,34 +86,36 @@ def _multiply(job, part, strip, walks, fresh, panel, turned, begin, sums):
     panel_bytes, here, there = panel.shape[1] * ROW, turned.ctypes.data, sums.ctypes.data
     out, pitch = sums_target(job, part, 0, begin, part.lo)  # of one tap
     near = aligned(AT_ONCE * BLOCK)
+    depth, width = part.geometry[DEPTH], part.geometry[WIDTH]
     for c in range(0, turned.shape[0], AT_ONCE):
+        deep = min(AT_ONCE, depth - begin - c)
         for block in range(blocks):
             a, b = here + c * a_pitch, panel.ctypes.data + block * panel_bytes
-            to = out + c * pitch + block * ROW
-            if job.past:
+            to, valid = out + c * pitch + block * ROW, min(BLOCK, width - (part.lo + block) * BLOCK)
+            if sums.size > 0:
+                for t in range(taps):
+                    to = there + (((begin + c) // AT_ONCE * blocks + block) * taps + t) * AT_ONCE * ROW
+                    shifted = a + strip.shifts[t] * item
+                    tile_block(V, fresh, shifted, a_pitch, b, walks.ctypes.data, walks.shape[0], to, ROW)
+            elif job.past or deep < AT_ONCE or valid < BLOCK:
                 tile_block(V, 1, a, a_pitch, b, walks.ctypes.data, walks.shape[0], near.ctypes.data, ROW)
-                for row in range(AT_ONCE):
-                    store_row(near.ctypes.data + row * ROW, BLOCK, np.float32, to + row * pitch, False, True)
-                continue
-            if sums.size == 0:
+                for row in range(deep):
+                    store_row(near.ctypes.data + row * ROW, valid, np.float32, to + row * pitch, fresh == 0, job.past)
+            else:
                 tile_block(V, fresh, a, a_pitch, b, walks.ctypes.data, walks.shape[0], to, pitch)
-                continue
-            for t in range(taps):
-                to = there + (((begin + c) // AT_ONCE * blocks + block) * taps + t) * AT_ONCE * ROW
-                shifted = a + strip.shifts[t] * item
-                tile_block(V, fresh, shifted, a_pitch, b, walks.ctypes.data, walks.shape[0], to, ROW)
 
 
 @inlined
 def _tell(job, part, sums):
     """The sums of a share, once they are whole, to their place in rows of dw."""
-    depth = part.geometry[DEPTH]
+    depth, width = part.geometry[DEPTH], part.geometry[WIDTH]
     for c in range(sums.shape[0]):
         for block in range(sums.shape[1]):
             for t in range(sums.shape[2]):
                 there, pitch = sums_target(job, part, t, c * AT_ONCE, part.lo + block)
                 for row in range(min(AT_ONCE, depth - c * AT_ONCE)):
-                    copy_row(np.float32, sums[c, block, t, row].ctypes.data, there + row * pitch, BLOCK)
+                    valid = min(BLOCK, width - (part.lo + block) * BLOCK)
+                    copy_row(np.float32, sums[c, block, t, row].ctypes.data, there + row * pitch, valid)
 
 
 @inlined
@@ -116,7 +123,8 @@ def _tiles_weight_task(task, job):
     """Some blocks of output channels of one group, over some shares of the pixels."""
     chunk, item = job.chunk, job.x.itemsize
     part = place_gradient(task, job, 0)
-    depth = -(-part.geometry[DEPTH] // AT_ONCE) * AT_ONCE  # taps that are merged have fewer, and something behind them
+    depth = -(-part.geometry[DEPTH] // AT_ONCE) * AT_ONCE
+    read = depth if part.merged else part.geometry[DEPTH]  # taps that are merged have something behind them
     strip = make_strip(job, part.geometry, part.taps, chunk)
     most, apart = strip.starts.size, strip.sources.shape[1]
     rows, walks = np.empty(most * AT_ONCE, np.int64), np.empty((most, 3), np.int64)
@@ -136,11 +144,12 @@ def _tiles_weight_task(task, job):
             runs = _walks(strip.starts[:blocks], item, walks)
             _pack_gradients(job, part, strip, blocks, first, count, rows, panel)
             for begin in range(0, depth, CHANNELS):
-                channels, shift = min(CHANNELS, depth - begin), (part.group * depth + begin) * item
+                channels, shift = min(CHANNELS, read - begin), (part.group * read + begin) * item
                 for plane in range(strip.planes.size):
                     there, further = turned.ctypes.data + plane * apart * item, places + AT_ONCE - 1
                     _turn(job.x.dtype, strip.sources[plane], further, shift, channels, square, there, turned.strides[0])
-                _multiply(job, part, strip, walks[:runs], fresh, panel, turned[:channels], begin, sums)
+                rows_of_c = -(-channels // AT_ONCE) * AT_ONCE
+                _multiply(job, part, strip, walks[:runs], fresh, panel, turned[:rows_of_c], begin, sums)
         _tell(job, part, sums)
         add_up(job, part)
     release_tiles()
