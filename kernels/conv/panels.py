@@ -80,7 +80,7 @@ def pack_columns(kind, to, source, pitch, depth, valid, panel):
 
 
 @inlined
-def _clear(panel, used, units):
+def clear(panel, used, units):
     """Zeros from row `used` on."""
     for n in range(used * BLOCK, units * BLOCK):
         poke(np.float32, panel, n, np.float32(0))
@@ -99,7 +99,7 @@ def _pack_task(task, w, k_group, units, out):
         source = w.ctypes.data + (t * depth * width + group * k_group + first) * w.itemsize
         pack_rows(w.dtype, out.dtype, source, width * w.itemsize, depth, valid, panels, apart)
         for block in range(-(-valid // BLOCK)):
-            _clear(panels + block * apart, used, units)
+            clear(panels + block * apart, used, units)
 
 
 @inlined
@@ -112,7 +112,7 @@ def _pack_transposed_task(task, w, k_group, units, out):
         panel = out.ctypes.data + (task * taps + t) * units * ROW
         source = w.ctypes.data + ((t * depth + first) * width + group * k_group) * w.itemsize
         pack_columns(w.dtype, out.dtype, source, width * w.itemsize, k_group, min(BLOCK, depth - first), panel)
-        _clear(panel, k_group // in_unit(out.dtype), units)
+        clear(panel, k_group // in_unit(out.dtype), units)
 
 
 @kernel(parallel=True)

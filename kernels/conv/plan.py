@@ -11,14 +11,14 @@ from .method import Blocks, Gradient
 from .outer import MergedOuter, Outer
 from .rows import MergedRows, Rows, Unpacked
 from .shape import Shape, make_shape
-from .tiles import MergedTiles, Tiles
+from .tiles import MergedTiles, Tiles, UnpackedTiles
 from .tiles_weight import MergedTilesWeight, TilesWeight
 from .winograd import Winograd
 from .winograd_weight import WinogradWeight
 
 # candidates, the faster ones first: the first that suits is taken
-FORWARD = (Tiles, MergedTiles, Winograd, MergedRows, Unpacked, Rows)
-BACKWARD_INPUT = (Tiles, Winograd, Unpacked, Rows)
+FORWARD = (UnpackedTiles, Tiles, MergedTiles, Winograd, MergedRows, Unpacked, Rows)
+BACKWARD_INPUT = (UnpackedTiles, Tiles, Winograd, Unpacked, Rows)
 BACKWARD_WEIGHT = (TilesWeight, MergedTilesWeight, WinogradWeight, MergedOuter, Outer)
 
 

@@ -57,10 +57,10 @@ def begin_with(job, part, channel, k0, start):
 
 
 @inlined
-def _panel(job, part, block, c0, count, own):
-    """Pack a panel of w where it is needed: units c0 to c0 + count of a block. own (SIDE_BY_SIDE, ..): room for it."""
+def own_panel(job, part, block, c0, count, own):
+    """Pack a panel of w where it is needed: units c0 to c0 + count of a block. own: room for some, side by side."""
     depth, width, item = part.geometry[DEPTH], part.geometry[WIDTH], job.weights.itemsize
-    k0, side, apart = block * BLOCK, (block - part.lo) % SIDE_BY_SIDE, own.shape[1] * F32_BYTES
+    k0, side, apart = block * BLOCK, (block - part.lo) % own.shape[0], own.shape[1] * F32_BYTES
     b, rest = own.ctypes.data + side * apart, min(width - k0, (part.hi - block) * BLOCK)
     kind, to = np.float32, job.panels.dtype
     c0, count = c0 * in_unit(to), count * in_unit(to)
@@ -69,7 +69,7 @@ def _panel(job, part, block, c0, count, own):
         pack_columns(kind, to, source, depth * item, count, min(BLOCK, rest), b)
     elif side == 0:
         source = job.weights.ctypes.data + (c0 * width + k0) * item
-        valid = min(SIDE_BY_SIDE * BLOCK, rest)
+        valid = min(own.shape[0] * BLOCK, rest)
         pack_rows(kind, to, source, width * item, count, valid, b, apart)
     return b
 
@@ -157,7 +157,7 @@ def _multiply(group, job, part, rows, c, ahead, end):
                     panel = ((group * blocks + block) * job.all_taps + taps[t0, 2]) * depth + c0
                     b = job.weights.ctypes.data + panel * ROW
                 else:
-                    b = _panel(job, part, block, c0, c_count, own)
+                    b = own_panel(job, part, block, c0, c_count, own)
                 here = c.ctypes.data + (block - part.lo) * ROW
                 for m in range(0, padded, MR):
                     stride = LINE if ahead < end else 0

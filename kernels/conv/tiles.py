@@ -15,13 +15,16 @@ from ..arch import BLOCK, LINE, V
 from ..tile_amx import STEP, configure_tiles, release_tiles, tile_block
 from .finishing import ask_for, begin_sums, finish_of, finish_rows, finish_tile, tell_moments
 from .grid import DEPTH, GRID_J, GROUPS, PITCH, WIDTH, row_addresses
-from .panels import ROW
-from .rows import MergedRows, Rows
+from .method import PACKED, ROWS
+from .panels import ROW, SIDE_BY_SIDE, clear
+from .rows import MergedRows, Rows, Unpacked, own_panel
 from .strip import AT_ONCE, MERGED_ROWS, lay, make_strip, stage
 from .task import F32_BYTES, aligned, place
 
 PIXELS = 256  # of a block, at most
 STRIP_BYTES = 1 << 19  # of its pixels: with its weights it stays in L2
+NEAR = 4096  # of the depth of weights that a task packs for itself, in all of its panels: they stay in L2
+WIDE = 16  # panels that are packed together where rows of w are far apart: they are read in longer runs
 WEIGHTS_BYTES = 1 << 20  # of all weights of a task: more are read panel by panel, each by all pixels of a block
 
 
@@ -54,6 +57,16 @@ def _make_part(job, part, strip, blocks, depth):
 
 
 @inlined
+def _finish(kind, to, own, block, tile, c, valid):
+    """The tile of sums at address c: block number `block` of the task's `valid` channels."""
+    begin, end = own.ends[tile], own.ends[tile + 1]
+    if (block + 1) * BLOCK <= valid:
+        finish_tile(kind, to, block, begin, end, c)
+    else:
+        finish_rows(kind, to, block, begin, end, c, valid - block * BLOCK, own.rows, own.outs)
+
+
+@inlined
 def _multiply(kind, to, own, weights, panel, panels, valid):
     """All tiles of a group: pixels by pixels or, if that is too much for L2, panel by panel of the weights."""
     begins, ends, outs, pitch, c = own.begins, own.ends, own.outs, own.pitch, own.c.ctypes.data
@@ -67,10 +80,32 @@ def _multiply(kind, to, own, weights, panel, panels, valid):
             first, many = ends[tile + 1], ends[tile + 2] - ends[tile + 1]
             ask_for(kind, to, 0, panels, first + many * block // panels, first + many * (block + 1) // panels, outs)
         tile_block(V, 1, begins[tile], pitch, weights + block * panel, walks, taps, c, ROW)
-        if (block + 1) * BLOCK <= valid:
-            finish_tile(kind, to, block, ends[tile], ends[tile + 1], c)
-        else:
-            finish_rows(kind, to, block, ends[tile], ends[tile + 1], c, valid - block * BLOCK, own.rows, outs)
+        _finish(kind, to, own, block, tile, c, valid)
+
+
+@inlined
+def _multiply_unpacked(job, part, to, own):
+    """The same where a task packs its weights: a part of the depth of panels whose rows, or columns, are neighbours."""
+    depth, tiles = part.geometry[DEPTH], own.begins.size
+    beside = WIDE if job.form == ROWS else SIDE_BY_SIDE
+    at_once = NEAR // beside
+    panels = aligned(NEAR // 2 * BLOCK).reshape(beside, at_once // 2 * BLOCK)
+    sums, walk = aligned(beside * tiles * AT_ONCE * BLOCK), np.zeros(3, np.int64)
+    for lo in range(part.lo, part.hi, beside):
+        blocks = min(beside, part.hi - lo)
+        for first in range(0, depth, at_once):
+            count = min(at_once, depth - first)
+            walk[2] = -(-count // STEP)
+            for block in range(blocks):
+                b = own_panel(job, part, lo + block, first // 2, count // 2, panels)
+                clear(b, count // 2, walk[2] * STEP // 2)
+                for tile in range(tiles):
+                    c = sums.ctypes.data + (block * tiles + tile) * AT_ONCE * ROW
+                    a, fresh = own.begins[tile] + first * 2, np.int64(first == 0)
+                    tile_block(V, fresh, a, own.pitch, b, walk.ctypes.data, 1, c, ROW)
+        for k in range(blocks * tiles):
+            c = sums.ctypes.data + k * AT_ONCE * ROW
+            _finish(job.y.dtype, to, own, lo - part.lo + k // tiles, k % tiles, c, part.valid)
 
 
 @inlined
@@ -95,8 +130,11 @@ def _tiles_task(task, job):
         channel = group * width + part.lo * BLOCK
         begin_sums(job, part, channel)
         to = finish_of(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)
-        weights = job.weights.ctypes.data + (group * -(-width // BLOCK) + part.lo) * panel
-        _multiply(job.y.dtype, to, own, weights, panel, part.hi - part.lo, part.valid)
+        if job.form == PACKED:
+            weights = job.weights.ctypes.data + (group * -(-width // BLOCK) + part.lo) * panel
+            _multiply(job.y.dtype, to, own, weights, panel, part.hi - part.lo, part.valid)
+        else:
+            _multiply_unpacked(job, part, to, own)
         tell_moments(job, part, to, gathered)
     release_tiles()
 
@@ -128,6 +166,16 @@ class Tiles(_InTiles, Rows):
     @classmethod
     def suits(cls, shape):
         return shape.tiles
+
+
+class UnpackedTiles(_InTiles, Unpacked):
+    """A fully connected layer. One block of pixels has them all, as each packs all weights."""
+
+    size = PIXELS
+
+    @classmethod
+    def suits(cls, shape):
+        return shape.tiles and Unpacked.suits(shape)
 
 
 class MergedTiles(_InTiles, MergedRows):
