@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._ir import I8, I32, Strip, number_type, strips
+from ._ir import I8, I32, Strip, cases, number_type, strips, times
 from ._jit import inlined, kernel
 from ._shapes import check_array, check_input, check_tensor, output_size
 from .ahead import DISTANCE, ask
@@ -133,21 +133,53 @@ def maxpool_forward(x, size, stride, pad, y, argmax, rectified=False):
     _maxpool_forward(x, size, stride, pad, int(rectified), y, argmax)
 
 
+@intrinsic
+def _gathered(typing, channels, kind, windows, first, row_step, step, dx, past):
+    """dx = the sum of dy over the windows around a pixel whose maximum was there, C numbers; dx: an address.
+
+    windows: addresses of dy and argmax of the first one, rows and columns of windows, numbers from row to row and to
+    the next window. first: the place of the pixel in the first window; row_step, step: how much less it is in the next.
+    """
+    number = number_type(kind)
+
+    def codegen(context, builder, sig, args):
+        channels_, _, windows_, first_, row_step_, step_, dx_, past_ = args
+        dy_, argmax_, rows, columns, row_pitch, pitch = cgutils.unpack_tuple(builder, windows_)
+        for (goes_past,) in cases(builder, (past_, 2)):
+            for width, index in strips(builder, channels_, 2 * V, V):
+                strip = Strip(builder, width, index)
+                zero = strip.lanes.constant(0)
+                total = strip.lanes.variable(zero)
+                with cgutils.for_range(builder, rows) as p, cgutils.for_range(builder, columns) as q:
+                    window = builder.add(builder.mul(p.index, row_pitch), builder.mul(q.index, pitch))
+                    gradient = strip.load(builder.add(dy_, times(builder, window, number.bytes)), number)
+                    places = ir.VectorType(I8, width).as_pointer()
+                    there = builder.inttoptr(builder.add(argmax_, builder.add(window, index)), places)
+                    less = builder.add(builder.mul(p.index, row_step_), builder.mul(q.index, step_))
+                    place = strip.lanes.splat(builder.trunc(builder.sub(first_, less), I8))
+                    met = builder.icmp_unsigned("==", builder.load(there, align=1), place)
+                    builder.store(builder.fadd(builder.load(total), builder.select(met, gradient, zero)), total)
+                strip.store(builder.load(total), dx_, number, past=goes_past)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, kind, types.UniTuple(types.int64, 6), *[types.int64] * 5), codegen
+
+
 @inlined
 def _maxpool_backward_row(h, dy, argmax, size, stride, pad, dx, past):
     # dy, argmax (P,Q,C) one image; dx (W,C) its row h
     p0, p1 = _covering(h, size, stride, pad, dy.shape[0])
-    sums = np.empty(dx.shape[1], np.float32)
+    channels, row = dx.shape[1], dy.shape[1] * dx.shape[1]
     for w in range(dx.shape[0]):
-        sums[:] = 0
         q0, q1 = _covering(w, size, stride, pad, dy.shape[1])
-        for p in range(p0, p1):
-            for q in range(q0, q1):
-                place = np.uint8((h + pad - p * stride) * size + w + pad - q * stride)
-                for c in range(sums.size):
-                    gradient = widen(dy[p, q, c])
-                    sums[c] += gradient if argmax[p, q, c] == place else np.float32(0)
-        _store(sums.ctypes.data, dx, w, past)
+        number = p0 * row + q0 * channels
+        here, places = dy.ctypes.data + number * dy.itemsize, argmax.ctypes.data + number
+        windows = np.int64(here), np.int64(places), p1 - p0, q1 - q0, np.int64(row), np.int64(channels)
+        first = (h + pad - p0 * stride) * size + w + pad - q0 * stride
+        _gathered(
+            channels, dx.dtype, windows, first, stride * size, stride, dx.ctypes.data + w * dx.strides[0],
+            np.int64(past),
+        )  # fmt: skip
 
 
 @kernel(parallel=True)
