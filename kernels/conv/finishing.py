@@ -12,7 +12,7 @@ from .._jit import inlined
 from ..affine import FRESH, ONTO, PAST, pass_row
 from ..ahead import ask
 from ..arch import BLOCK
-from ..element import peek, poke, size_of
+from ..element import entry, peek, poke, size_of
 from ..epilogue import REFERENCE, SQUARES, SUM, pass_tile, store_tile
 from ..store import store_row
 from .grid import WIDTH
@@ -80,7 +80,7 @@ def finish_tile(kind, to, block, begin, end, c):
 
 
 @inlined
-def finish_rows(kind, to, block, begin, end, c, valid, rows, outs):
+def finish_rows(kind, to, block, begin, end, c, valid):
     """The same for a last block of `valid` channels, which stick out of no other's; row by row, by what knows no tiles.
 
     Denormals are rounded as they are.
@@ -88,7 +88,7 @@ def finish_rows(kind, to, block, begin, end, c, valid, rows, outs):
     channels = block * BLOCK
     shift, at = channels * F32_BYTES, (to.channel + channels) * size_of(kind)
     for n in range(begin, end):
-        row, there = c + rows[n], outs[n] + at
+        row, there = c + entry(to.rows, n), entry(to.outs, n) + at
         if to.x != 0:
             pass_row(
                 valid, row, there + to.x, there + to.y, kind, np.int64(to.y == 0), to.table + shift, to.table_pitch,
@@ -118,18 +118,19 @@ def _gather_row(row, valid, gathered, pitch, first):
 
 
 @inlined
-def ask_for(kind, to, first, blocks, begin, end, outs):
+def ask_for(kind, to, first, blocks, begin, end):
     """For what finishing things begin to end will read, of some blocks of channels from one on."""
     if to.x == 0 and to.how != ONTO:
         return
     shift, size = (to.channel + first * BLOCK) * size_of(kind), blocks * BLOCK * size_of(kind)
     for n in range(begin, end):
+        there = entry(to.outs, n) + shift
         if to.x != 0:
-            ask(outs[n] + shift + to.x, size)
+            ask(there + to.x, size)
         if to.y != 0:
-            ask(outs[n] + shift + to.y, size)
+            ask(there + to.y, size)
         if to.how == ONTO:
-            ask(outs[n] + shift, size)
+            ask(there, size)
 
 
 @inlined

@@ -12,6 +12,7 @@ import numpy as np
 
 from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE, V
+from ..element import entry
 from ..tile_amx import STEP, configure_tiles, release_tiles, tile_block
 from .finishing import ask_for, begin_sums, finish_of, finish_rows, finish_tile, tell_moments
 from .grid import DEPTH, GRID_J, GROUPS, PITCH, WIDTH, row_addresses
@@ -57,30 +58,31 @@ def _make_part(job, part, strip, blocks, depth):
 
 
 @inlined
-def _finish(kind, to, own, block, tile, c, valid):
+def _finish(kind, to, ends, block, tile, c, valid):
     """The tile of sums at address c: block number `block` of the task's `valid` channels."""
-    begin, end = own.ends[tile], own.ends[tile + 1]
+    begin, end = entry(ends, tile), entry(ends, tile + 1)
     if (block + 1) * BLOCK <= valid:
         finish_tile(kind, to, block, begin, end, c)
     else:
-        finish_rows(kind, to, block, begin, end, c, valid - block * BLOCK, own.rows, own.outs)
+        finish_rows(kind, to, block, begin, end, c, valid - block * BLOCK)
 
 
 @inlined
 def _multiply(kind, to, own, weights, panel, panels, valid):
     """All tiles of a group: pixels by pixels or, if that is too much for L2, panel by panel of the weights."""
-    begins, ends, outs, pitch, c = own.begins, own.ends, own.outs, own.pitch, own.c.ctypes.data
-    walks, taps = own.walks.ctypes.data, own.walks.shape[0]
-    tiles, by_panel = begins.size, panels * panel > WEIGHTS_BYTES
+    begins, ends, c = own.begins.ctypes.data, own.ends.ctypes.data, own.c.ctypes.data
+    walks, taps, pitch = own.walks.ctypes.data, own.walks.shape[0], own.pitch
+    tiles, by_panel = own.begins.size, panels * panel > WEIGHTS_BYTES
     for k in range(tiles * panels):
         block, tile = (k // tiles, k % tiles) if by_panel else (k % panels, k // panels)
         if tile + 1 < tiles and by_panel:
-            ask_for(kind, to, block, 1, ends[tile + 1], ends[tile + 2], outs)
+            ask_for(kind, to, block, 1, entry(ends, tile + 1), entry(ends, tile + 2))
         elif tile + 1 < tiles:  # for some rows of the next tile, from end to end
-            first, many = ends[tile + 1], ends[tile + 2] - ends[tile + 1]
-            ask_for(kind, to, 0, panels, first + many * block // panels, first + many * (block + 1) // panels, outs)
-        tile_block(V, 1, begins[tile], pitch, weights + block * panel, walks, taps, c, ROW)
-        _finish(kind, to, own, block, tile, c, valid)
+            first = entry(ends, tile + 1)
+            many = entry(ends, tile + 2) - first
+            ask_for(kind, to, 0, panels, first + many * block // panels, first + many * (block + 1) // panels)
+        tile_block(V, 1, entry(begins, tile), pitch, weights + block * panel, walks, taps, c, ROW)
+        _finish(kind, to, ends, block, tile, c, valid)
 
 
 @inlined
@@ -105,7 +107,7 @@ def _multiply_unpacked(job, part, to, own):
                     tile_block(V, fresh, a, own.pitch, b, walk.ctypes.data, 1, c, ROW)
         for k in range(blocks * tiles):
             c = sums.ctypes.data + k * AT_ONCE * ROW
-            _finish(job.y.dtype, to, own, lo - part.lo + k // tiles, k % tiles, c, part.valid)
+            _finish(job.y.dtype, to, own.ends.ctypes.data, lo - part.lo + k // tiles, k % tiles, c, part.valid)
 
 
 @inlined
