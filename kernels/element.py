@@ -69,7 +69,7 @@ def poke(typing, kind, address, index, value):
 
 @intrinsic
 def entry(typing, table, index):
-    """Number `index` of the int64 at an address: an array that is handed on in a loop costs two counts of references."""
+    """Number `index` of the int64 at an address. Handing an array on in a loop costs two counts of references."""
 
     def codegen(context, builder, sig, args):
         return load_address(builder, builder.add(args[0], times(builder, args[1], 8)), 0)

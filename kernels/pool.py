@@ -145,7 +145,7 @@ def _gathered(typing, channels, kind, windows, first, row_step, step, dx, past):
     def codegen(context, builder, sig, args):
         channels_, _, windows_, first_, row_step_, step_, dx_, past_ = args
         dy_, argmax_, rows, columns, row_pitch, pitch = cgutils.unpack_tuple(builder, windows_)
-        for (goes_past,) in cases(builder, (past_, 2)):
+        for (beyond,) in cases(builder, (past_, 2)):
             for width, index in strips(builder, channels_, 2 * V, V):
                 strip = Strip(builder, width, index)
                 zero = strip.lanes.constant(0)
@@ -159,7 +159,7 @@ def _gathered(typing, channels, kind, windows, first, row_step, step, dx, past):
                     place = strip.lanes.splat(builder.trunc(builder.sub(first_, less), I8))
                     met = builder.icmp_unsigned("==", builder.load(there, align=1), place)
                     builder.store(builder.fadd(builder.load(total), builder.select(met, gradient, zero)), total)
-                strip.store(builder.load(total), dx_, number, past=goes_past)
+                strip.store(builder.load(total), dx_, number, past=beyond)
         return context.get_dummy_value()
 
     return types.void(types.int64, kind, types.UniTuple(types.int64, 6), *[types.int64] * 5), codegen

@@ -80,15 +80,15 @@ def finish_tile(kind, to, block, begin, end, c):
 
 
 @inlined
-def finish_rows(kind, to, block, begin, end, c, valid):
-    """The same for a last block of `valid` channels, which stick out of no other's; row by row, by what knows no tiles.
+def finish_rows(kind, to, block, begin, end, c, valid, blocks):
+    """The same row by row, for `valid` channels from those of a block on; rows of C are `blocks` blocks long.
 
-    Denormals are rounded as they are.
+    By what knows no tiles: denormals are rounded as they are.
     """
     channels = block * BLOCK
     shift, at = channels * F32_BYTES, (to.channel + channels) * size_of(kind)
     for n in range(begin, end):
-        row, there = c + entry(to.rows, n), entry(to.outs, n) + at
+        row, there = c + entry(to.rows, n) * blocks, entry(to.outs, n) + at
         if to.x != 0:
             pass_row(
                 valid, row, there + to.x, there + to.y, kind, np.int64(to.y == 0), to.table + shift, to.table_pitch,

@@ -11,8 +11,9 @@ import numba
 import numpy as np
 
 from .._jit import inlined, kernel
+from ..ahead import DISTANCE
 from ..arch import BLOCK, LINE, V
-from ..element import entry
+from ..element import entry, size_of
 from ..tile_amx import STEP, configure_tiles, release_tiles, tile_block
 from .finishing import ask_for, begin_sums, finish_of, finish_rows, finish_tile, tell_moments
 from .grid import DEPTH, GRID_J, GROUPS, PITCH, WIDTH, row_addresses
@@ -25,6 +26,7 @@ from .task import F32_BYTES, aligned, place
 PIXELS = 256  # of a block, at most
 STRIP_BYTES = 1 << 19  # of its pixels: with its weights it stays in L2
 NEAR = 4096  # of the depth of weights that a task packs for itself, in all of its panels: they stay in L2
+LONG = 8  # panels from which on rows are finished from end to end where that reads tensors: memory streams
 WIDE = 16  # panels that are packed together where rows of w are far apart: they are read in longer runs
 WEIGHTS_BYTES = 1 << 20  # of all weights of a task: more are read panel by panel, each by all pixels of a block
 
@@ -64,12 +66,30 @@ def _finish(kind, to, ends, block, tile, c, valid):
     if (block + 1) * BLOCK <= valid:
         finish_tile(kind, to, block, begin, end, c)
     else:
-        finish_rows(kind, to, block, begin, end, c, valid - block * BLOCK)
+        finish_rows(kind, to, block, begin, end, c, valid - block * BLOCK, 1)
+
+
+@inlined
+def _multiply_rows(kind, to, own, weights, panel, panels, valid):
+    """All tiles of a group, whose finish reads more than C: whole rows of all panels, one behind the other."""
+    begins, ends, last = own.begins.ctypes.data, own.ends.ctypes.data, own.outs.size - 1
+    c, ahead = aligned(AT_ONCE * panels * BLOCK).ctypes.data, max(1, DISTANCE // (valid * size_of(kind)))
+    walks, taps, pitch = own.walks.ctypes.data, own.walks.shape[0], own.pitch
+    for tile in range(own.begins.size):
+        for k in range(panels):
+            a, b = entry(begins, tile), weights + k * panel
+            tile_block(V, 1, a, pitch, b, walks, taps, c + k * ROW, panels * ROW)
+        for n in range(entry(ends, tile), entry(ends, tile + 1)):
+            later = min(n + ahead, last)
+            ask_for(kind, to, 0, panels, later, later + 1)
+            finish_rows(kind, to, 0, n, n + 1, c, valid, panels)
 
 
 @inlined
 def _multiply(kind, to, own, weights, panel, panels, valid):
     """All tiles of a group: pixels by pixels or, if that is too much for L2, panel by panel of the weights."""
+    if to.x != 0 and panels >= LONG and panels * panel <= WEIGHTS_BYTES:
+        return _multiply_rows(kind, to, own, weights, panel, panels, valid)
     begins, ends, c = own.begins.ctypes.data, own.ends.ctypes.data, own.c.ctypes.data
     walks, taps, pitch = own.walks.ctypes.data, own.walks.shape[0], own.pitch
     tiles, by_panel = own.begins.size, panels * panel > WEIGHTS_BYTES
