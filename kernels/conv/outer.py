@@ -164,12 +164,9 @@ def sums_target(job, part, t, c, block):
 
 
 @inlined
-def _near_target(job, part, room, t, c, block):
-    """The same, but beside dw for those of the last blocks that are summed there."""
-    beside = block - (part.hi - room.beside.shape[0])
-    if beside >= 0:
-        return room.beside.ctypes.data + ((beside * room.beside.shape[1] + t) * room.beside.shape[2] + c) * ROW, ROW
-    return sums_target(job, part, t, c, block)
+def _beside(room, t, block):
+    """Address of the sums of tap number t of one of the last blocks, that are summed beside dw; ROW is their pitch."""
+    return room.beside.ctypes.data + (block * room.beside.shape[1] + t) * room.beside.shape[2] * ROW
 
 
 @inlined
@@ -207,37 +204,40 @@ def _multiply(job, part, room, first, count):
     units, strip = -(-count // in_unit(job.panels.dtype)), depth if part.in_place else at_once * SPAN
     fresh, panel, nowhere = np.int64(first == part.first), room.panel.ctypes.data, room.nowhere.ctypes.data
     ahead, ahead_end, dy_ahead, dy_end = _next_chunk(job, part, first, count)
+    blocks, apart = part.hi - part.lo, room.beside.shape[1] * room.beside.shape[2] * ROW
+    whole = blocks - room.beside.shape[0]  # those behind are summed beside dw
     for begin in range(0, depth, strip):
         for t in range(part.taps.shape[0]):
             a_rows = _tap_rows(job, part, room, t, count, begin // SPAN)
+            (out, pitch), near = sums_target(job, part, t, 0, part.lo), _beside(room, t, 0)
             for c0 in range(begin, min(begin + strip, depth), MC):
                 left, a_offset = depth - c0 if depth >= MC else MC, c0 * F32_BYTES
                 if not part.in_place:
                     line = c0 // SPAN
                     a_offset += (line - begin // SPAN) * size * LINE - _line_start(line, depth) * F32_BYTES
-                for block in range(part.lo, part.hi):
-                    there, pitch = _near_target(job, part, room, t, c0, block)
+                for block in range(blocks):
+                    there, step = out + c0 * pitch + block * ROW, pitch
+                    if block >= whole:
+                        there, step = near + (block - whole) * apart + c0 * ROW, ROW
                     if ahead >= ahead_end:
                         ahead, ahead_end, dy_ahead = dy_ahead, dy_end, dy_end
                     stride = LINE if ahead < ahead_end else 0
                     tile_outer(
                         MC, FEW, NV, V, job.panels.dtype, a_rows, units, a_offset,
-                        panel + (block - part.lo) * CHUNK * ROW, there, pitch, left, nowhere, fresh, ahead, stride,
+                        panel + block * CHUNK * ROW, there, step, left, nowhere, fresh, ahead, stride,
                     )  # fmt: skip
                     ahead += stride * units
 
 
 @inlined
 def _store_beside(job, part, room):
-    depth, width, item = part.geometry[DEPTH], part.geometry[WIDTH], job.dw.itemsize
-    blocks, n_taps = room.beside.shape[:2]
-    for block in range(part.hi - blocks, part.hi):
-        valid, column = min(BLOCK, width - block * BLOCK), part.group * width + block * BLOCK
+    depth, width, (blocks, n_taps) = part.geometry[DEPTH], part.geometry[WIDTH], room.beside.shape[:2]
+    for n in range(blocks):
+        block = part.hi - blocks + n
         for t in range(n_taps):
+            (out, pitch), source = sums_target(job, part, t, 0, block), _beside(room, t, n)
             for c in range(depth):
-                source, _ = _near_target(job, part, room, t, c, block)
-                row = (part.taps[t, 2] * depth + c) * part.geometry[GROUPS] * width
-                copy_row(np.float32, source, part.out + (row + column) * item, valid)
+                copy_row(np.float32, source + c * ROW, out + c * pitch, min(BLOCK, width - block * BLOCK))
 
 
 @inlined
