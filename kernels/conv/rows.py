@@ -32,7 +32,7 @@ from .task import F32_BYTES, aligned, finish, place
 PIXELS = 126  # pixels of a block: a multiple of 6 and 14, its input stays in L2
 PANEL_BYTES = 49152  # weights of one inner nest: stay in L1, or next to it where that is smaller
 STAGE_PITCH = 4096  # bytes of a pixel from which on rows are staged
-AHEAD_BYTES = 262144  # input of the next block that is asked for ahead of time: fits into L2 beside this one's
+AHEAD_BYTES = 262144  # of a tensor, what is asked for ahead of time: fits into L2 beside what is there
 
 
 @inlined
@@ -75,7 +75,7 @@ def own_panel(job, part, block, c0, count, own):
 
 
 @inlined
-def next_block(job, part):
+def _next_block(job, part):
     """First and last + 1 address of what the next block of pixels will read, as far as it is worth asking for."""
     geometry = part.geometry
     size = part.count * geometry[STEP] * geometry[STEP] * geometry[PITCH]
@@ -84,6 +84,27 @@ def next_block(job, part):
         return 0, 0
     ahead = next_input(job.x.ctypes.data, geometry, part.taps, part.first + part.count)
     return ahead, ahead + size
+
+
+@inlined
+def wanted(job, part, out_rows):
+    """(ranges, 2): first and last + 1 address of what is asked for while a part is multiplied.
+
+    What the next block reads, and what finishing this one does beside C, where that is all of some pixels in a row.
+    """
+    ranges, here = np.zeros((4, 2), np.int64), np.int64(job.y.ctypes.data)
+    ranges[0] = _next_block(job, part)
+    pitch = part.y_geometry[PITCH]
+    size = part.count * pitch
+    neighbours = out_rows[-1] + pitch == out_rows[0] + size
+    if job.norm_x.size == 0 or job.ranges > 1 or size > AHEAD_BYTES or not neighbours:
+        return ranges
+    read = True, job.norm_y.size > 0, job.accumulate
+    for n, start in enumerate((job.norm_x.ctypes.data, job.norm_y.ctypes.data, job.y.ctypes.data)):
+        if read[n]:
+            first = out_rows[0] - here + np.int64(start)
+            ranges[n + 1] = first, first + size
+    return ranges
 
 
 @inlined
@@ -125,8 +146,8 @@ def stage(job, part, rows, t0, t1, shift, units, table):
 
 
 @inlined
-def _multiply(group, job, part, rows, c, ahead, end):
-    """C = bias + sum over taps and depth of one group; ahead, end: as `next_block`; returns how far that went.
+def _multiply(group, job, part, rows, c, ranges):
+    """C = bias + sum over taps and depth of one group; ranges: what is `wanted`, and still is when it is done.
 
     One inner nest reads at most PANEL_BYTES of weights: some taps whole, or a part of one tap's depth, in units.
     """
@@ -139,6 +160,7 @@ def _multiply(group, job, part, rows, c, ahead, end):
     own = aligned(SIDE_BY_SIDE * room).reshape(SIDE_BY_SIDE, room)
     start, c_rows = np.zeros(BLOCK, np.float32), np.arange(padded) * row_bytes
     near = near_rows(min(taps_at_once, taps.shape[0]) if job.staged else 0, part.count, padded, depth_at_once)
+    turn, ahead, end = -1, 0, 0
     t0 = 0
     while t0 < taps.shape[0]:
         t1 = taps_in_a_row(taps, t0, taps_at_once)
@@ -160,16 +182,19 @@ def _multiply(group, job, part, rows, c, ahead, end):
                     b = own_panel(job, part, block, c0, c_count, own)
                 here = c.ctypes.data + (block - part.lo) * ROW
                 for m in range(0, padded, MR):
+                    while ahead >= end and turn + 1 < ranges.shape[0]:
+                        turn += 1
+                        ahead, end = ranges[turn, 0], ranges[turn, 1]
                     stride = LINE if ahead < end else 0
                     tile_rows(
                         MR, NV, V, job.panels.dtype, a_rows + m * 8, padded * 8, t1 - t0, c_count, a_offset,
                         b, depth * ROW, c_rows.ctypes.data + m * 8, here, begin, ahead, stride,
                     )  # fmt: skip
                     ahead += stride * c_count * (t1 - t0)
+                    ranges[turn, 0] = ahead
         t0 = t1
     if taps.shape[0] == 0:  # a residue class that no tap reaches
         c[:] = 0
-    return ahead
 
 
 @inlined
@@ -180,9 +205,9 @@ def _rows_task(task, job):
     padded = -(-part.count // MR) * MR  # the last tile reads the last pixel again: to rows of C that nobody reads
     rows, out_rows = gather(job, part, padded)
     c = aligned(padded * pitch)
-    ahead, end = next_block(job, part)
+    ranges = wanted(job, part, out_rows)
     for group in range(part.geometry[GROUPS]):
-        ahead = _multiply(group, job, part, rows, c, ahead, end)
+        _multiply(group, job, part, rows, c, ranges)
         finish(job, part, group, c, pitch, part.count, out_rows)
 
 
