@@ -1,7 +1,8 @@
 """Kernels: arrays in, arrays out. The only door into this package; what is not listed here is private.
 
-Every kernel has a twin of the same meaning in plain NumPy (in `reference`; of updates, pictures and wires beside their
-tests), takes its outputs and workspace as arguments, checks them, and gives the same bits for any number of threads.
+Every kernel has a twin of the same meaning in plain NumPy (in `reference`; of updates and pictures beside their tests),
+takes its outputs and workspace as arguments, checks them, and gives the same bits for any number of threads. Norms are
+returned, one number or two for each chunk.
 """
 
 from . import reference

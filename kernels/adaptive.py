@@ -60,7 +60,7 @@ def blended_update(w, g, v, s, momentum, beta2, plain, adaptive, epsilon, weight
 @inlined
 def _chunk_moments(w, g, v, s, scalars, sums):
     """One chunk; sums (2,) float64. Lane l takes elements l, l + LANES, …; then the lanes are added in order."""
-    beta1, beta2, first, second, epsilon, decay = _six(scalars)
+    beta1, beta2, first, second, epsilon, decay = _first_six(scalars)
     one = np.float32(1)
     ww, uu = np.zeros(LANES), np.zeros(LANES)
     for start in range(0, w.size, LANES):
@@ -85,7 +85,7 @@ def _moments(w, g, v, s, scalars, sums):
 
 
 @inlined
-def _six(scalars):
+def _first_six(scalars):
     return scalars[0], scalars[1], scalars[2], scalars[3], scalars[4], scalars[5]
 
 
@@ -99,7 +99,7 @@ def _step(w, v, s, scalars):
 
 @kernel(parallel=True)
 def _blend(w, g, v, s, scalars):
-    momentum, beta2, plain, adaptive, epsilon, decay = _six(scalars)
+    momentum, beta2, plain, adaptive, epsilon, decay = _first_six(scalars)
     rate, one = scalars[6], np.float32(1)
     for c in numba.prange(-(-w.size // CHUNK)):
         for i in range(c * CHUNK, min((c + 1) * CHUNK, w.size)):

@@ -110,7 +110,7 @@ HAS_DOT = {"avx512f", "avx512bf16"} <= _features()  # an instruction that multip
 HAS_TILES = HAS_DOT and _tiles()
 DOT = os.environ.get("KNLTRAIN_DOT") or ("amx" if HAS_TILES else "dot2" if HAS_DOT else "widen")
 if DOT not in DOTS:
-    sys.exit(f"knltrain: error: KNLTRAIN_DOT: found {DOT!r}, expected one of {', '.join(DOTS)}: correct it or unset it")
+    raise ValueError(f"KNLTRAIN_DOT: found {DOT!r}, expected one of {', '.join(DOTS)}: correct it or unset it")
 
 
 def product(precision: str) -> str:

@@ -199,7 +199,7 @@ def lrn_forward(x, size, alpha, beta, k, y):
     ----------
     x, y : (..., C) of a Number, y overwritten; it may be x where no backward pass follows
 
-    Cost: size + 4 flops an element and the power, 3 of which two are roots at 0.75; reads x, writes y.
+    Cost: size + 4 flops an element and the power: 3, of which two are roots, where beta is 0.75; reads x, writes y.
     Raises: TypeError, ValueError. Twin: reference.lrn_forward.
     """
     window = _window(x, size, alpha, beta, k)

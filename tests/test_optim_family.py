@@ -96,7 +96,7 @@ def _flops_of_element(module, loop, arrays, nesterov, monkeypatch):
     """As the loop of a chunk makes them in plain Python; those of scalars, once a chunk, are left out."""
     numbers = {"float64": lambda number: number, "zeros": lambda size: np.zeros(size, object)}
     monkeypatch.setattr(module, "np", types.SimpleNamespace(**vars(np) | numbers))
-    monkeypatch.setattr(adaptive, "_six", lambda scalars: scalars[:6])
+    monkeypatch.setattr(adaptive, "_first_six", lambda scalars: scalars[:6])
     counts = []
     for size in (1, 2):
         Counted.flops = 0

@@ -123,7 +123,7 @@ def _add_bias(job, channel, c, pitch, count):
 
 
 @inlined
-def _tiles_task(task, job):
+def _winograd_task(task, job):
     """The tiles of a block times one of the ranges of output channels, for every group."""
     part = place(task, job)
     geometry, count, outputs = part.geometry, part.count, part.y_taps.shape[0]
@@ -148,9 +148,9 @@ def _tiles_task(task, job):
 
 
 @kernel(parallel=True)
-def _tiles_nest(tasks, job):
+def _winograd_nest(tasks, job):
     for task in numba.prange(tasks):
-        _tiles_task(np.int64(task), job)
+        _winograd_task(np.int64(task), job)
 
 
 # ---- filters -------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def tile_products(shape, grids) -> int:
 class Winograd(Blocks):
     """Filters of 3 x 3 and 5 x 5, transformed once a step."""
 
-    nest = staticmethod(_tiles_nest)
+    nest = staticmethod(_winograd_nest)
 
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)

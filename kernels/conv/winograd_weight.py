@@ -152,7 +152,7 @@ def _add_up(job, part):
 
 
 @inlined
-def _tiles_weight_task(task, job):
+def _winograd_weight_task(task, job):
     """Up to CHANNELS input and CHANNELS output channels of one group, over some shares of the tiles."""
     part = _place(task, job, 0)
     blocks, points = -(-(part.k_hi - part.k_lo) // BLOCK), job.points
@@ -172,15 +172,15 @@ def _tiles_weight_task(task, job):
 
 
 @kernel(parallel=True)
-def _tiles_weight_nest(tasks, job):
+def _winograd_weight_nest(tasks, job):
     for task in numba.prange(tasks):
-        _tiles_weight_task(np.int64(task), job)
+        _winograd_weight_task(np.int64(task), job)
 
 
 class WinogradWeight(Gradient):
     """Backward-weight of filters of 3 x 3 and 5 x 5."""
 
-    nest, most = staticmethod(_tiles_weight_nest), CHANNELS // BLOCK
+    nest, most = staticmethod(_winograd_weight_nest), CHANNELS // BLOCK
 
     def __init__(self, shape):
         self.grids = forward_tiles(shape)

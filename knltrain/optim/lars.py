@@ -141,13 +141,14 @@ class Lars:
 
     def _run(self, p: Parameter, kernel, reads: str, writes="", part=slice(None), **numbers):
         """Run a kernel on the elements `part` of w, g and v of a parameter, as an op; returns what it returns."""
-        op = self._ops.get((p.name, kernel, part.start))
+        key = p.name, kernel, part.start, part.stop
+        op = self._ops.get(key)
         if op is None:
             arrays = {"w": p.w, "g": p.gradient, "v": p.v, "s": p.states.get("second")}
             arrays = {name: arrays[name].reshape(-1)[part] for name in reads}
             op = Op(self, UPDATE, kernel, arrays, {name: arrays[name] for name in writes}, {}, uses=(p,))
             op.bind()
-            self._ops[p.name, kernel, part.start] = op
+            self._ops[key] = op
         op.arguments.update(numbers)
         return run(op, self.observer)
 

@@ -23,7 +23,7 @@ from ..arena import Parameters
 from ..layers import CONVOLUTION, UPDATE, Op, Program, SoftmaxCrossEntropy, Tensor, fuse, is_dense
 from .machine import Machine
 
-BLOCK, MOST_WIDTH = 32, 512  # output channels of a tile of AVX-512, and the most of a task: the kernels' own
+BLOCK = 32  # output channels of a tile of AVX-512
 ONCE, PACK, TRANSFORM, FILTERS, ROWS, SUMS = 48, 16, 10, 120, 14, 75  # of tiles: see `waste`
 PART, UPDATE_PART = 1 << 15, 1 << 16  # numbers in a task of the passes over memory, and of the update
 LARS_PASSES, SGD_PASSES = (4, 3, 2), (2, 3, 2)  # tensors read for the norms, then read and written by the update
