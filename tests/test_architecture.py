@@ -242,3 +242,10 @@ def test_setup__requires_exactly_five_packages():
     )
     names = {requirement.partition(";")[0] for requirement in ast.literal_eval(keyword.value)}
     assert names == {"numpy", "mpi4py", "numba", "h5py", "intel-openmp"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.is_relative_to(ROOT / "kernels")], ids=short)
+def test_kernels__take_no_address_of_an_array_that_nobody_holds(path):
+    """Numba frees an array behind its last use, and an address is none."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    assert not [node.lineno for node in nodes if node.attr == "ctypes" and isinstance(node.value, ast.Call)]

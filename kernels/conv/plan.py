@@ -11,15 +11,16 @@ from .method import Blocks, Gradient
 from .outer import MergedOuter, Outer
 from .rows import MergedRows, Rows, Unpacked
 from .shape import Shape, make_shape
-from .tiles import MergedTiles, Tiles, UnpackedTiles
-from .tiles_weight import MergedTilesWeight, TilesWeight
+from .stem import Stem, StemWeight
+from .tiles import Tiles, UnpackedTiles
+from .tiles_weight import TilesWeight
 from .winograd import Winograd
 from .winograd_weight import WinogradWeight
 
 # candidates, the faster ones first: the first that suits is taken
-FORWARD = (UnpackedTiles, Tiles, MergedTiles, Winograd, MergedRows, Unpacked, Rows)
+FORWARD = (UnpackedTiles, Tiles, Stem, Winograd, MergedRows, Unpacked, Rows)
 BACKWARD_INPUT = (UnpackedTiles, Tiles, Winograd, Unpacked, Rows)
-BACKWARD_WEIGHT = (TilesWeight, MergedTilesWeight, WinogradWeight, MergedOuter, Outer)
+BACKWARD_WEIGHT = (TilesWeight, StemWeight, WinogradWeight, MergedOuter, Outer)
 
 
 @dataclass(frozen=True)

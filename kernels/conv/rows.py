@@ -275,13 +275,14 @@ class MergedRows(Rows):
 # ---- padding -------------------------------------------------------------------------------------------------
 
 
-SLACK = 64  # numbers behind the padded copy: what the last tile, line or pair reads there, and throws away
+SLACK = 64  # zeros behind the padded copy: what the last line, pair or step reads there, and throws away
+PLACES = 32  # pixels of a tile, which the last row may not have: what they read is nobody's
 
 
 def padded_size(shape):
     """Floats of the zero-padded copy of x, and of what is read behind it."""
     n, h, w, c = shape.padded
-    return ceil((n * h * w * c + SLACK) * shape.padded_number.bytes, FP32.bytes)
+    return ceil((n * h * w * c + SLACK + PLACES * shape.stride * c) * shape.padded_number.bytes, FP32.bytes)
 
 
 def padded(shape, x, workspace):
@@ -303,11 +304,13 @@ def _pad_image(x, pad, around, out):
     for h in range(x.shape[0]):
         row = out[h + pad]
         row[:around] = 0
-        if x.itemsize == out.itemsize:
-            row[around : around + x.shape[1]] = x[h]
-        else:
-            for j in range(x.shape[1]):
-                row[around + j] = narrow(out.dtype, widen(x[h, j]))
+        done = 0
+        if x.itemsize == out.itemsize:  # as it is, four bytes at a time
+            words = x.shape[1] * x.itemsize // F32_BYTES
+            copy_row(np.float32, x[h].ctypes.data, row.ctypes.data + around * x.itemsize, words)
+            done = words * F32_BYTES // x.itemsize
+        for j in range(done, x.shape[1]):
+            row[around + j] = narrow(out.dtype, widen(x[h, j]))
         row[around + x.shape[1] :] = 0
     out[x.shape[0] + pad :] = 0
 

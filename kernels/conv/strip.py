@@ -24,7 +24,6 @@ from .panels import copy_row
 from .task import F32_BYTES
 
 AT_ONCE = 32  # places that are multiplied together
-MERGED_ROWS = 8  # rows of the grid in a strip of an image of few channels
 
 
 class Strip(NamedTuple):

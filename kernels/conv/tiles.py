@@ -16,11 +16,11 @@ from ..arch import BLOCK, LINE, V
 from ..element import entry, size_of
 from ..tile_amx import STEP, configure_tiles, release_tiles, tile_block
 from .finishing import ask_for, begin_sums, finish_of, finish_rows, finish_tile, tell_moments
-from .grid import DEPTH, GRID_J, GROUPS, PITCH, WIDTH, row_addresses
+from .grid import DEPTH, GRID_J, GROUPS, WIDTH, row_addresses
 from .method import PACKED, ROWS
 from .panels import ROW, SIDE_BY_SIDE, clear
-from .rows import MergedRows, Rows, Unpacked, own_panel
-from .strip import AT_ONCE, MERGED_ROWS, lay, make_strip, stage
+from .rows import Rows, Unpacked, own_panel
+from .strip import AT_ONCE, lay, make_strip, stage
 from .task import F32_BYTES, aligned, place
 
 PIXELS = 256  # of a block, at most
@@ -31,11 +31,11 @@ WIDE = 16  # panels that are packed together where rows of w are far apart: they
 WEIGHTS_BYTES = 1 << 20  # of all weights of a task: more are read panel by panel, each by all pixels of a block
 
 
-class _Part(NamedTuple):
+class OfTiles(NamedTuple):
     """The tiles of a task: a strip near, and what finishing wants to know of its things."""
 
-    room: np.ndarray
-    pitch: int  # bytes of a place: an odd number of lines, so that neighbours lie in different sets of L1
+    room: np.ndarray  # of the strip
+    pitch: int  # bytes from a place to the next one
     begins: np.ndarray  # (tiles,) addresses of their first places
     ends: np.ndarray  # (tiles + 1,) the things of tile t are ends[t] to ends[t + 1] - 1
     rows: np.ndarray  # (things,) offsets in their tile, in bytes
@@ -46,7 +46,7 @@ class _Part(NamedTuple):
 
 @inlined
 def _make_part(job, part, strip, blocks, depth):
-    pitch = (depth * 2 // LINE | 1) * LINE
+    pitch = (depth * 2 // LINE | 1) * LINE  # an odd number of lines, so that neighbours lie in different sets of L1
     room, walks = aligned(strip.sources.size * pitch // F32_BYTES), np.empty((part.taps.shape[0], 3), np.int64)
     rows, outs = np.empty(part.count, np.int64), np.empty((1, part.count), np.int64)
     row_addresses(job.y.ctypes.data, 0, part.y_geometry, part.y_taps, part.first, part.count, outs)
@@ -56,7 +56,7 @@ def _make_part(job, part, strip, blocks, depth):
         rows[n], ends[tile + 1] = row * ROW, n + 1
     for t in range(part.taps.shape[0]):
         walks[t] = strip.shifts[t] * pitch, part.taps[t, 2] * depth // 2 * ROW, depth // STEP
-    return _Part(room, pitch, begins, ends, rows, outs[0], walks, aligned(AT_ONCE * BLOCK))
+    return OfTiles(room, pitch, begins, ends, rows, outs[0], walks, aligned(AT_ONCE * BLOCK))
 
 
 @inlined
@@ -73,20 +73,20 @@ def _finish(kind, to, ends, block, tile, c, valid):
 def _multiply_rows(kind, to, own, weights, panel, panels, valid):
     """All tiles of a group, whose finish reads more than C: whole rows of all panels, one behind the other."""
     begins, ends, last = own.begins.ctypes.data, own.ends.ctypes.data, own.outs.size - 1
-    c, ahead = aligned(AT_ONCE * panels * BLOCK).ctypes.data, max(1, DISTANCE // (valid * size_of(kind)))
+    c, ahead = aligned(AT_ONCE * panels * BLOCK), max(1, DISTANCE // (valid * size_of(kind)))
     walks, taps, pitch = own.walks.ctypes.data, own.walks.shape[0], own.pitch
     for tile in range(own.begins.size):
         for k in range(panels):
             a, b = entry(begins, tile), weights + k * panel
-            tile_block(V, 1, a, pitch, b, walks, taps, c + k * ROW, panels * ROW)
+            tile_block(V, 1, a, pitch, b, walks, taps, c.ctypes.data + k * ROW, panels * ROW)
         for n in range(entry(ends, tile), entry(ends, tile + 1)):
             later = min(n + ahead, last)
             ask_for(kind, to, 0, panels, later, later + 1)
-            finish_rows(kind, to, 0, n, n + 1, c, valid, panels)
+            finish_rows(kind, to, 0, n, n + 1, c.ctypes.data, valid, panels)
 
 
 @inlined
-def _multiply(kind, to, own, weights, panel, panels, valid):
+def multiply(kind, to, own, weights, panel, panels, valid):
     """All tiles of a group: pixels by pixels or, if that is too much for L2, panel by panel of the weights."""
     if to.x != 0 and panels >= LONG and panels * panel <= WEIGHTS_BYTES:
         return _multiply_rows(kind, to, own, weights, panel, panels, valid)
@@ -136,8 +136,7 @@ def _tiles_task(task, job):
     part = place(task, job)
     geometry, width, groups, item = part.geometry, part.geometry[WIDTH], part.geometry[GROUPS], job.x.itemsize
     depth = -(-geometry[DEPTH] // STEP) * STEP
-    merged = groups * geometry[DEPTH] * item != geometry[PITCH]
-    read = depth if merged else geometry[DEPTH]  # zeros of the weights meet what is behind taps that are merged
+    read = geometry[DEPTH]
     strip = make_strip(job, geometry, part.taps, part.count)
     blocks, places = lay(job, geometry, strip, part.first, part.count)
     own, panel = _make_part(job, part, strip, blocks, depth), job.all_taps * depth // 2 * ROW
@@ -154,7 +153,7 @@ def _tiles_task(task, job):
         to = finish_of(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)
         if job.form == PACKED:
             weights = job.weights.ctypes.data + (group * -(-width // BLOCK) + part.lo) * panel
-            _multiply(job.y.dtype, to, own, weights, panel, part.hi - part.lo, part.valid)
+            multiply(job.y.dtype, to, own, weights, panel, part.hi - part.lo, part.valid)
         else:
             _multiply_unpacked(job, part, to, own)
         tell_moments(job, part, to, gathered)
@@ -167,8 +166,8 @@ def _tiles_nest(tasks, job):
         _tiles_task(np.int64(task), job)
 
 
-class _InTiles:
-    """What both methods have. C is a tile, so any number of channels may be one task's."""
+class InTiles:
+    """What all methods have. C is a tile, so any number of channels may be one task's."""
 
     nest, most_width, step = staticmethod(_tiles_nest), 1 << 30, STEP
 
@@ -176,7 +175,7 @@ class _InTiles:
         return 4 * threads
 
 
-class Tiles(_InTiles, Rows):
+class Tiles(InTiles, Rows):
     """Packed pairs, zeros behind a depth that is not whole steps."""
 
     def __init__(self, shape, transposed):
@@ -190,7 +189,7 @@ class Tiles(_InTiles, Rows):
         return shape.tiles
 
 
-class UnpackedTiles(_InTiles, Unpacked):
+class UnpackedTiles(InTiles, Unpacked):
     """A fully connected layer. One block of pixels has them all, as each packs all weights."""
 
     size = PIXELS
@@ -198,15 +197,3 @@ class UnpackedTiles(_InTiles, Unpacked):
     @classmethod
     def suits(cls, shape):
         return shape.tiles and Unpacked.suits(shape)
-
-
-class MergedTiles(_InTiles, MergedRows):
-    """The taps of a filter row merged; behind them panels have zeros, up to a whole step."""
-
-    def __init__(self, shape, transposed):
-        super().__init__(shape, transposed)
-        self.size = MERGED_ROWS * shape.y[2]
-
-    @classmethod
-    def suits(cls, shape):
-        return shape.merged_tiles

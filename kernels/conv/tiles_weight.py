@@ -16,9 +16,9 @@ from ..microkernel import pack_block, transpose_square
 from ..store import store_row
 from ..tile_amx import SIDE, configure_tiles, release_tiles, tile_block
 from .grid import DEPTH, GROUPS, WIDTH
-from .outer import RANGE, MergedOuter, Outer, add_up, place_gradient, sums_target
+from .outer import RANGE, Outer, add_up, place_gradient, sums_target
 from .panels import ROW, copy_row, pack_part
-from .strip import AT_ONCE, MERGED_ROWS, lay, make_strip
+from .strip import AT_ONCE, lay, make_strip
 from .task import F32_BYTES, aligned
 
 CHUNKS = 384, 196  # pixels of a chunk, of one tap and of more: dw is read and written once a chunk, but what several
@@ -123,8 +123,8 @@ def _tiles_weight_task(task, job):
     """Some blocks of output channels of one group, over some shares of the pixels."""
     chunk, item = job.chunk, job.x.itemsize
     part = place_gradient(task, job, 0)
-    depth = -(-part.geometry[DEPTH] // AT_ONCE) * AT_ONCE
-    read = depth if part.merged else part.geometry[DEPTH]  # taps that are merged have something behind them
+    read = part.geometry[DEPTH]
+    depth = -(-read // AT_ONCE) * AT_ONCE
     strip = make_strip(job, part.geometry, part.taps, chunk)
     most, apart = strip.starts.size, strip.sources.shape[1]
     rows, walks = np.empty(most * AT_ONCE, np.int64), np.empty((most, 3), np.int64)
@@ -180,17 +180,3 @@ class TilesWeight(Outer):
 
     def chunks(self):
         return super().chunks() * self.chunk // CHUNKS[0]
-
-
-class MergedTilesWeight(MergedOuter):
-    """The taps of a filter row merged; what its last step reads beyond them is thrown away."""
-
-    nest = staticmethod(_tiles_weight_nest)
-
-    def __init__(self, shape):
-        self.chunk = MERGED_ROWS * shape.y[2]
-        super().__init__(shape)
-
-    @classmethod
-    def suits(cls, shape):
-        return shape.merged_tiles
