@@ -60,6 +60,7 @@ SHAPES = [
     (1, 5, 7, 288, 32, 1, 1, 1, 0, 1),  # by tiles: a strip of channels and a part of one
     (3, 21, 30, 3, 64, 7, 7, 2, 3, 1),  # by tiles: merged taps, a step each, and several strips
     (2, 47, 27, 3, 96, 11, 11, 4, 0, 1),  # merged taps of two steps
+    (1, 8, 75, 3, 32, 3, 3, 1, 1, 1),  # by tiles: rows of several tiles, a filter row shorter than a line
     (3, 9, 14, 32, 64, 3, 3, 2, 1, 1),  # by tiles: four planes of unequal size
     (2, 12, 13, 64, 64, 5, 5, 3, 2, 2),  # nine, in groups
     (2, 9, 10, 96, 80, 3, 3, 2, 1, 2),  # half a step of depth, half a block of channels and a part of one
