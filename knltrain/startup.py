@@ -159,10 +159,15 @@ def _compile_once(folder, recipe, overrides):
 
 
 def _pack(folder: Path) -> bytes:
+    """The files of a folder into which others may be writing: indexes first, so that what they name is there, too."""
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w") as tar:
-        if folder.is_dir():
-            tar.add(folder, ".", filter=lambda entry: None if entry.name.endswith((".tmp", ".lock")) else entry)
+        for index in (True, False):
+            for path in sorted(path for path in folder.rglob("*") if (path.suffix == ".nbi") == index):
+                if path.suffix == ".lock" or ".tmp" in path.name:
+                    continue
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError), open(path, "rb") as file:
+                    tar.addfile(tar.gettarinfo(arcname=str(path.relative_to(folder)), fileobj=file), file)
     return memory.getvalue()
 
 

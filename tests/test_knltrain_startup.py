@@ -127,3 +127,14 @@ def test_start__of_one_process_says_once_that_it_compiles(tmp_path, monkeypatch,
     assert lines == [1, 1, 0]
     assert dict(startup.os.environ) == before
     assert startup.share_kernels(Serial(), tmp_path / "nowhere.toml") is None
+
+
+def test_pack__takes_what_is_whole_of_a_folder_that_others_write_to(tmp_path):
+    folder, there = tmp_path / "kernels", tmp_path / "there"
+    (folder / "warm").mkdir(parents=True)
+    for name in ("a.nbi", "a.1.nbc", "warm/recipe", "a.nbi.tmp.7a731d92", "b.tmp", "c.lock"):
+        (folder / name).write_text(name)
+    (folder / "gone.nbc").symlink_to("nowhere")  # as one that was listed, and then renamed
+    startup._unpack(startup._pack(folder), there)
+    found = {path.relative_to(there).as_posix(): path.read_text() for path in there.rglob("*") if path.is_file()}
+    assert found == {name: name for name in ("a.nbi", "a.1.nbc", "warm/recipe")}
