@@ -50,6 +50,15 @@ def test_bench_step__prints_the_keys_of_its_contract(capsys):
     assert {"conv1", "conv1.bn", "fc", "update", "loss"} <= set(found["by_layer"])
 
 
+def test_own__has_as_its_share_of_peak_the_median_of_those_of_its_blocks():
+    own = step.Own(Workload("resnet_cifar8", 2, {"width": 8, "input_size": 16}))
+    flops = own.workload.flops
+    own.seconds[:], own.peaks[:] = [1.0, 4.0, 2.0], [2 * flops, flops / 2, flops / 4]
+    found = own.record()
+    assert (found["share_of_peak"], found["images_per_s"]) == pytest.approx((0.5, 1.0))
+    assert (found["gflop_per_s"], found["peak_gflop_per_s"]) == pytest.approx((flops / 2e9, flops / 2e9))
+
+
 def test_bench_step__prints_a_table(capsys):
     assert cli.main(TINY) == 0
     text = capsys.readouterr().out

@@ -39,8 +39,10 @@ class Finish(NamedTuple):
 
 
 @inlined
-def finish_of(job, part, channel, tables, gathered):
-    """tables: the two addresses."""
+def begin_finish(job, part, channel, tables, gathered):
+    """What finishing a group's tiles takes; the sums of a batch norm behind are 0 then. tables: the two addresses."""
+    if job.norm_x.size > 0:
+        job.moments[part.block, :, channel : channel + part.valid] = 0
     here, shift = np.int64(job.y.ctypes.data), channel * F32_BYTES
     behind, told = job.norm_x.size > 0, job.norm_x.size == 0 and job.moments.size > 0
     past = job.past and part.geometry[WIDTH] % BLOCK == 0  # else groups begin in the middle of a line
@@ -54,13 +56,6 @@ def finish_of(job, part, channel, tables, gathered):
         job.norm_table.ctypes.data + shift, job.norm_table.strides[0],
         job.moments.ctypes.data + part.block * job.moments.strides[0] + shift, job.moments.strides[1],
     )  # fmt: skip
-
-
-@inlined
-def begin_sums(job, part, channel):
-    """Those of a batch norm behind = 0."""
-    if job.norm_x.size > 0:
-        job.moments[part.block, :, channel : channel + part.valid] = 0
 
 
 @inlined
@@ -92,7 +87,7 @@ def finish_rows(kind, to, block, begin, end, c, valid, blocks):
         if to.x != 0:
             pass_row(
                 valid, row, there + to.x, there + to.y, kind, np.int64(to.y == 0), to.table + shift, to.table_pitch,
-                to.sums + shift, to.sums + to.sums_pitch + shift, there, ONTO if to.how == ONTO else FRESH,
+                to.sums + shift, to.sums + to.sums_pitch + shift, there, to.how,
             )  # fmt: skip
             continue
         for j in range(valid):
@@ -100,7 +95,7 @@ def finish_rows(kind, to, block, begin, end, c, valid, blocks):
             poke(np.float32, row, j, to.low if value < to.low else value)
         if to.gathered != 0:
             _gather_row(row, valid, to.gathered + shift, to.pitch, n == 0)
-        store_row(row, valid, kind, there, to.how == ONTO, False)
+        store_row(row, valid, kind, there, to.how == ONTO, to.how == PAST)
 
 
 @inlined

@@ -27,6 +27,7 @@ from .grid import DEPTH, GROUPS, PITCH, STEP, WIDTH, next_input, row_addresses
 from .method import COLUMNS, NO_MOMENTS, PACKED, ROWS, Blocks
 from .panels import ROW, SIDE_BY_SIDE, copy_row, in_unit, pack, pack_columns, pack_rows
 from .shape import MERGE_BELOW, TASKS, ceil
+from .strip import AT_ONCE
 from .task import F32_BYTES, aligned, finish, place
 
 PIXELS = 126  # pixels of a block: a multiple of 6 and 14, its input stays in L2
@@ -276,13 +277,12 @@ class MergedRows(Rows):
 
 
 SLACK = 64  # zeros behind the padded copy: what the last line, pair or step reads there, and throws away
-PLACES = 32  # pixels of a tile, which the last row may not have: what they read is nobody's
 
 
 def padded_size(shape):
-    """Floats of the zero-padded copy of x, and of what is read behind it."""
+    """Floats of the zero-padded copy of x, and of what is read behind it: a tile may have more pixels than its row."""
     n, h, w, c = shape.padded
-    return ceil((n * h * w * c + SLACK + PLACES * shape.stride * c) * shape.padded_number.bytes, FP32.bytes)
+    return ceil((n * h * w * c + SLACK + AT_ONCE * shape.stride * c) * shape.padded_number.bytes, FP32.bytes)
 
 
 def padded(shape, x, workspace):

@@ -12,9 +12,8 @@ import numpy as np
 
 from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE, LINE_FLOATS, V
-from ..microkernel import pack_block, transpose_square
 from ..tile_amx import SIDE, STEP, configure_tiles, release_tiles, tile_block
-from .finishing import begin_sums, finish_of, tell_moments
+from .finishing import begin_finish, tell_moments
 from .grid import DEPTH, GRID_I, GRID_J, GROUPS, IMAGE_H, IMAGE_W, PITCH, WIDTH, row_addresses
 from .grid import STEP as STRIDE
 from .outer import MergedOuter, add_up, place_gradient, sums_target
@@ -23,6 +22,7 @@ from .rows import MergedRows
 from .strip import AT_ONCE
 from .task import F32_BYTES, aligned, place
 from .tiles import InTiles, OfTiles, multiply
+from .tiles_weight import turn_square
 
 ROWS = 8  # of pixels of a task, forward
 CHUNK = 256  # pixels, backward: their panels and all sums stay in L2
@@ -63,8 +63,7 @@ def _stem_task(task, job):
     own, panel, channel = _of_rows(job, part, depth), job.all_taps * depth // 2 * ROW, part.lo * BLOCK
     gathered = aligned(3 * job.moments.shape[2]).reshape(3, job.moments.shape[2])
     configure_tiles()
-    begin_sums(job, part, channel)
-    to = finish_of(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)
+    to = begin_finish(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)
     weights = job.weights.ctypes.data + part.lo * panel
     multiply(job.y.dtype, to, own, weights, panel, part.hi - part.lo, part.valid)
     tell_moments(job, part, to, gathered)
@@ -100,16 +99,13 @@ def _turn(kind, item, rows, pixels, depth, square, turned):
 
     In squares of LINE_FLOATS values; the last one of a filter row reaches back, or over what the next one overwrites.
     """
-    pitch = turned.strides[0]
+    pitch, table = turned.strides[0], rows.ctypes.data
     for p in range(0, pixels, STEP):
         for t in range(rows.shape[0]):
             for first in range(0, depth, LINE_FLOATS):
                 c = max(min(first, depth - LINE_FLOATS), 0)
-                for pair in range(SIDE):
-                    one, other = rows[t, p + 2 * pair] + c * item, rows[t, p + 2 * pair + 1] + c * item
-                    pack_block(1, V, kind, kind, one, other, square.ctypes.data + pair * LINE)
                 there = turned.ctypes.data + (t * depth + c) * pitch + p * item
-                transpose_square(V, np.float32, np.float32, square.ctypes.data, LINE, there, pitch)
+                turn_square(kind, table + t * rows.strides[0] + 8 * p, c * item, square.ctypes.data, there, pitch)
 
 
 @inlined

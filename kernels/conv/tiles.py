@@ -15,7 +15,7 @@ from ..ahead import DISTANCE
 from ..arch import BLOCK, LINE, V
 from ..element import entry, size_of
 from ..tile_amx import STEP, configure_tiles, release_tiles, tile_block
-from .finishing import ask_for, begin_sums, finish_of, finish_rows, finish_tile, tell_moments
+from .finishing import ask_for, begin_finish, finish_rows, finish_tile, tell_moments
 from .grid import DEPTH, GRID_J, GROUPS, WIDTH, row_addresses
 from .method import PACKED, ROWS
 from .panels import ROW, SIDE_BY_SIDE, clear
@@ -135,8 +135,8 @@ def _tiles_task(task, job):
     """A block of the grid times one of the ranges of output channels, for every group."""
     part = place(task, job)
     geometry, width, groups, item = part.geometry, part.geometry[WIDTH], part.geometry[GROUPS], job.x.itemsize
-    depth = -(-geometry[DEPTH] // STEP) * STEP
     read = geometry[DEPTH]
+    depth = -(-read // STEP) * STEP
     strip = make_strip(job, geometry, part.taps, part.count)
     blocks, places = lay(job, geometry, strip, part.first, part.count)
     own, panel = _make_part(job, part, strip, blocks, depth), job.all_taps * depth // 2 * ROW
@@ -149,8 +149,7 @@ def _tiles_task(task, job):
             there = own.room.ctypes.data + plane * strip.sources.shape[1] * own.pitch
             stage(strip.sources[plane, :places], group * read * item, read * item, there, own.pitch)
         channel = group * width + part.lo * BLOCK
-        begin_sums(job, part, channel)
-        to = finish_of(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)
+        to = begin_finish(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)
         if job.form == PACKED:
             weights = job.weights.ctypes.data + (group * -(-width // BLOCK) + part.lo) * panel
             multiply(job.y.dtype, to, own, weights, panel, part.hi - part.lo, part.valid)

@@ -12,7 +12,7 @@ import numpy as np
 from .._jit import inlined, kernel
 from ..ahead import ask
 from ..arch import BLOCK, LINE, LINE_FLOATS, NV, V
-from ..element import size_of
+from ..element import entry, size_of
 from ..microkernel import pack_block, transpose_square
 from ..store import store_row
 from ..tile_amx import SIDE, configure_tiles, release_tiles, tile_block
@@ -31,6 +31,18 @@ CHANNELS = 256  # of x at once: those of a chunk stay in L2, beside the panels o
 
 
 @inlined
+def turn_square(kind, table, shift, square, turned, pitch):
+    """Rows from address `turned` on, `pitch` apart = LINE_FLOATS channels, from `shift` bytes on, of 2 * SIDE pixels.
+
+    table: address of the addresses of the pixels. square: of room for a square of pairs.
+    """
+    for pair in range(SIDE):
+        one, other = entry(table, 2 * pair) + shift, entry(table, 2 * pair + 1) + shift
+        pack_block(1, V, kind, kind, one, other, square + pair * LINE)
+    transpose_square(V, np.float32, np.float32, square, LINE, turned, pitch)
+
+
+@inlined
 def _turn(kind, sources, places, shift, channels, square, turned, pitch):
     """Rows from address `turned` on, `pitch` apart = a channel each of the places of a plane, side by side; channels
     from `shift` bytes on."""
@@ -38,12 +50,8 @@ def _turn(kind, sources, places, shift, channels, square, turned, pitch):
         for n in range(p + AT_ONCE, min(p + 2 * AT_ONCE, places)):
             ask(sources[n] + shift, channels * size_of(kind))
         for c in range(0, channels, LINE_FLOATS):
-            here = shift + c * size_of(kind)
-            for pair in range(SIDE):
-                one, other = sources[p + 2 * pair] + here, sources[p + 2 * pair + 1] + here
-                pack_block(1, V, kind, kind, one, other, square.ctypes.data + pair * LINE)
-            there = turned + c * pitch + p * size_of(kind)
-            transpose_square(V, np.float32, np.float32, square.ctypes.data, LINE, there, pitch)
+            here, there = shift + c * size_of(kind), turned + c * pitch + p * size_of(kind)
+            turn_square(kind, sources.ctypes.data + 8 * p, here, square.ctypes.data, there, pitch)
 
 
 @inlined
