@@ -1,8 +1,9 @@
 """The one policy for compiling and threading: flags, on-disk cache, OpenMP runtime.
 
 Numba's cache does not notice that a function in *another* file changed, so the cache folder carries a hash of
-every source file of this package, and Numba's version: an edit anywhere starts a fresh folder, and nothing stale is
-ever loaded. What is in it does not depend on where the sources lie: a checkout, its clones and a wheel share it.
+every source file of this package, Numba's version, and the name the package was imported by, by which a kernel's
+types are found again: an edit anywhere starts a fresh folder, and nothing stale is ever loaded. What is in it does not
+depend on where the sources lie: a checkout, its clones and a wheel share it.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ _COMPILES_S = 120.0  # the slowest kernel takes a tenth of that
 
 
 def _source_hash() -> str:
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(f"{numba.__version__} {__package__}".encode())
     folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())

@@ -43,6 +43,15 @@ def test_claim__takes_links_of_our_own_and_sticky_folders_on_the_way(tmp_path):
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["beside", "ours", "over"]
 
 
+def test_cache__of_an_import_by_another_name_is_another(tmp_path):
+    """A kernel's types are named by their module: what a checkout's `kernels` leaves is not for others to load."""
+    program = "import importlib, sys; print(importlib.import_module(sys.argv[1]).cache_folder())"
+    names = ("knltrain.kernels", "knltrain.kernels", "kernels")
+    done = [run("-c", program, name, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for name in names]
+    one, again, other = (result.stdout for result in done)
+    assert one == again != other and all(str(tmp_path) in place for place in (one, other))
+
+
 def _of_a_stranger(path):
     if os.geteuid():
         pytest.skip("only root can give a folder to another user")
