@@ -314,9 +314,10 @@ def _bench_feed(what):
 
 
 def _bench_compare(what):
-    text = "another benchmark with the code of this checkout and of an older revision, in turn"
+    text = "another benchmark with the code of this checkout and of an older revision, or with other options, in turn"
     compare = what.add_parser("compare", help=text)
     compare.add_argument("--base", metavar="REV", default="", help="revision (default: none, only measure and keep)")
+    compare.add_argument("--beside", metavar="OPTIONS", default="", help='of its own: --beside "--precision fp32"')
     compare.add_argument("--rounds", type=_number(least=1), default=3, metavar="N", help="default 3")
     compare.add_argument("--ranks", type=_number(most=4096), default=0, metavar="N", help="by mpiexec (default: 0)")
     compare.add_argument("--save", type=Path, metavar="FILE", help="keep rows, commit and machine as JSON")

@@ -226,7 +226,7 @@ def _bench_settings(args):
 CALLS = {
     "bench_allreduce": "bench.allreduce:run comm sizes algorithms wires nodes",
     "bench_checkpoint": "bench.checkpoint:run model slot_batch threads set out",
-    "bench_compare": "bench.compare:run benchmark base rounds ranks save json",
+    "bench_compare": "bench.compare:run benchmark base beside rounds ranks save json",
     "bench_data": "bench.data:run dirs levels=augmentation threads=threads crop=crop seconds=seconds as_json=json",
     "bench_kernels": "bench.kernels:run model slot_batch threads set passes layers plot precision",
     "bench_overlap": "bench.overlap:run comm model slot_batch set delay bucket_bytes algorithm wire",

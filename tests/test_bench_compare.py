@@ -48,6 +48,15 @@ def test_compare__runs_both_revisions_and_keeps_what_they_said(repository, tmp_p
     assert len(listed.splitlines()) == 1  # the other checkout is gone
 
 
+def test_compare__measures_beside_other_options_with_the_same_code(repository, capsys):
+    here = ["step", "--precision", "bf16"]
+    assert cli.main(["bench", "compare", "--beside", "--precision fp32", "--rounds", "1", "--json", *here]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["rows"]["what"] == ["bench", *here, "--json"] and record["ratios"]["step_seconds"] == [2.0, 2.0, 1.0]
+    assert record["base_rows"]["what"] == ["bench", *here, "--precision", "fp32", "--json"]
+    assert record["base"] == f"{record['commit']} --precision fp32"
+
+
 def test_compare__without_a_base_measures_and_says_that_files_have_changed(repository, capsys):
     (repository / "knltrain" / "__main__.py").write_text(SAYS.format(seconds=1.0, update=0.1))
     assert cli.main(["bench", "compare", "step"]) == 0

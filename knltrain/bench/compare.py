@@ -1,4 +1,4 @@
-"""`knltrain bench compare`: a benchmark of this checkout and of an older revision of it, in turn, and what was gained.
+"""`knltrain bench compare`: a benchmark of this checkout beside an older revision or other options, in turn.
 
 Machines change their speed by the minute. So both run A B A B, each in processes of its own, and what counts is the
 median over neighbours. Needs git, and a checkout; what a benchmark prints with `--json` is compared, and kept.
@@ -7,6 +7,7 @@ median over neighbours. Needs git, and a checkout; what a benchmark prints with 
 import contextlib
 import datetime
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -21,10 +22,11 @@ HERE = Path(__file__).resolve().parents[2]  # the checkout
 NAMES = ("layer", "pass", "kernel"), ("algorithm", "wire", "bytes")  # what tells rows apart: of kernels, of exchanges
 
 
-def run(what, base="", rounds=3, ranks=0, save=None, as_json=False):
-    """Run `knltrain bench WHAT… --json` here and, where it is given, in revision `base`; print, and keep in `save`.
+def run(what, base="", options="", rounds=3, ranks=0, save=None, as_json=False):
+    """Run `knltrain bench WHAT… --json` here, in turn with revision `base` or more `options` where they are given.
 
-    ranks: under mpiexec, 0: without. ValueError where there is no checkout or revision, or a benchmark fails.
+    Both: that revision with those options. Printed, and kept in `save`. ranks: under mpiexec, 0: without. ValueError
+    where there is no checkout or revision, or a benchmark fails.
     """
     if not what:
         raise ValueError("bench compare: found none, expected one behind the options: step --model alexnet_bn")
@@ -34,15 +36,17 @@ def run(what, base="", rounds=3, ranks=0, save=None, as_json=False):
         "commit": revision("HEAD"),
         "machine": machine_facts(),
     }
-    if not base:
-        record["rows"] = measure(HERE, what, ranks)
+    if base or options:
+        other = [*what, *shlex.split(options)]
+        with checkout(base) if base else contextlib.nullcontext(HERE) as there:
+            pairs = [(measure(there, other, ranks), measure(HERE, what, ranks)) for _ in range(rounds)]
+        record |= {"base": " ".join(filter(None, [revision(base or "HEAD"), options]))}
+        record |= {"ratios": ratios(pairs), "rows": pairs[-1][1], "base_rows": pairs[-1][0]}
     else:
-        with checkout(base) as there:
-            pairs = [(measure(there, what, ranks), measure(HERE, what, ranks)) for _ in range(rounds)]
-        record |= {"base": revision(base), "ratios": ratios(pairs), "rows": pairs[-1][1], "base_rows": pairs[-1][0]}
+        record["rows"] = measure(HERE, what, ranks)
     if save:
         write_whole(save, json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1) if as_json or not base else table(record))
+    print(table(record) if "ratios" in record and not as_json else json.dumps(record, indent=1))
 
 
 def _git(*arguments) -> str:
@@ -109,8 +113,8 @@ def table(record: dict) -> str:
     """The record for a reader."""
     width = max(map(len, record["ratios"]), default=0)
     lines = [
-        f"{record['command']}; {record['machine']['processor']}",
-        f"{'':{width}}  {record['base']:>12}  {record['commit']:>12}   times as fast",
+        f"{record['command']}; {record['machine']['processor']}; first {record['base']}, then {record['commit']}",
+        f"{'':{width}}  {'first':>12}  {'then':>12}   times as fast",
     ]
     for name, (before, now, faster) in record["ratios"].items():
         lines.append(f"{name:{width}}  {1e3 * before:9.3f} ms  {1e3 * now:9.3f} ms   {faster:.3f}")
