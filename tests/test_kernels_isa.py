@@ -21,7 +21,8 @@ from knltrain import kernels
 HERE = Path(__file__).parent
 HOST = {name for name, present in llvm.get_host_cpu_features().items() if present}
 KNL_FEATURES = "+avx512f,+avx512cd,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt"
-APART = (Path(__file__).name, "test_kernels_assembly.py", "test_kernels_private.py")  # they start processes themselves
+# they start processes themselves
+APART = (Path(__file__).name, *(f"test_kernels_{name}.py" for name in ("assembly", "bounds", "private")))
 ALL = sorted(path.name for path in HERE.glob("test_kernels_*.py") if path.name not in APART)
 # what tensors hold there, and what goes through Winograd's transforms: each is a compilation more of the largest loops
 NUMBERS = {"knl": ("fp32 fp16", "fp32"), "haswell": ("fp32", "fp32"), "generic": ("fp32", "")}
