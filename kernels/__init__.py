@@ -8,7 +8,7 @@ returned, one number or two for each chunk.
 from . import reference
 from ._jit import THREADING_LAYER, cache_folder, set_threads
 from ._shapes import output_size
-from .adaptive import adaptive_moments, adaptive_step, blended_update
+from .adaptive import Adaptive, Blended, adaptive_moments, adaptive_step, blended_update
 from .affine import COEFFICIENTS
 from .arch import ARCH, CPU, DOT, product
 from .batchnorm import (

@@ -5,6 +5,8 @@ then the step, which is cheaper to work out again than to keep. Chunks are those
 exact, and equal on any number of threads and ranks.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
@@ -12,7 +14,30 @@ from ._jit import inlined, kernel
 from .update import CHUNK, LANES, _check
 
 
-def adaptive_moments(w, g, v, s, beta1, beta2, first, second, epsilon, weight_decay):
+class Adaptive(NamedTuple):
+    """Numbers of a step of LAMB."""
+
+    beta1: float
+    beta2: float
+    first: float  # 1 / (1 - beta1^t) where moments that began at zero are corrected, else 1
+    second: float  # the same of beta2
+    epsilon: float
+    weight_decay: float
+
+
+class Blended(NamedTuple):
+    """Numbers of a step between RMSprop, whose share is `adaptive`, and gradient descent, whose share is `plain`."""
+
+    momentum: float
+    beta2: float
+    plain: float
+    adaptive: float
+    epsilon: float
+    weight_decay: float
+    rate: float
+
+
+def adaptive_moments(w, g, v, s, numbers):
     """Fold a gradient into both moments; returns (chunks, 2) float64: sum w² and sum u² of each CHUNK elements.
 
     v = beta1 * v + (1 - beta1) * g
@@ -20,28 +45,27 @@ def adaptive_moments(w, g, v, s, beta1, beta2, first, second, epsilon, weight_de
     u = first * v / (sqrt(second * s) + epsilon) + weight_decay * w
 
     w, g, v, s : float32, C-contiguous, same shape; w and g are only read
-    first, second : 1 / (1 - beta^t) where moments that began at zero are corrected, else 1
+    numbers : Adaptive
     Cost: 18 flops an element; reads w, g, v, s, writes v, s. Threads: each owns a chunk.
     Raises: TypeError for another dtype, ValueError for shapes that differ or memory that is not contiguous.
     """
     _check(w=w, g=g, v=v, s=s)
-    scalars = np.array([beta1, beta2, first, second, epsilon, weight_decay], np.float32)
     sums = np.empty((max(1, -(-w.size // CHUNK)), 2))
-    _moments(w.reshape(-1), g.reshape(-1), v.reshape(-1), s.reshape(-1), scalars, sums)
+    _moments(w.reshape(-1), g.reshape(-1), v.reshape(-1), s.reshape(-1), np.array(numbers, np.float32), sums)
     return sums
 
 
-def adaptive_step(w, v, s, first, second, epsilon, weight_decay, rate):
+def adaptive_step(w, v, s, numbers, rate):
     """w = w - rate * u, with u as in `adaptive_moments` and its moments, in place.
 
     Cost: 9 flops an element; reads w, v, s, writes w. Threads and errors: as there.
     """
     _check(w=w, v=v, s=s)
-    scalars = np.array([first, second, epsilon, weight_decay, rate], np.float32)
+    scalars = np.array([numbers.first, numbers.second, numbers.epsilon, numbers.weight_decay, rate], np.float32)
     _step(w.reshape(-1), v.reshape(-1), s.reshape(-1), scalars)
 
 
-def blended_update(w, g, v, s, momentum, beta2, plain, adaptive, epsilon, weight_decay, rate):
+def blended_update(w, g, v, s, numbers):
     """One step between RMSprop and gradient descent with momentum (Akiba et al. 2017), in place on w, v and s.
 
     d = g + weight_decay * w
@@ -50,11 +74,11 @@ def blended_update(w, g, v, s, momentum, beta2, plain, adaptive, epsilon, weight
     w = w - rate * v
 
     w, g, v, s : float32, C-contiguous, same shape; g is only read
+    numbers : Blended
     Cost: 15 flops an element; reads w, g, v, s, writes w, v, s. Threads and errors: as in `adaptive_moments`.
     """
     _check(w=w, g=g, v=v, s=s)
-    scalars = np.array([momentum, beta2, plain, adaptive, epsilon, weight_decay, rate], np.float32)
-    _blend(w.reshape(-1), g.reshape(-1), v.reshape(-1), s.reshape(-1), scalars)
+    _blend(w.reshape(-1), g.reshape(-1), v.reshape(-1), s.reshape(-1), np.array(numbers, np.float32))
 
 
 @inlined

@@ -64,14 +64,14 @@ def resample_normalize(image, box, mirror, mean, inverse_std, out):
     Raises: ValueError if a shape disagrees or the box leaves the picture, TypeError for another dtype.
     """
     _check(image, mean, inverse_std, out)
-    top, left, height, width = (float(value) for value in box)
+    box = top, left, height, width = tuple(float(value) for value in box)
     if not (height > 0 and width > 0 and 0 <= top <= image.shape[0] - height and 0 <= left <= image.shape[1] - width):
-        raise ValueError(f"box {tuple(box)}, expected (top, left, height, width) inside a picture of {image.shape[:2]}")
+        raise ValueError(f"box {box}, expected (top, left, height, width) inside a picture of {image.shape[:2]}")
     if mean.ndim != 1:
         raise ValueError(f"mean has shape {mean.shape}, expected (3,): a mean picture cannot be resampled")
     flat = image.reshape(len(image), -1)
     past = goes_past(out, 3 * out.shape[1], least=SAMPLE_BYTES)
-    _resample_normalize(flat, top, left, height, width, bool(mirror), mean, inverse_std, out, past)
+    _resample_normalize(flat, box, bool(mirror), mean, inverse_std, out, past)
     return out
 
 
@@ -188,9 +188,9 @@ def _weights(i, begin, extent, scale, limit, weights):
 
 
 @kernel
-def _resample_normalize(image, top, left, height, width, mirror, mean, inverse_std, out, past):
+def _resample_normalize(image, box, mirror, mean, inverse_std, out, past):
     """image (H, 3 W): the vertical pass is one loop over neighbours in memory."""
-    rows, columns, _ = out.shape
+    (top, left, height, width), (rows, columns, _) = box, out.shape
     limit_y, limit_x = image.shape[0], image.shape[1] // 3
     scale_y, scale_x = height / rows, width / columns
     down, weights = np.empty(_taps(scale_y), np.float32), np.empty(_taps(scale_x), np.float32)

@@ -7,7 +7,7 @@ hangs on the number of the step is worked out from it, so a checkpoint has all t
 import math
 from typing import ClassVar
 
-from knltrain.kernels import adaptive_moments, adaptive_step, blended_update
+from knltrain.kernels import Adaptive, Blended, adaptive_moments, adaptive_step, blended_update
 
 from .lars import Lars
 
@@ -37,9 +37,7 @@ class Lamb(Lars):
 
     def _measure(self, p, piece: slice):
         """Lines 1 and 2 for the elements `piece`; returns the sums of squares of w and u, by chunk."""
-        numbers = {"beta1": self.momentum, "beta2": self.options.beta2, "weight_decay": self._decay(p)}
-        numbers |= self._of_step()
-        return self._run(p, adaptive_moments, "wgvs", "vs", piece, **numbers)
+        return self._run(p, adaptive_moments, "wgvs", "vs", piece, numbers=self._numbers(p))
 
     def update(self, p, norms: tuple[float, float] | None, part: slice = slice(None)):
         """Lines 3 and 4 for the elements `part`."""
@@ -47,13 +45,11 @@ class Lamb(Lars):
         ratio = math.sqrt(ww / uu) if p.adapt and ww > 0 and uu > 0 else 1.0
         if p.adapt:
             self.trust_ratios[p.name] = ratio
-        numbers = {**self._of_step(), "weight_decay": self._decay(p), "rate": self._lr * p.rate * ratio}
-        self._run(p, adaptive_step, "wvs", "w", part, **numbers)
+        self._run(p, adaptive_step, "wvs", "w", part, numbers=self._numbers(p), rate=self._lr * p.rate * ratio)
 
-    def _of_step(self) -> dict:
-        t = self.count + 1
-        first, second = 1 / (1 - self.momentum**t), 1 / (1 - self.options.beta2**t)
-        return {"first": first, "second": second, "epsilon": self.options.epsilon}
+    def _numbers(self, p) -> Adaptive:
+        betas, t = (self.momentum, self.options.beta2), self.count + 1
+        return Adaptive(*betas, *(1 / (1 - beta**t) for beta in betas), self.options.epsilon, self._decay(p))
 
 
 class RmspropWarmup(Lars):
@@ -80,11 +76,10 @@ class RmspropWarmup(Lars):
 
     def update(self, p, norms, part: slice = slice(None)):
         """Lines 1 to 4 for the elements `part`."""
-        share = sgd_share(self.epoch, self.options.blend_epochs)
-        numbers = {"momentum": self._momentum, "beta2": self.options.beta2, "plain": share}
-        numbers |= {"adaptive": (1 - share) * self.options.trust_coefficient, "epsilon": self.options.epsilon}
-        numbers |= {"weight_decay": self._decay(p), "rate": self._lr * p.rate}
-        self._run(p, blended_update, "wgvs", "wvs", part, **numbers)
+        o, share = self.options, sgd_share(self.epoch, self.options.blend_epochs)
+        shares = share, (1 - share) * o.trust_coefficient
+        numbers = Blended(self._momentum, o.beta2, *shares, o.epsilon, self._decay(p), self._lr * p.rate)
+        self._run(p, blended_update, "wgvs", "wvs", part, numbers=numbers)
 
 
 def sgd_share(epoch: float, blend_epochs: float) -> float:
