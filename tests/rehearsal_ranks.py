@@ -27,6 +27,7 @@ crop = 8
 trust_coefficient = 0.01
 [schedule]
 base_lr = 0.2
+warmup_epochs = 0.5
 [run]
 epochs = 1.0
 """

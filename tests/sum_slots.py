@@ -22,11 +22,12 @@ def sum_slots(comm, slots: int, bucket_bytes: int, steps: int = 2, **options) ->
     for name, shape in (("a", (3, 5)), ("b", (700,)), ("c", (1,)), ("d", (33, 7))):
         parameters.add(Parameter(name, shape, lambda rng, shape=shape: np.zeros(shape, np.float32)))
     parameters.add(Statistic("mean", (17,), 0.0, 0.9))
-    overlap = options.pop("overlap", True)
+    overlap, warming = options.pop("overlap", True), options.pop("warming", False)
     shares = Shares.of(slots, options.pop("speeds", [1.0] * comm.size), options.pop("workers", 0))
     parameters.allocate(0, partial(make_block, Links(comm, shares=shares, **options)))
     reducer = Reducer(parameters, Travel(parameters, parameters.block, bucket_bytes, overlap=overlap))
     for _ in range(steps):
+        reducer.begin_step(warming, 0.0)
         for slot in shares.ranges[comm.rank]:
             parameters.gradient[:] = slot_gradient(slot, parameters.gradient.size)
             for parameter in reversed(parameters.parameters):

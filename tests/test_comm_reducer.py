@@ -114,8 +114,9 @@ def test_reducer__rounds_every_sum_where_it_is_asked_to(slots, wire):
     [(2, 6, {}), (4, 12, {"pretended_nodes": 2}), (4, 4, {"algorithm": "halving"}), (5, 23, {"pretended_nodes": 2})]
     + [(3, 8, {"algorithm": name}) for name in ("direct", "tree")],
 )
-def test_reducer__rounds_every_sum_alike_on_any_number_of_ranks(ranks, slots, options):
-    total = _on_all(ranks, slots, 700, wire="bf16", every_sum=True, **options)
+@pytest.mark.parametrize("warming", [False, True])
+def test_reducer__rounds_every_sum_alike_on_any_number_of_ranks(ranks, slots, options, warming):
+    total = _on_all(ranks, slots, 700, wire="bf16", every_sum=True, warming=warming, **options)
     assert np.array_equal(total, _tree(slots, _rounded("bf16")))
 
 

@@ -1,4 +1,4 @@
-"""A whole training in 16 bits: the same bits on two ranks of MPI, and after an interruption."""
+"""A whole training in 16 bits, half of it warm-up: the same bits on two ranks of MPI, and after an interruption."""
 
 import pytest
 from tinyrun import newest_state, same, train, write_recipe
@@ -8,7 +8,8 @@ from knltrain import cli
 
 @pytest.fixture(scope="module", params=["bf16", "fp16"])
 def setting(request):
-    return "--set", f"compute.precision={request.param}", "--set", "run.checkpoint_every_steps=2"
+    settings = f"compute.precision={request.param}", "run.checkpoint_every_steps=2", "schedule.warmup_epochs=2"
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 @pytest.fixture(scope="module")

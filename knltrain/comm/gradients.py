@@ -117,15 +117,17 @@ class Reducer:
         """In which the bucket's sum is made."""
         return self.travel.ways.get(bucket.tensor, self.sums)
 
-    def begin_step(self, exact: bool, scale: float) -> float:
-        """A step begins, which travels as float32 if `exact`. scale: of its loss, or 0; returns that of its sums.
+    def begin_step(self, warming: bool, scale: float) -> float:
+        """A step begins. warming: the rate still rises. scale: of its loss, or 0; returns that of its sums.
 
-        fp16 has a factor of its own on the wire, and residuals outlive a scale: for these it is taken off before.
+        While the rate rises, one byte a number is too little, and float32 travels. Two bytes stay: they are rounded in
+        every sum, also where nothing travels, and must be on any number of ranks. fp16 has a factor of its own on the
+        wire, and residuals outlive a scale: for these it is taken off before.
         """
         wire = self.block.links.wire
         off = bool(scale) and (wire.name == "fp16" or wire.feeds_back)
         for way in (self.sums, *self.travel.ways.values()):
-            way.begin_step(exact, 1 / scale if off else 1)
+            way.begin_step(warming and wire.feeds_back, 1 / scale if off else 1)
         return 1.0 if off else scale
 
     # ---- slots -------------------------------------------------------------------------------------------------
