@@ -161,8 +161,10 @@ def network(
 
     classes: their names. crop: pixels, side of its input. mean, std: 0..255, red green blue. precision: "fp32", "bf16"
     or "fp16", of activations, their gradients and packed weights. options: of the network.
-    Raises ValueError for an unknown name or option.
+    Raises ValueError for an unknown name or option, or classes that are no list.
     """
+    if isinstance(classes, str | int):
+        raise ValueError(f"classes is {classes!r}; expected a list of their names, as DataSet.class_names")
     text = name if isinstance(name, str) else f"{name.__module__}.{name.__name__}"
     section = Data("-", crop=crop, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
     recipe = Recipe(ModelSection(text, args=options), section, compute=Compute(precision), run=Run(seed=seed))

@@ -52,7 +52,8 @@ def _train(args):
                 screen = Screen(args.progress, args.verbose, every=recipe.run.log_every_seconds)
                 return train(recipe, life, args.resume, comm, observers, screen)
             except Exception as error:
-                error.add_note(advice(life.run_dir))
+                if life.began:  # else the error says what to do
+                    error.add_note(advice(life.run_dir))
                 raise
 
 

@@ -124,6 +124,7 @@ def test_trainer__begins_with_the_weights_that_a_network_has(tmp_path):
     [
         (lambda: kt.network("resnet_cifar9", NAMES, 12), "expected 6n"),
         (lambda: kt.network(tiny, NAMES, 12, depth=3), "unknown option 'depth'; it takes classes, width"),
+        (lambda: kt.network(tiny, 2, 12), "classes is 2; expected a list of their names"),
         (lambda: kt.network(tiny, NAMES, -12), "data.crop is -12; expected more than 0"),
         (lambda: kt.arrays(np.zeros((3, 4, 5, 3), np.uint8), np.zeros(3, int), NAMES), r"found images \(3, 4, 5, 3\)"),
         (lambda: kt.arrays(np.zeros((3, 4, 4, 3), np.uint8), np.full(3, 2), NAMES), "labels 2 to 2, expected 0 to 1"),

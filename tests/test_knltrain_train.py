@@ -202,6 +202,11 @@ def test_train__a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
     assert newest.name in run.stderr and "trying the one before" in run.stderr
     assert "continuing after step 4" in run.stderr
     _same(_state(folder, "damaged"), serial["resnet"])
+    for path in checkpoints(folder / "damaged" / "checkpoints"):
+        path.write_bytes(b"")
+    run = _train(folder, "damaged", resume="auto")
+    assert run.returncode == 2 and "checkpoints are damaged; remove them" in run.stderr
+    assert "go on with" not in run.stderr  # the command that has just failed
 
 
 def test_train__sigterm_saves_and_a_resume_equals_uninterrupted(folder, serial):
@@ -346,6 +351,13 @@ def test_evaluate__falls_back_when_the_best_checkpoint_is_damaged(folder, serial
     best.write_bytes(best.read_bytes()[:-100])
     result = run_here("evaluate", folder / "fallback")
     assert result.returncode == 0 and best.name in result.stderr and f"(step {STEPS - 3})" in result.stdout
+
+
+def test_evaluate__says_that_the_note_of_the_best_checkpoint_is_damaged(folder, serial):
+    assert _train(folder, "noteless").returncode == 0
+    (folder / "noteless" / "checkpoints" / "best.json").write_text("{broken")
+    result = run_here("evaluate", folder / "noteless")
+    assert result.returncode == 0 and "best.json: damaged" in result.stderr and f"(step {STEPS})" in result.stdout
 
 
 @pytest.mark.parametrize("path", ["nowhere", "shards/train", "resnet.toml"])

@@ -117,7 +117,9 @@ def test_recipe__wrong_values_say_what_was_expected(override, words):
 
 def test_recipe__correction_needs_its_variant():
     words = refused(SMALL, "optim.variant=nus", "optim.momentum_correction=true")
-    assert words.startswith("small.toml: optim.momentum_correction is True; expected false")
+    asked = "--set optim.momentum_correction=true: "  # not small.toml, which says nothing of it
+    assert words.startswith(f"{asked}optim.momentum_correction is True; expected false")
+    assert refused(SMALL, "run.epochs=-1").startswith("--set run.epochs=-1: run.epochs is -1.0; expected")
 
 
 def test_recipe__says_what_is_missing_or_unreadable(tmp_path):

@@ -47,7 +47,7 @@ def test_init__writes_a_recipe_that_trains(tmp_path, monkeypatch, capsys):
     shards(tmp_path / 'a "b" #c' / "train"), shards(tmp_path / 'a "b" #c' / "val", rows=6)
     assert main(["init", 'a "b" #c/train']) == 0
     assert load_recipe("recipe.toml").data.val == str(tmp_path / 'a "b" #c' / "val")
-    assert main(["init", 'a "b" #c/train']) == 2 and "recipe.toml: File exists" in capsys.readouterr().err
+    assert main(["init", 'a "b" #c/train']) == 2 and "recipe.toml: found a file" in capsys.readouterr().err
     assert main(["train", "recipe.toml", "--set", "run.max_steps=2"]) == 0
 
 

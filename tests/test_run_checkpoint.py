@@ -80,6 +80,12 @@ def test_checkpoint__same_step_again_replaces(tmp_path):
     assert same(found, arrays(1))
 
 
+def test_write__names_the_place_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        whole.write_whole(tmp_path / "nowhere" / "page.html", "text")
+    assert error.value.filename == str(tmp_path / "nowhere" / "page.html")
+
+
 def test_best__a_damaged_note_is_no_best(tmp_path):
     save(tmp_path, 1, arrays(), META, keep=1, best_metric=0.9)
     (tmp_path / "best.json").write_text('{"name": "../../etc/passwd", "metric": 2}')

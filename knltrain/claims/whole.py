@@ -1,5 +1,6 @@
 """Files that are whole or absent: written under a temporary name, synced, renamed. The one place that does this."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,11 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], None], durab
         else:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         put(temporary, path, durable)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):  # a name that the caller does not know
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

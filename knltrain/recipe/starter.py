@@ -58,9 +58,11 @@ def write_starter(train: Path, val: Path | None, path: Path) -> str:
 
     val: shards to evaluate on; None takes the folder `val` beside a folder `train`, if it is there.
 
-    Raises: ShardError if there are no shards; ValueError if nothing can be trained, OSError if path exists.
+    Raises: ShardError if there are no shards; ValueError if nothing can be trained, or path exists.
     """
     train, path = Path(train), Path(path)
+    if path.exists():
+        raise ValueError(f"{path}: found a file, expected none: --out FILE names another")
     beside = train.resolve().parent / "val"
     if val is None and train.resolve().name == "train" and beside.is_dir():
         val = beside

@@ -43,7 +43,7 @@ LOSS_SCALE = {  # in META where the loss has a scale
     "skipped": Rule("steps skipped in all", int),
 }
 CRC32 = {"crc32": Rule("of name, type, shape and bytes", int, most=2**32 - 1)}
-FOLDER = "checkpoints"  # in a run folder
+FOLDER, BEST = "checkpoints", "best.json"  # in a run folder, and in that one
 NAME = re.compile(r"checkpoint-(\d+)\.h5")
 
 
@@ -111,12 +111,12 @@ def _note_best(folder: Path, name: str, step: int, metric: float):
     best = _read_best(folder)
     if best is None or metric > best["metric"] or not (folder / best["name"]).exists():
         text = json.dumps({"name": name, "step": step, "metric": metric})
-        write_whole(folder / "best.json", text + "\n")
+        write_whole(folder / BEST, text + "\n")
 
 
 def _read_best(folder: Path) -> dict | None:
     try:
-        best = json.loads((folder / "best.json").read_text())
+        best = json.loads((folder / BEST).read_text())
         return best if NAME.fullmatch(best["name"]) and math.isfinite(best["metric"]) else None
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
@@ -243,12 +243,14 @@ def load_run(path: Path, warn: Callable[[str], None] = print_warning) -> tuple[d
         raise CheckpointError(f"{path}: no run folder, nor a checkpoint in one; expected what `knltrain train` wrote")
     if path.is_file():
         return load(path)
-    best = best_checkpoint(path / FOLDER)
+    best, note = best_checkpoint(path / FOLDER), path / FOLDER / BEST
     if best is not None:
         try:
             return load(best)
         except CheckpointError as error:
             warn(error)
+    elif note.exists():
+        warn(f"{note}: damaged, or names no checkpoint that is there; the newest is taken, not the best")
     found = load_latest(path / FOLDER, warn)
     if found is None:
         raise CheckpointError(f"{path}: no checkpoint in this run yet; train it first")

@@ -50,7 +50,7 @@ class Lifecycle:
         self.launch = os.environ.get(LAUNCH, "")
         self.looked, self.seen = -LOOK_S, False
         self.caught = []  # numbers of the signals that came
-        self.finished_step = False
+        self.began = self.finished_step = False
         self._lock, self._handlers, self._made = None, {}, False
 
     # ---- the folder --------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class Lifecycle:
 
     def begin(self, step: int, warn):
         """The run is about to train: the first signal asks for a stop instead of ending it, and `warn` prints lines."""
-        self.warn = warn
+        self.warn, self.began = warn, True
         for number in (signal.SIGTERM, signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._note)
         self._say(f"running step {step}")
