@@ -115,6 +115,17 @@ def test_fuse__leaves_a_relu_whose_input_somebody_else_reads():
     assert "relu_forward" in _kernels(made)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_fuse__leaves_a_batch_norm_whose_output_is_read_flat(monkeypatch, residual):
+    """By a fully connected layer, whose channels are all numbers of an image."""
+    layers = [Conv2d("a", 12, 3, pad=1), BatchNorm("n", relu=True), Linear("fc", 5)]
+    if residual:
+        layers[1] = Residual("block", Conv2d("b", 12, 1), BatchNorm("n", relu=True))
+    fused, plain = _made(Sequential("n", *layers)), _made(Sequential("n", *layers), monkeypatch)
+    assert not any("sums" in op.others for op in fused.training.ops)
+    np.testing.assert_allclose(fused.parameters.gradient, plain.parameters.gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_layers__may_serve_two_models_at_once():
     layers = _network(between=False)
     one, two = _made(layers), Model(layers, SHAPE, BATCH, seed=4)

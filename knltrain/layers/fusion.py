@@ -50,7 +50,7 @@ def tell_moments(program: Program):
     writers = _writers(program.forward)
     for norm in _calls(program, batchnorm_forward):
         conv = writers.get(norm.reads["x"].root)
-        if conv and conv.kernel is conv2d_forward:
+        if conv and conv.kernel is conv2d_forward and _of_the_same_channels(conv.writes["y"], norm.reads["x"]):
             plan = conv.others["plan"]
             moments = Tensor(f"{conv.owner.name}.moments", plan.moments_shape, scratch=True)
             conv.others["moments"] = norm.others["moments"] = moments
@@ -109,7 +109,7 @@ def pass_on_as_stored(program: Program):
         dy, dresidual = norm.reads["dy"], norm.writes.get("dresidual")
         conv = writers.get(dy.root)
         made = conv and conv.kernel is conv2d_backward_input and _readers(program, dy) == [norm]
-        if not (made and norm.others["relu"]):
+        if not (made and norm.others["relu"] and _of_the_same_channels(conv.writes["dx"], dy)):
             continue
         shape, name = conv.writes["dx"].shape, conv.owner.name
         sums = Tensor(f"{name}.sums", conv.others["plan"].sums_shape, scratch=True)
@@ -148,6 +148,11 @@ def _tabulate(ops: list[Op], norm: Op, user: Op) -> Tensor:
     tabulate = Op(norm.owner, MEMORY, batchnorm_table, {}, {"table": table}, vectors, uses=norm.uses)
     ops.insert(ops.index(user), tabulate)
     return table
+
+
+def _of_the_same_channels(a: Tensor, b: Tensor) -> bool:
+    """Not where one is flat: a fully connected layer takes all numbers of an image for channels."""
+    return a.shape[-1] == b.shape[-1]
 
 
 def _calls(program: Program, kernel) -> list[Op]:
