@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 from mpirun import ROOT, mpiexec
@@ -41,10 +42,10 @@ def _until(true):
 def test_arrival__names_who_is_missing_once(start, tmp_path):
     begin, said = start
     with begin(1), begin(3):
-        _until(said)
+        _until(lambda: any("of 4 ranks 0, 2 did not come" in line for line in said()))
         time.sleep(0.5)
-    (line,) = said()
-    assert "of 4 ranks 0, 2 did not come" in line and "ends after 100 s" in line
+    what = [line.partition(" s: ")[2] for line in said()]  # several, where a busy machine kept one of both for 0.6 s
+    assert all(one != another for one, another in pairwise(what)) and "ends after 100 s" in what[-1]
 
 
 def test_arrival__is_silent_and_leaves_nothing_where_all_is_well(start, tmp_path, monkeypatch):
