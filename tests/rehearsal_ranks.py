@@ -59,10 +59,10 @@ def experiments(ranks: int):
         yield "optim.local_steps=2", f"comm.workers={ranks}"
 
 
-def train(comm, slots: int, settings, watch=None):
-    """What is learned in some steps."""
+def train(comm, slots: int, settings, watch=None, stem=list):
+    """What is learned in some steps; stem: makes layers that the network begins with."""
     sizes = [f"batch.global_batch={SLOT * slots}", f"batch.slot_batch={SLOT}", "comm.fc_shards=4"]
-    layers = Sequential("net", Linear("fc0", 130), ReLU("relu"), Linear("fc1", CLASSES)), (8, 8, 3)
+    layers = Sequential("net", *stem(), Linear("fc0", 130), ReLU("relu"), Linear("fc1", CLASSES)), (8, 8, 3)
     data = Synthetic(SLOT * slots * STEPS, 8, CLASSES)
     recipe = parse_recipe(RECIPE, [*sizes, *settings])
     with closing(make_trainer(recipe, data, comm, ALONE, watch, layers=layers)) as trainer:
