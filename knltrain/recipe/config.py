@@ -6,10 +6,8 @@ Order: defaults < recipe < `--set section.key=value`. Environment variables are 
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from ..claims.keys import REQUIRED, Rule, converted, key, plain, shown, traced_steps
@@ -187,7 +185,7 @@ def _put_together(parts: list[Part], overrides) -> Recipe:
         for name in filter(lambda name: name not in values[section], required):
             raise RecipeError(f"{source}: {section}.{name} is missing; add it under [{section}]")
     recipe = Recipe(**{section: cls(**values[section]) for section, cls in SECTIONS.items()}, phases=phases)
-    return checked(recipe, source, {override.partition("=")[0].strip(): f"--set {override}" for override in overrides})
+    return checked(recipe, source, overrides)
 
 
 def _read_phases(part: Part, inherited: tuple[Phase, ...]) -> tuple[Phase, ...]:
@@ -311,16 +309,15 @@ def recipe_of(facts: dict) -> Recipe:
     return checked(Recipe(Model(**values["model"]), Data(**values["data"])))
 
 
-def checked(recipe: Recipe, source: str = "", asked: Mapping[str, str] = MappingProxyType({})) -> Recipe:
-    """The recipe, if every value is in its range, in each phase. Raises RecipeError, which begins with the source.
-
-    asked: where else a value is from, by its name.
-    """
+def checked(recipe: Recipe, source: str = "", overrides=()) -> Recipe:
+    """The recipe, if every value is in its range, in each phase. Raises RecipeError, which begins with the source."""
     begin, stages = f"{source}: " if source else "", [at_phase(recipe, n) for n in range(len(recipe.phases) + 1)]
     for number, stage in enumerate(stages):
         for name, found, expected in _problems(stage):
-            where = f"{asked[name]}: " if name in asked else begin
-            where += f"phase {number}: " if number else ""
+            where = f"{begin}phase {number}: " if number else begin
+            asked = [override for override in overrides if override.partition("=")[0].strip() == name]
+            if asked and not number:  # what a phase sets is the file's
+                where = f"--set {asked[-1]}: "
             raise RecipeError(f"{where}{name} is {shown(found)}; expected {expected}")
     if recipe.comm.workers and not any(workers_are_for(stage) for stage in stages):
         found = f"{begin}comm.workers is {recipe.comm.workers}"
