@@ -14,15 +14,15 @@ from .._jit import inlined, kernel
 from ..arch import BLOCK, LINE, LINE_FLOATS, V
 from ..tile_amx import SIDE, STEP, configure_tiles, release_tiles, tile_block
 from .finishing import begin_finish, tell_moments
-from .grid import DEPTH, GRID_I, GRID_J, GROUPS, IMAGE_H, IMAGE_W, PITCH, WIDTH, row_addresses
-from .grid import STEP as STRIDE
+from .grid import DEPTH, GROUPS, WIDTH, row_addresses
 from .outer import MergedOuter, add_up, place_gradient, sums_target
 from .panels import ROW, clear, copy_row, pack_rows
 from .rows import MergedRows
 from .strip import AT_ONCE
 from .task import F32_BYTES, aligned, place
-from .tiles import InTiles, OfTiles, multiply
+from .tiles import InTiles, multiply
 from .tiles_weight import turn_square
+from .tiling import in_rows
 
 ROWS = 8  # of pixels of a task, forward
 CHUNK = 256  # pixels, backward: their panels and all sums stay in L2
@@ -32,35 +32,11 @@ CHUNK = 256  # pixels, backward: their panels and all sums stay in L2
 
 
 @inlined
-def _of_rows(job, part, depth):
-    """Tiles of up to AT_ONCE neighbours in a row of pixels."""
-    geometry, count = part.geometry, part.count
-    grid_i, grid_j, stride, width = geometry[GRID_I], geometry[GRID_J], geometry[STRIDE], geometry[IMAGE_W]
-    pitch, most = stride * geometry[PITCH], count // AT_ONCE + count // grid_j + 3
-    begins, ends = np.empty(most, np.int64), np.zeros(most + 1, np.int64)
-    rows, outs, walks = np.empty(count, np.int64), np.empty((1, count), np.int64), np.empty(part.taps.shape, np.int64)
-    row_addresses(job.y.ctypes.data, 0, part.y_geometry, part.y_taps, part.first, count, outs)
-    n = tiles = 0
-    while n < count:
-        image, rest = divmod(part.first + n, grid_i * grid_j)
-        i, j = divmod(rest, grid_j)
-        things = min(AT_ONCE, grid_j - j, count - n)
-        first = (image * geometry[IMAGE_H] + i * stride) * width + j * stride
-        begins[tiles], ends[tiles + 1] = job.x.ctypes.data + first * geometry[PITCH], n + things
-        for m in range(things):
-            rows[n + m] = m * ROW
-        n, tiles = n + things, tiles + 1
-    for t in range(part.taps.shape[0]):
-        walks[t] = part.taps[t, 0] * width * geometry[PITCH], part.taps[t, 2] * depth // 2 * ROW, depth // STEP
-    return OfTiles(aligned(0), pitch, begins[:tiles], ends, rows, outs[0], walks, aligned(AT_ONCE * BLOCK))
-
-
-@inlined
 def _stem_task(task, job):
     """Some rows of pixels times one of the ranges of output channels."""
     part = place(task, job)
     depth = -(-part.geometry[DEPTH] // STEP) * STEP
-    own, panel, channel = _of_rows(job, part, depth), job.all_taps * depth // 2 * ROW, part.lo * BLOCK
+    own, panel, channel = in_rows(job, part, depth), job.all_taps * depth // 2 * ROW, part.lo * BLOCK
     gathered = aligned(3 * job.moments.shape[2]).reshape(3, job.moments.shape[2])
     configure_tiles()
     to = begin_finish(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)

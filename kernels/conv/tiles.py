@@ -1,27 +1,25 @@
 """Forward and backward-input in tiles of pairs of bf16, as Intel's AMX multiplies them.
 
-The rows of a tile are one pitch apart, which pixels in memory are not where an image ends: a block of the grid reads a
-`strip`. A tile of C is summed over all taps and depth without leaving its registers, and finished while it lies in the
-first-level cache: AMX multiplies so fast that every other pass over C would take longer.
+A tile of C is summed over all taps and depth without leaving its registers, and finished while it lies in the
+first-level cache: AMX multiplies so fast that every other pass over C would take longer. What tiles read: `tiling`.
 """
-
-from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from .._jit import inlined, kernel
 from ..ahead import DISTANCE
-from ..arch import BLOCK, LINE, V
+from ..arch import BLOCK, V
 from ..element import entry, size_of
 from ..tile_amx import STEP, configure_tiles, release_tiles, tile_block
 from .finishing import ask_for, begin_finish, finish_rows, finish_tile, tell_moments
-from .grid import DEPTH, GRID_J, GROUPS, WIDTH, row_addresses
+from .grid import DEPTH, GRID_J, GROUPS, WIDTH
 from .method import PACKED, ROWS
 from .panels import ROW, SIDE_BY_SIDE, clear
 from .rows import Rows, Unpacked, own_panel
-from .strip import AT_ONCE, lay, make_strip, stage
-from .task import F32_BYTES, aligned, place
+from .strip import AT_ONCE
+from .task import aligned, place
+from .tiling import ask_for_pixels, in_place, in_strip, lies_ready, stage_strip
 
 PIXELS = 256  # of a block, at most
 STRIP_BYTES = 1 << 19  # of its pixels: with its weights it stays in L2
@@ -29,34 +27,6 @@ NEAR = 4096  # of the depth of weights that a task packs for itself, in all of i
 LONG = 8  # panels from which on rows are finished from end to end where that reads tensors: memory streams
 WIDE = 16  # panels that are packed together where rows of w are far apart: they are read in longer runs
 WEIGHTS_BYTES = 1 << 20  # of all weights of a task: more are read panel by panel, each by all pixels of a block
-
-
-class OfTiles(NamedTuple):
-    """The tiles of a task: a strip near, and what finishing wants to know of its things."""
-
-    room: np.ndarray  # of the strip
-    pitch: int  # bytes from a place to the next one
-    begins: np.ndarray  # (tiles,) addresses of their first places
-    ends: np.ndarray  # (tiles + 1,) the things of tile t are ends[t] to ends[t + 1] - 1
-    rows: np.ndarray  # (things,) offsets in their tile, in bytes
-    outs: np.ndarray  # (things,) addresses of the results
-    walks: np.ndarray  # (taps, 3) as `tile_block` takes them
-    c: np.ndarray
-
-
-@inlined
-def _make_part(job, part, strip, blocks, depth):
-    pitch = (depth * 2 // LINE | 1) * LINE  # an odd number of lines, so that neighbours lie in different sets of L1
-    room, walks = aligned(strip.sources.size * pitch // F32_BYTES), np.empty((part.taps.shape[0], 3), np.int64)
-    rows, outs = np.empty(part.count, np.int64), np.empty((1, part.count), np.int64)
-    row_addresses(job.y.ctypes.data, 0, part.y_geometry, part.y_taps, part.first, part.count, outs)
-    ends, begins = np.zeros(blocks + 1, np.int64), np.int64(room.ctypes.data) + strip.starts[:blocks] * pitch
-    for n in range(part.count):
-        tile, row = divmod(strip.kept[n], AT_ONCE)
-        rows[n], ends[tile + 1] = row * ROW, n + 1
-    for t in range(part.taps.shape[0]):
-        walks[t] = strip.shifts[t] * pitch, part.taps[t, 2] * depth // 2 * ROW, depth // STEP
-    return OfTiles(room, pitch, begins, ends, rows, outs[0], walks, aligned(AT_ONCE * BLOCK))
 
 
 @inlined
@@ -73,10 +43,12 @@ def _finish(kind, to, ends, block, tile, c, valid):
 def _multiply_rows(kind, to, own, weights, panel, panels, valid):
     """All tiles of a group, whose finish reads more than C: whole rows of all panels, one behind the other."""
     begins, ends, last = own.begins.ctypes.data, own.ends.ctypes.data, own.outs.size - 1
+    tiles, asked = own.begins.size, own.asked
     c, ahead = aligned(AT_ONCE * panels * BLOCK), max(1, DISTANCE // (valid * size_of(kind)))
     walks, taps, pitch = own.walks.ctypes.data, own.walks.shape[0], own.pitch
-    for tile in range(own.begins.size):
+    for tile in range(tiles):
         for k in range(panels):
+            ask_for_pixels(asked, begins, min(tile + 1, tiles - 1), k, panels)
             a, b = entry(begins, tile), weights + k * panel
             tile_block(V, 1, a, pitch, b, walks, taps, c.ctypes.data + k * ROW, panels * ROW)
         for n in range(entry(ends, tile), entry(ends, tile + 1)):
@@ -92,7 +64,7 @@ def multiply(kind, to, own, weights, panel, panels, valid):
         return _multiply_rows(kind, to, own, weights, panel, panels, valid)
     begins, ends, c = own.begins.ctypes.data, own.ends.ctypes.data, own.c.ctypes.data
     walks, taps, pitch = own.walks.ctypes.data, own.walks.shape[0], own.pitch
-    tiles, by_panel = own.begins.size, panels * panel > WEIGHTS_BYTES
+    tiles, asked, by_panel = own.begins.size, own.asked, panels * panel > WEIGHTS_BYTES
     for k in range(tiles * panels):
         block, tile = (k // tiles, k % tiles) if by_panel else (k % panels, k // panels)
         if tile + 1 < tiles and by_panel:
@@ -101,6 +73,8 @@ def multiply(kind, to, own, weights, panel, panels, valid):
             first = entry(ends, tile + 1)
             many = entry(ends, tile + 2) - first
             ask_for(kind, to, 0, panels, first + many * block // panels, first + many * (block + 1) // panels)
+        if not by_panel:
+            ask_for_pixels(asked, begins, min(tile + 1, tiles - 1), block, panels)
         tile_block(V, 1, entry(begins, tile), pitch, weights + block * panel, walks, taps, c, ROW)
         _finish(kind, to, ends, block, tile, c, valid)
 
@@ -134,20 +108,14 @@ def _multiply_unpacked(job, part, to, own):
 def _tiles_task(task, job):
     """A block of the grid times one of the ranges of output channels, for every group."""
     part = place(task, job)
-    geometry, width, groups, item = part.geometry, part.geometry[WIDTH], part.geometry[GROUPS], job.x.itemsize
-    read = geometry[DEPTH]
-    depth = -(-read // STEP) * STEP
-    strip = make_strip(job, geometry, part.taps, part.count)
-    blocks, places = lay(job, geometry, strip, part.first, part.count)
-    own, panel = _make_part(job, part, strip, blocks, depth), job.all_taps * depth // 2 * ROW
-    if read < depth:
-        own.room[:] = 0
+    width, groups, read = part.geometry[WIDTH], part.geometry[GROUPS], part.geometry[DEPTH] * job.x.itemsize
+    depth = -(-part.geometry[DEPTH] // STEP) * STEP
+    panel = job.all_taps * depth // 2 * ROW
+    own = in_place(job, part) if lies_ready(part) else in_strip(job, part, depth)
     gathered = aligned(3 * job.moments.shape[2]).reshape(3, job.moments.shape[2])
     configure_tiles()
     for group in range(groups):
-        for plane in range(strip.planes.size):
-            there = own.room.ctypes.data + plane * strip.sources.shape[1] * own.pitch
-            stage(strip.sources[plane, :places], group * read * item, read * item, there, own.pitch)
+        stage_strip(own, group * read, read)
         channel = group * width + part.lo * BLOCK
         to = begin_finish(job, part, channel, (own.rows.ctypes.data, own.outs.ctypes.data), gathered)
         if job.form == PACKED:
