@@ -211,6 +211,47 @@ def test_watch__names_a_rank_that_another_speaks_for(watches, capsys):
     assert "rank 4 (host1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("leaving", [0, 1])
+def test_watch__its_goodbye_is_heard_whatever_it_has_not_read(leaving, monkeypatch):
+    """A connection that is closed with something unread is cut, and a goodbye that waits behind a line that was not yet
+    acknowledged is lost with it: the training had gone to its end, and was ended as one that lost a rank."""
+    here, there = _both_ends()
+    monkeypatch.setattr("knltrain.comm.watch.connect_ranks", lambda comm: ({1 - leaving: here}, [0, 0], {}))
+    watch = Watch(SimpleNamespace(rank=leaving, size=2, gather=lambda place: [place, place]))
+    parting = threading.Thread(target=watch.close)
+    parting.start()
+    heard = b""
+    while not heard.endswith(b'"bye"\n'):
+        heard += there.recv(65536)
+    there.sendall(b"[[0, 1, 2]]\n")  # before it has read the goodbye
+    parting.join(0.2)
+    assert parting.is_alive()
+    assert there.recv(1) == b""  # a proper end; a connection that was cut raises ConnectionResetError
+    there.close()
+    parting.join(PATIENCE)
+    assert not parting.is_alive()
+
+
+def test_watch__does_not_wait_for_ever_to_be_heard(monkeypatch):
+    here, there = _both_ends()
+    monkeypatch.setattr("knltrain.comm.watch.connect_ranks", lambda comm: ({0: here}, [0, 0], {}))
+    watch = Watch(SimpleNamespace(rank=1, size=2, gather=lambda place: [place, place]))
+    parting = threading.Thread(target=watch.close)
+    parting.start()
+    parting.join(PATIENCE)
+    assert not parting.is_alive() and here.fileno() == -1
+    there.close()
+
+
+def _both_ends():
+    """A connection over TCP: the watch's end, and that of whom it speaks to."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        there = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
+        here, _ = listener.accept()
+    here.setblocking(False)
+    return here, there
+
+
 def test_rank_0__has_room_for_2048_ranks(monkeypatch):
     """The watch over 2,048 ranks on 256 hosts, and ImageNet's index, together: 300 MB at most."""
     import tracemalloc

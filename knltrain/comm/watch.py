@@ -106,10 +106,22 @@ class Watch:
                 following = now + self.period
                 self._tell()
                 self._judge(now)
-        for rank in self._sockets:
+        self._say_goodbye()
+
+    def _say_goodbye(self):
+        """And read on until the others have heard it, for a period: what a connection that is closed with something
+        unread has just been given to send is lost with it."""
+        limit = time.monotonic() + self.period
+        for rank, link in self._sockets.items():
             self._send(rank, "bye")
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_WR)
         for link in self._sockets.values():
-            link.close()
+            with contextlib.suppress(OSError), link:
+                while (left := limit - time.monotonic()) > 0:
+                    link.settimeout(left)
+                    if not link.recv(65536):
+                        break
 
     def _tell(self):
         """Say where this rank is; to whom it speaks also what was heard since from those that speak to it."""
