@@ -10,7 +10,8 @@ TASKS = 64  # tasks to aim at when a dimension is split; a constant, so that no 
 MERGE_BELOW = 17  # input channels under which the taps of a filter row are merged
 # inputs on a side of a tile of Winograd's method, by bytes of a number and side of a filter; larger ones round more
 SIDES = {4: {3: (6,), 5: (7,)}, 2: {3: (8, 6), 5: (8,)}}
-FILTERS_BYTES = 1 << 25  # of transformed filters, which every block of tiles reads: more are to stay with smaller tiles
+FILTERS_BYTES = 1 << 21  # of transformed filters, which every block of tiles reads: more do not stay in L2, and are
+# fewer with smaller tiles
 
 
 def ceil(a, b):

@@ -3,7 +3,8 @@
 An image is cut into tiles of m x m outputs, each of which reads n x n inputs, n = m + r - 1. Tiles, channel by channel,
 are transformed to n x n points; there the convolution is a product of matrices, tiles by input channels times input by
 output channels, at each point alone; the sums are transformed back. That is n x n multiplications in place of
-m x m x r x r: with n = 6 a quarter for 3 x 3, with n = 7 22 % for 5 x 5. With tensors of 16 bits n = 8: 20 and 16 %.
+m x m x r x r: with n = 6 a quarter for 3 x 3, with n = 7 22 % for 5 x 5. With tensors of 16 bits n = 8, if few filters
+are read: 20 and 16 %.
 Matrices and precision: `transform`; edges of an image: `cover`.
 
 A task owns some tiles and a range of output channels. It transforms the inputs of its tiles once, into planes that
@@ -23,12 +24,13 @@ from .cover import tile_grids
 from .grid import DEPTH, FORM, GROUPS, WIDTH, row_addresses
 from .method import Blocks
 from .panels import ROW, pack_columns, pack_rows
-from .shape import FILTERS_BYTES, ceil
+from .shape import ceil
 from .task import F32_BYTES, aligned, finish, place
 from .transform import FILTER, INPUT, OUTPUT, transform
 
 TILES = 28  # tiles of a block, two of the micro-kernel; half as many where
-PLANES_BYTES = 1000000  # is less than the planes of their inputs have: these are to stay in L2
+PLANES_BYTES = 1000000  # is less than the planes of their inputs have: these are to stay in L2,
+FAR_BYTES = 1 << 25  # unless the transformed filters are more than this: fewer blocks then read them
 SOON = 2  # the tile that is asked for while one is transformed: so many behind it
 FILTER_ROWS = 32  # of the depth of filters that a task transforms
 
@@ -226,7 +228,7 @@ class Winograd(Blocks):
     def __init__(self, shape, transposed):
         super().__init__(shape, transposed)
         inputs, filters = TILES * self.depth * F32_BYTES, self.packed_size * F32_BYTES
-        self.size = TILES // 2 if self.all_taps * inputs > PLANES_BYTES and filters <= FILTERS_BYTES else TILES
+        self.size = TILES // 2 if self.all_taps * inputs > PLANES_BYTES and filters <= FAR_BYTES else TILES
         self.grids = forward_tiles(shape)
         if transposed:
             dy, dx, channels = (shape.y, shape.number), (shape.x, shape.number), (shape.k_group, shape.w[2])
