@@ -183,12 +183,13 @@ def test_choice__is_what_takes_less_time(fc, slots, bytes_per_s, hides, layers, 
         block = make_block(Links(comm, "halving", shares=Shares.equal(slots, 8)), 64)
         block.mine = np.broadcast_to(np.float32(0), _Layer.depth * _Layer.width)
         choice = choose(fc, block, Curve(50e-6, bytes_per_s), 1 << 24, hides, 1 / 4e11)
-        return [layer.name for layer in choice.layers], choice.group if choice.split else 1, choice.why
+        return [layer.name for layer in choice.layers], choice.group if choice.split else 1, choice
 
-    for names, size, why in on_ranks(8, chosen):
+    for names, size, choice in on_ranks(8, chosen):
         assert (names, size) == (layers, group)
         how = f"split over groups of {group} ranks: " if group > 1 else "travel as"
-        assert f"fc6.w {how}" in why or fc.rounded
+        assert f"fc6.w {how}" in choice.why or fc.rounded
+        assert choice.usual == ("travel as sums" in choice.why)
 
 
 def test_factors__do_the_same_under_mpi(alone):

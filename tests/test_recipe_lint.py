@@ -39,7 +39,8 @@ def rules_of(recipe, images=IMAGENET):
         ("zeros-at-raw-rate", "resnet50_32k_lars_crop", ["schedule.start_lr=0.5"], []),
         ("gamma-held-at-zero", "resnet50_8k_lars", CAFFE, [*CAFFE, "model.zero_gamma=false"]),
         ("gamma-held-at-zero", "resnet50_8k_lars", CAFFE, [*CAFFE, "optim.variant=mlperf"]),
-        ("poly-jump", "alexnet_bn_32k_lars", [], ["schedule.origin=warmup"]),
+        ("rate-jump", "alexnet_bn_32k_lars", [], ["schedule.origin=warmup"]),
+        ("warmup-too-long", "resnet50_8k_sgd", ["run.epochs=5"], ["run.epochs=5.1"]),
         ("slot-too-small", "resnet50_8k_sgd", ["batch.slot_batch=8"], ["batch.slot_batch=16"]),
         ("slot-too-small", "alexnet_bn", ["batch.slot_batch=8"], ["model.name=alexnet", "batch.slot_batch=8"]),
         ("augmentation-too-weak", "resnet50_32k_lars_crop", [], ["data.augmentation=scale_aspect"]),
@@ -66,8 +67,8 @@ def test_rules__all_have_a_case_above_and_say_fact_source_and_cure():
         for finding in lint(load_recipe(name)):
             spoken.add(finding.rule)
             assert all(finding) and "\n" not in str(finding) and finding.cure.startswith("set ")
-    assert {"poly-jump", "augmentation-too-weak"} <= spoken
-    assert not lint(parse_recipe(SMALL), 5000) and len(RULES) == 11
+    assert {"rate-jump", "augmentation-too-weak"} <= spoken
+    assert not lint(parse_recipe(SMALL), 5000) and len(RULES) == 12
 
 
 def test_lint__looks_at_phases_too():
@@ -79,8 +80,8 @@ def test_lint__looks_at_phases_too():
 def test_command__prints_findings_and_refuses_nonsense(capsys):
     assert cli.main(["lint", "alexnet_bn_32k_lars"]) == 0
     text = capsys.readouterr().out
-    assert "alexnet_bn_32k_lars: 2 findings by 11 rules, with 1,281,167 images" in text
-    assert "\npoly-jump: the rate jumps from 32 to 25.92 where warm-up ends, after step 400\n  source: " in text
+    assert "alexnet_bn_32k_lars: 2 findings by 12 rules, with 1,281,167 images" in text
+    assert "\nrate-jump: the rate jumps from 32 to 25.92 where warm-up ends, after step 400\n  source: " in text
     assert text.count("\n  cure: set ") == 2
     assert cli.main(["lint", "alexnet_bn_32k_lars", "--images", "100"]) == 2
     assert "expected at most 100, the images in" in capsys.readouterr().err

@@ -143,6 +143,8 @@ def test_report__passes_over_what_is_no_number(tmp_path):
 def test_report__of_no_run_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="found no log.jsonl, expected the run folder"):
         write_report([tmp_path], None)
+    with pytest.raises(ValueError, match="nowhere: found no folder, expected the shards of the shown pictures"):
+        write_report([tmp_path], None, tmp_path / "nowhere")
 
 
 def test_report__draws_the_curves_for_a_paper(tmp_path):

@@ -64,13 +64,14 @@ class FullyConnected:
 class Choice:
     """The layers that travel as factors, those that are split over `group` ranks, and why, in a line.
 
-    "" where there was nothing to choose.
+    "" where there was nothing to choose. usual: sums, which arithmetic prefers; nobody need be told.
     """
 
     layers: Sequence = ()
     why: str = ""
     split: Sequence = ()
     group: int = 1
+    usual: bool = False
 
 
 def factor_bytes(layer, slots: int) -> int:
@@ -179,7 +180,7 @@ def choose(fc: FullyConnected, block: MessageBlock, curve: Curve, buckets: int, 
     if taken:
         return replace(way, why=f"{', '.join(said)}: {costs.says(way, whole)}")
     names = _names([*way.layers, *way.split])
-    return Choice(why=f"{names} travel as sums: if {', '.join(said)}, {costs.says(way, whole)}")
+    return Choice(why=f"{names} travel as sums: if {', '.join(said)}, {costs.says(way, whole)}", usual=True)
 
 
 def _names(layers: Sequence) -> str:

@@ -100,7 +100,7 @@ class Travel:
         block, comm, lines = self.block, self.block.links.comm, []
         if not block.links.shares.even:
             lines.append(f"note: {block.links.shares}")
-        if self.choice.why:
+        if self.choice.why and not self.choice.usual:
             lines.append(f"note: {self.choice.why}")
         if comm.size > 1 and not comm.threads_may_call:
             lines.append("note: this MPI gives no MPI_THREAD_MULTIPLE: gradients are exchanged between the layers")

@@ -113,7 +113,7 @@ def gamma_held_at_zero(case: Case):
         yield fact, "docs/results/study.md", 'set model.zero_gamma = false, or optim.variant = "mlperf"'
 
 
-def poly_jump(case: Case):
+def rate_jump(case: Case):
     """The rate drops where warm-up ends, as the decay counted from step 0."""
     schedule = case.recipe.schedule
     steps = case.leg.derived.rate.warmup_steps
@@ -123,6 +123,16 @@ def poly_jump(case: Case):
             fact = f"the rate jumps from {schedule.base_lr:g} to {after:.4g} where warm-up ends, after step {steps}"
             source = "Caffe counts poly from step 0, MLPerf from the end of warm-up"
             yield fact, source, 'set schedule.origin = "warmup", unless the source has the jump'
+
+
+def warmup_too_long(case: Case):
+    """The run ends before its rate is reached."""
+    steps, total = case.leg.derived.rate.warmup_steps, legs(case.recipe, case.images)[-1].stop
+    if steps >= total:
+        rate = case.recipe.schedule.base_lr
+        fact = f"warm-up is {steps} steps, and the run {total}: its rate of {rate:g} never comes"
+        source = "Goyal et al. 2017 warm up for 5 of 90 epochs"
+        yield fact, source, f"set schedule.warmup_epochs = {case.recipe.run.epochs / 10:.3g}"
 
 
 def slot_too_small(case: Case):
@@ -177,8 +187,9 @@ def fp16_without_scale(case: Case):
 
 
 RULES: tuple[Callable[[Case], Iterator[tuple[str, str, str]]], ...] = (
-    rate_without_warmup, decay_on_norm_and_bias, zeros_at_raw_rate, gamma_held_at_zero, poly_jump, slot_too_small,
-    augmentation_too_weak, epochs_too_few, sgd_beyond_its_batch, ratio_without_bound, fp16_without_scale,
+    rate_without_warmup, decay_on_norm_and_bias, zeros_at_raw_rate, gamma_held_at_zero, rate_jump, warmup_too_long,
+    slot_too_small, augmentation_too_weak, epochs_too_few, sgd_beyond_its_batch, ratio_without_bound,
+    fp16_without_scale,
 )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ label_smoothing = 0.1
 
 [schedule]
 policy = "cosine"
+origin = "warmup"  # the curve begins where warm-up ends
 base_lr = {rate}  # {rate_why}
 warmup_epochs = {warmup}
 

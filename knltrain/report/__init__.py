@@ -18,8 +18,10 @@ def write_report(
 
     out: default `report.html` in the run folder, or here where there are several runs. data: the shards of the shown
     pictures, where they were moved. figures: a .pdf or .png each, of the curves. Raises ValueError for a folder that is
-    no run, ImportError where a figure is asked for and matplotlib is missing, OSError.
+    no run or for `data` that is none, ImportError where a figure is asked for and matplotlib is missing, OSError.
     """
+    if data and not data.is_dir():
+        raise ValueError(f"{data}: found no folder, expected the shards of the shown pictures")
     folders = [Path(folder) for folder in folders]
     runs = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     out = Path(out) if out else (folders[0] if len(folders) == 1 else Path()) / "report.html"
