@@ -59,13 +59,17 @@ def experiments(ranks: int):
         yield "optim.local_steps=2", f"comm.workers={ranks}"
 
 
-def train(comm, slots: int, settings, watch=None, stem=list):
-    """What is learned in some steps; stem: makes layers that the network begins with."""
+def made(comm, slots: int, settings, watch=None, stem=list):
+    """The trainer of a tiny network, for STEPS steps an epoch; stem: makes layers that it begins with."""
     sizes = [f"batch.global_batch={SLOT * slots}", f"batch.slot_batch={SLOT}", "comm.fc_shards=4"]
     layers = Sequential("net", *stem(), Linear("fc0", 130), ReLU("relu"), Linear("fc1", CLASSES)), (8, 8, 3)
     data = Synthetic(SLOT * slots * STEPS, 8, CLASSES)
-    recipe = parse_recipe(RECIPE, [*sizes, *settings])
-    with closing(make_trainer(recipe, data, comm, ALONE, watch, layers=layers)) as trainer:
+    return make_trainer(parse_recipe(RECIPE, [*sizes, *settings]), data, comm, ALONE, watch, layers=layers)
+
+
+def train(comm, slots: int, settings, watch=None, stem=list):
+    """What is learned in some steps."""
+    with closing(made(comm, slots, settings, watch, stem)) as trainer:
         found = learned(trainer, STEPS)
         del found["loss"]  # arrays alone are compared
         return found
