@@ -199,7 +199,7 @@ def test_train__a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
     newest.write_bytes(data)
     run = _train(folder, "damaged", resume="auto")
     assert run.returncode == 0, run.stderr
-    assert newest.name in run.stderr and "trying the one before" in run.stderr
+    assert newest.name in run.stderr and "; trying checkpoint-" in run.stderr
     assert "continuing after step 4" in run.stderr
     _same(_state(folder, "damaged"), serial["resnet"])
     for path in checkpoints(folder / "damaged" / "checkpoints"):

@@ -13,7 +13,7 @@ import pytest
 from knltrain.arena import Parameter, Parameters
 from knltrain.claims import whole
 from knltrain.models.state import load as load_state
-from knltrain.run.checkpoint import CheckpointError, best_checkpoint, checkpoints, load, load_latest, save
+from knltrain.run.checkpoint import CheckpointError, best_checkpoint, checkpoints, load, load_latest, load_run, save
 
 META = {"previous_lr": 0.1 + 0.2, "experiment": {"recipe": "[run]\nseed = 3\n", "unicode": "è"}}
 
@@ -191,15 +191,30 @@ def test_latest__goes_back_past_a_damaged_one_and_says_so(tmp_path):
     warnings = []
     found, meta = load_latest(tmp_path, warnings.append)
     assert meta["step"] == 2 and same(found, arrays(2))
-    assert len(warnings) == 1 and str(newest) in warnings[0] and warnings[0].endswith("trying the one before")
+    assert len(warnings) == 1 and str(newest) in warnings[0] and warnings[0].endswith("trying checkpoint-0000002.h5")
 
 
 def test_latest__none_is_not_the_same_as_all_damaged(tmp_path):
     assert load_latest(tmp_path / "absent", print) is None
     assert load_latest(tmp_path, print) is None
     (tmp_path / "checkpoint-0000001.h5").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
+    with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged; remove them to start from step 0"):
         load_latest(tmp_path, lambda message: None)
+
+
+def test_run__says_of_each_damaged_checkpoint_once_that_it_is(tmp_path):
+    folder, said = tmp_path / "checkpoints", []
+    folder.mkdir()
+    for step in (1, 2, 3):
+        save(folder, step, arrays(step), META, keep=3, best_metric=-step)
+    assert best_checkpoint(folder).name == "checkpoint-0000001.h5"
+    for path in folder.glob("*.h5"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged$"):
+        load_run(tmp_path, said.append)
+    order = ["checkpoint-0000001.h5", "checkpoint-0000003.h5", "checkpoint-0000002.h5"]
+    assert [Path(line.partition(": ")[0]).name for line in said] == order
+    assert [line.rpartition("; trying ")[2] for line in said[:2]] == order[1:] and "trying" not in said[2]
 
 
 def test_save__killed_before_the_rename_leaves_the_last_good_one(tmp_path):

@@ -173,10 +173,10 @@ def load(path) -> tuple[dict[str, np.ndarray], dict]:
         with opened(path) as file:
             return _read(path, file)
     except Untrusted as error:
-        raise CheckpointError(f"{path}: {error}: use an older checkpoint") from None
+        raise CheckpointError(f"{path}: {error}: use another checkpoint") from None
     except Exception as error:  # h5py raises nearly every kind of error on a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: truncated or damaged ({reason}); use an older checkpoint") from None
+        raise CheckpointError(f"{path}: truncated or damaged ({reason}): use another checkpoint") from None
 
 
 def print_warning(message):
@@ -189,14 +189,17 @@ def load_latest(folder, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarr
     A damaged one is reported through `warn` and the one before it is tried. Raises CheckpointError when all are
     damaged: to begin again from nothing must be asked for, not happen.
     """
-    found = checkpoints(folder)
-    for path in reversed(found):
+    return _first_whole(checkpoints(folder)[::-1], folder, warn, "; remove them to start from step 0")
+
+
+def _first_whole(paths: list[Path], folder, warn, cure="") -> tuple[dict[str, np.ndarray], dict] | None:
+    for number, path in enumerate(paths, 1):
         try:
             return load(path)
         except CheckpointError as error:
-            warn(f"{error}; trying the one before")
-    if found:
-        raise CheckpointError(f"{folder}: all {len(found)} checkpoints are damaged; remove them to start from step 0")
+            warn(f"{error}; trying {paths[number].name}" if number < len(paths) else str(error))
+    if paths:
+        raise CheckpointError(f"{folder}: all {len(paths)} checkpoints are damaged{cure}")
     return None
 
 
@@ -244,14 +247,10 @@ def load_run(path: Path, warn: Callable[[str], None] = print_warning) -> tuple[d
     if path.is_file():
         return load(path)
     best, note = best_checkpoint(path / FOLDER), path / FOLDER / BEST
-    if best is not None:
-        try:
-            return load(best)
-        except CheckpointError as error:
-            warn(error)
-    elif note.exists():
+    if best is None and note.exists():
         warn(f"{note}: damaged, or names no checkpoint that is there; the newest is taken, not the best")
-    found = load_latest(path / FOLDER, warn)
+    others = [one for one in checkpoints(path / FOLDER)[::-1] if one != best]
+    found = _first_whole([*[best] * (best is not None), *others], path / FOLDER, warn)
     if found is None:
         raise CheckpointError(f"{path}: no checkpoint in this run yet; train it first")
     return found
