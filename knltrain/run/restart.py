@@ -88,6 +88,7 @@ class Restart:
                 way = "use the recipe and the pictures of that run, or another --run folder"
                 if key == PRECISION:
                     way = f"go on in that, or begin another run with [model] weights = {str(self.folder.parent)!r}"
+                key, before, now = _first_difference(key, before, now)
                 what = f"this run was begun with {key} = {shown(before)}, now it is {shown(now)}"
                 raise CheckpointError(f"{self.folder}: {what}: {way}")
         load_state(self.parameters, arrays, self.folder)
@@ -179,3 +180,11 @@ class Restart:
             f"{what} is not finite in step {step.number} ({f'rank {ranks}' if ranks else 'all ranks'}, learning rate "
             f"{step.lr:g}); last good checkpoint: {last or 'none'}: lower the learning rate or lengthen the warm-up"
         )
+
+
+def _first_difference(key: str, before, now):
+    """Where, in two values under a key, of which tables are a part, they differ first: (key, before, now)."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+        return _first_difference(f"{key}.{name}", before.get(name), now.get(name))
+    return key, before, now
