@@ -270,7 +270,7 @@ def test_train__a_run_of_another_experiment_is_refused(folder, serial):
     result = _train(folder, "serial-resnet", resume="auto", settings=["run.seed=6", "run.keep_checkpoints=5"])
     assert result.returncode != 0 and "begun with run.seed = 5, now it is 6" in result.stderr
     other = _train(folder, "serial-resnet", resume="auto", settings=["model.width=6"])
-    assert "begun with model.args.width = " in other.stderr and ", now it is 6" in other.stderr
+    assert "begun with model.width = " in other.stderr and ", now it is 6" in other.stderr
     assert (folder / "serial-resnet" / "recipe.toml").read_bytes() == before
 
 

@@ -61,6 +61,13 @@ def test_rule__ratio_without_bound_is_of_small_data():
     assert "ratio-without-bound" not in rules_of(parse_recipe(SMALL, [*NO_EPSILON[:2], "optim.epsilon=1e-5"]), 5000)
 
 
+def test_rule__warmup_too_long_counts_in_epochs_of_the_last_phase():
+    grows = "[[phase]]\nfrom_epoch = 2\nbatch.global_batch = 640\nschedule.base_lr = 0.2\n"
+    for warmup, spoken in ((0, False), (20, True)):
+        recipe = parse_recipe(SMALL + grows + f"schedule.warmup_epochs = {warmup}\n", ["schedule.warmup_epochs=1"])
+        assert ("warmup-too-long" in rules_of(recipe, 5000)) == spoken
+
+
 def test_rules__all_have_a_case_above_and_say_fact_source_and_cure():
     spoken = set()
     for name in published():

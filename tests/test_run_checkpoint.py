@@ -210,7 +210,7 @@ def test_run__says_of_each_damaged_checkpoint_once_that_it_is(tmp_path):
     assert best_checkpoint(folder).name == "checkpoint-0000001.h5"
     for path in folder.glob("*.h5"):
         path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged$"):
+    with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged; name another run$"):
         load_run(tmp_path, said.append)
     order = ["checkpoint-0000001.h5", "checkpoint-0000003.h5", "checkpoint-0000002.h5"]
     assert [Path(line.partition(": ")[0]).name for line in said] == order

@@ -1,6 +1,7 @@
 """Where the tiles of a task lie: 32 rows of pairs, one pitch apart, that AMX multiplies with a panel of weights.
 
-Pixels that a filter of 1x1 reads lie so in memory, and merged taps do within a row; for all others a `strip` is staged.
+Pixels that one tap reads in their order (1x1 at stride 1) lie so in memory, and those of merged taps do within a row;
+for all others a `strip` is staged.
 """
 
 from typing import NamedTuple
@@ -63,7 +64,7 @@ def lies_ready(part):
 def in_place(job, part):
     """Tiles of the pixels themselves; the last one reaches back.
 
-    Where outputs are more than inputs, these are asked for: a few lines a tile of C. More would be waited for.
+    Where a task has as many outputs as inputs, these are asked for: at most 32 lines a tile of C, more are waited for.
     """
     count, pitch, depth = part.count, part.geometry[PITCH], part.geometry[DEPTH]
     tiles = -(-count // AT_ONCE)

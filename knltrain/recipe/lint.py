@@ -127,10 +127,10 @@ def rate_jump(case: Case):
 
 def warmup_too_long(case: Case):
     """The run ends before its rate is reached."""
-    steps, total = case.leg.derived.rate.warmup_steps, legs(case.recipe, case.images)[-1].stop
-    if steps >= total:
-        rate = case.recipe.schedule.base_lr
-        fact = f"warm-up is {steps} steps, and the run {total}: its rate of {rate:g} never comes"
+    last = legs(case.recipe, case.images)[-1]
+    if last.warming(last.stop - 1):
+        schedule = last.recipe.schedule
+        fact = f"the run ends within its {schedule.warmup_epochs:g} epochs of warm-up: {schedule.base_lr:g} never comes"
         source = "Goyal et al. 2017 warm up for 5 of 90 epochs"
         yield fact, source, f"set schedule.warmup_epochs = {case.recipe.run.epochs / 10:.3g}"
 

@@ -249,8 +249,8 @@ def load_run(path: Path, warn: Callable[[str], None] = print_warning) -> tuple[d
     best, note = best_checkpoint(path / FOLDER), path / FOLDER / BEST
     if best is None and note.exists():
         warn(f"{note}: damaged, or names no checkpoint that is there; the newest is taken, not the best")
-    others = [one for one in checkpoints(path / FOLDER)[::-1] if one != best]
-    found = _first_whole([*[best] * (best is not None), *others], path / FOLDER, warn)
+    best_first = sorted(checkpoints(path / FOLDER)[::-1], key=lambda one: one != best)
+    found = _first_whole(best_first, path / FOLDER, warn, "; name another run")
     if found is None:
         raise CheckpointError(f"{path}: no checkpoint in this run yet; train it first")
     return found

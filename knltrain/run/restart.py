@@ -18,6 +18,7 @@ from .checkpoint import FOLDER, CheckpointError, checkpoints, load_latest, save
 
 LENGTH = "run.epochs"  # of an experiment; may grow
 PRECISION = "compute.precision"  # of one, too
+ABSENT = object()  # in place of a value that is not there
 BEFORE = {  # what a run was that says nothing of it
     PRECISION: "fp32", "compute.loss_scale": "auto", "optim.beta2": 0.999, "optim.average": 0.0,
     "optim.end_momentum": 0.0, "optim.blend_epochs": 10.0, "data.fit": "crop",
@@ -89,7 +90,7 @@ class Restart:
                 if key == PRECISION:
                     way = f"go on in that, or begin another run with [model] weights = {str(self.folder.parent)!r}"
                 key, before, now = _first_difference(key, before, now)
-                what = f"this run was begun with {key} = {shown(before)}, now it is {shown(now)}"
+                what = f"this run was begun with {key} = {before}, now it is {now}"
                 raise CheckpointError(f"{self.folder}: {what}: {way}")
         load_state(self.parameters, arrays, self.folder)
         self.last_saved = meta["step"]
@@ -182,9 +183,11 @@ class Restart:
         )
 
 
-def _first_difference(key: str, before, now):
-    """Where, in two values under a key, of which tables are a part, they differ first: (key, before, now)."""
+def _first_difference(key: str, before, now) -> tuple[str, str, str]:
+    """Where, in two values under a key, of which tables are a part, they differ first: key, before and now."""
     if isinstance(before, dict) and isinstance(now, dict):
-        name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
-        return _first_difference(f"{key}.{name}", before.get(name), now.get(name))
-    return key, before, now
+        values = ((name, before.get(name, ABSENT), now.get(name, ABSENT)) for name in {**before, **now})
+        name, before, now = next(value for value in values if value[1] != value[2])
+        return _first_difference(f"{key}.{name}", before, now)
+    before, now = ("not set" if value is ABSENT else shown(value) for value in (before, now))
+    return key.replace("model.args.", "model."), before, now
