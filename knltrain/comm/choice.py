@@ -64,7 +64,7 @@ class FullyConnected:
 class Choice:
     """The layers that travel as factors, those that are split over `group` ranks, and why, in a line.
 
-    "" where there was nothing to choose. usual: sums, which arithmetic prefers; nobody need be told.
+    "" where there was nothing to choose. usual: sums take least time, as nearly always; nobody need be told.
     """
 
     layers: Sequence = ()

@@ -192,7 +192,7 @@ def load_latest(folder, warn: Callable[[str], None]) -> tuple[dict[str, np.ndarr
     return _first_whole(checkpoints(folder)[::-1], folder, warn, "; remove them to start from step 0")
 
 
-def _first_whole(paths: list[Path], folder, warn, cure="") -> tuple[dict[str, np.ndarray], dict] | None:
+def _first_whole(paths: list[Path], folder, warn, cure: str) -> tuple[dict[str, np.ndarray], dict] | None:
     for number, path in enumerate(paths, 1):
         try:
             return load(path)
