@@ -21,7 +21,7 @@ from .method import Gradient
 from .panels import ROW, copy_row, in_unit, pack_part, pack_rows
 from .rows import MergedRows, padded, padded_size
 from .shares import add_share, share
-from .task import F32_BYTES
+from .task import F32_BYTES, aligned
 
 CHUNK = 192  # pixels of a chunk: a BLOCK-wide panel of dy stays in L1
 RANGE = 8  # blocks of output channels of a task, at most: its panels of dy share L2 with
@@ -91,16 +91,18 @@ def _room(job, part):
     depth, width, n_taps = part.geometry[DEPTH], part.geometry[WIDTH], part.taps.shape[0]
     lines = 0 if part.in_place else -(-depth // SPAN)
     # pixels: an odd number, so that the lines of one lie in different sets of L1
-    columns = np.empty((-(-lines // max(1, -(-lines // STRIP))), CHUNK | 1, LINE_FLOATS), np.float32)
+    at_once, pixels = -(-lines // max(1, -(-lines // STRIP))), CHUNK | 1
+    columns = aligned(at_once * pixels * LINE_FLOATS).reshape(at_once, pixels, LINE_FLOATS)
     # all blocks are summed beside dw where the depth does not fill a tile, else the last one, if it sticks out
     beside = part.hi - part.lo if depth < MC else (1 if part.hi * BLOCK > width else 0)
+    blocks, rows, edges = part.hi - part.lo, max(depth, MC), CHUNK if part.in_place and depth < MC else 0
     return _Room(
         columns,
         np.int64(columns.ctypes.data) + np.arange(CHUNK) * LINE,
         np.empty((n_taps, CHUNK), np.int64),
-        np.empty((part.hi - part.lo, CHUNK, BLOCK), np.float32),
-        np.empty((CHUNK if part.in_place and depth < MC else 0, MC), np.float32),
-        np.empty((beside, n_taps, max(depth, MC), BLOCK), np.float32),
+        aligned(blocks * CHUNK * BLOCK).reshape(blocks, CHUNK, BLOCK),
+        aligned(edges * MC).reshape(edges, MC),
+        aligned(beside * n_taps * rows * BLOCK).reshape(beside, n_taps, rows, BLOCK),
         np.zeros(BLOCK, np.float32),
     )
 
