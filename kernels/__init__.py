@@ -13,11 +13,13 @@ from .affine import COEFFICIENTS
 from .arch import ARCH, CPU, DOT, product
 from .batchnorm import (
     batchnorm_backward,
-    batchnorm_forward,
+    batchnorm_factors,
     batchnorm_inference,
+    batchnorm_moments,
+    batchnorm_normalize,
+    batchnorm_plan,
     batchnorm_statistics,
-    batchnorm_table,
-    batchnorm_workspace,
+    batchnorm_sums,
 )
 from .checksum import crc32c
 from .conv import (

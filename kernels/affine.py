@@ -1,8 +1,8 @@
 """A row of pixels through batch norm, vector by vector: normalized, summed up for its gradient, or that gradient.
 
-`table` is the address of rows of float32 coefficients, one of each number of the row of pixels and `pitch` bytes apart,
-`sums` that of rows of sums. x, dy, y and the results are addresses of the row; what is absent is never read. A result
-may lie where x, dy or y does. Nothing is checked here.
+`table` and `factors` are addresses of rows of float32 coefficients, one of each number of the row of pixels and `pitch`
+bytes apart, `sums` that of rows of sums. x, dy, y and the results are addresses of the row; what is absent is never
+read. A result may lie where x, dy or y does. Nothing is checked here.
 """
 
 from numba import types
@@ -12,10 +12,9 @@ from ._ir import Strip, cases, number_type, strips, times
 from .arch import V
 
 AT_ONCE = 2 * V  # numbers
-COEFFICIENTS = 6  # rows of a table
-MEAN, FACTORS, SCALE, SHIFT = 0, 1, 4, 5  # rows of the table: what x is normalized by, scale and shift for the mask;
-# FACTORS: the first of up to three that the loop at hand multiplies by or adds
-BESIDE = 3  # forward, where the residual is normalized too: its mean; SCALE and SHIFT are then the residual's
+COEFFICIENTS = 3  # rows of a table, and of factors
+MEAN, SCALE, SHIFT = range(COEFFICIENTS)  # of a table: normalized is (x - MEAN) * SCALE + SHIFT
+OF_G, OF_X, REST = range(COEFFICIENTS)  # of factors: dx is g * OF_G + (x - MEAN) * OF_X + REST
 ALL, WHERE_Y, WHERE_X = range(3)  # of dy is passed on: all; where y > 0; where the normalized x is
 FRESH, ONTO, PAST = range(3)  # how a result is stored
 _I64 = types.int64
@@ -28,9 +27,13 @@ class _Strip(Strip):
         super().__init__(builder, width, index)
         self.table, self.pitch = table, pitch
 
-    def row(self, number):
-        """Of the table."""
-        return self.load(self.builder.add(self.table, times(self.builder, self.pitch, number)))
+    def row(self, number, table=None):
+        """Of the table, or of another one."""
+        return self.load(self.builder.add(table or self.table, times(self.builder, self.pitch, number)))
+
+    def normalized(self, centred, table=None):
+        """x, less its mean."""
+        return self.lanes.fma(centred, self.row(SCALE, table), self.row(SHIFT, table))
 
     def add(self, value, address):
         self.store(self.builder.fadd(self.load(address), value), address)
@@ -44,7 +47,7 @@ class _Strip(Strip):
         """What of dy is passed on; x: less its mean."""
         if mask == ALL:
             return dy
-        test = y if mask == WHERE_Y else self.lanes.fma(x, self.row(SCALE), self.row(SHIFT))
+        test = y if mask == WHERE_Y else self.normalized(x)
         zero = self.lanes.constant(0)
         return self.builder.select(self.builder.fcmp_ordered(">", test, zero), dy, zero)
 
@@ -55,32 +58,30 @@ class _Strip(Strip):
 
 
 @intrinsic
-def normalize_row(typing, count, x, kind, added, residual, table, pitch, low, y, y_kind, past):
-    """y = max((x - mean) * row 1 + row 2 of the table + residual, low).
+def normalize_row(typing, count, x, kind, added, residual, table, beside, pitch, low, y, y_kind, past):
+    """y = max(normalized x + residual, low).
 
-    added: 0, there is no residual; 1, it is added as it is; 2, normalized: (residual - BESIDE) * SCALE + SHIFT.
+    added: 0, there is no residual; 1, it is added as it is; 2, normalized, by the table `beside`.
     """
     read, written = number_type(kind), number_type(y_kind)
 
     def codegen(context, builder, sig, args):
-        n, x_, _, added_, residual_, table_, pitch_, low_, y_, _, past_ = args
+        n, x_, _, added_, residual_, table_, beside_, pitch_, low_, y_, _, past_ = args
         for adds, goes_past in cases(builder, (added_, 3), (past_, 2)):
             for width, index in strips(builder, n, AT_ONCE):
                 strip = _Strip(builder, width, index, table_, pitch_)
-                centred = builder.fsub(strip.load(x_, read), strip.row(MEAN))
-                value = strip.lanes.fma(centred, strip.row(1), strip.row(2))
+                value = strip.normalized(builder.fsub(strip.load(x_, read), strip.row(MEAN)))
                 if adds:
                     more = strip.load(residual_, read)
                     if adds == 2:
-                        centred = builder.fsub(more, strip.row(BESIDE))
-                        more = strip.lanes.fma(centred, strip.row(SCALE), strip.row(SHIFT))
+                        more = strip.normalized(builder.fsub(more, strip.row(MEAN, beside_)), beside_)
                     value = builder.fadd(value, more)
                 floor = strip.lanes.splat(low_)
                 value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
                 strip.store(value, y_, written, past=goes_past)
         return context.get_dummy_value()
 
-    signature = types.void(_I64, _I64, kind, _I64, _I64, _I64, _I64, types.float32, _I64, y_kind, _I64)
+    signature = types.void(_I64, _I64, kind, *[_I64] * 5, types.float32, _I64, y_kind, _I64)
     return signature, codegen
 
 
@@ -130,18 +131,18 @@ def pass_row(typing, count, dy, x, y, kind, by_x, table, pitch, sum_g, sum_gx, r
 
 
 @intrinsic
-def gradient_row(typing, count, x, kind, y, dy, dy_kind, mask, table, pitch, dx, dx_kind, past):
-    """dx = g * row 1 + (x - mean) * row 2 + row 3 of the table, g = what of dy is passed on."""
+def gradient_row(typing, count, x, kind, dy, dy_kind, by_x, table, factors, pitch, dx, dx_kind, past):
+    """dx = g * OF_G + (x - mean) * OF_X + REST, g = dy or, with by_x, what of it is passed on WHERE_X."""
     of_x, of_dy, written = number_type(kind), number_type(dy_kind), number_type(dx_kind)
 
     def codegen(context, builder, sig, args):
-        n, x_, _, y_, dy_, _, mask_, table_, pitch_, dx_, _, past_ = args
-        for masks, goes_past in cases(builder, (mask_, 3), (past_, 2)):
+        n, x_, _, dy_, _, by_x_, table_, factors_, pitch_, dx_, _, past_ = args
+        for by_xs, goes_past in cases(builder, (by_x_, 2), (past_, 2)):
             for width, index in strips(builder, n, AT_ONCE):
                 strip = _Strip(builder, width, index, table_, pitch_)
-                centred, g = strip.gradient(masks, (x_, of_x), (y_, of_x), (dy_, of_dy))
-                rest = strip.lanes.fma(centred, strip.row(2), strip.row(3))
-                strip.store(strip.lanes.fma(g, strip.row(1), rest), dx_, written, past=goes_past)
+                centred, g = strip.gradient(WHERE_X if by_xs else ALL, (x_, of_x), None, (dy_, of_dy))
+                rest = strip.lanes.fma(centred, strip.row(OF_X, factors_), strip.row(REST, factors_))
+                strip.store(strip.lanes.fma(g, strip.row(OF_G, factors_), rest), dx_, written, past=goes_past)
         return context.get_dummy_value()
 
-    return types.void(_I64, _I64, kind, _I64, _I64, dy_kind, _I64, _I64, _I64, _I64, dx_kind, _I64), codegen
+    return types.void(_I64, _I64, kind, _I64, dy_kind, *[_I64] * 5, dx_kind, _I64), codegen

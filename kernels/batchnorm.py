@@ -1,13 +1,15 @@
 """Batch normalization over pixels, with the residual addition and the ReLU behind it in the same pass.
 
+Each kernel goes over memory once, and some not at all; a convolution beside it may take the first pass over:
+
+    forward    moments of x (or told by the convolution that makes x), statistics, normalize
+    backward   sums of g and of g * (x - mean) (or told by the convolution that makes g), factors, dx
+
 x, y, dy are read as (pixels, C). Few channels are folded: (pixels, C) is the same memory as (pixels/f, f*C), whose
-f*C column statistics are f more partial results to merge. Each pass is bound by memory: forward reads x twice (the
-second reading of a chunk for its M2 comes from cache), backward reads x and dy twice. A task owns a chunk of rows.
+f*C column statistics are f more partial results to merge, and whose tables have f*C columns. Each pass is bound by
+memory. A task owns a chunk of rows, as many for any number of threads.
 
-Statistics: see `moments`. A convolution hands over those of its blocks of pixels, taken while they lay in cache; then
-forward reads x only once.
-
-What a pass does to a row of pixels is in `affine`.
+Statistics: see `moments`. What a pass does to a row of pixels is in `affine`.
 """
 
 from typing import NamedTuple
@@ -17,10 +19,10 @@ import numpy as np
 
 from ._jit import inlined, kernel
 from ._shapes import (
+    NOTHING,
     check_array,
     check_input,
     check_tensor,
-    check_workspace,
     chunk_count,
     chunk_rows,
     fold,
@@ -29,10 +31,11 @@ from ._shapes import (
 )
 from .affine import (
     ALL,
-    BESIDE,
     COEFFICIENTS,
-    FACTORS,
     MEAN,
+    OF_G,
+    OF_X,
+    REST,
     SCALE,
     SHIFT,
     WHERE_X,
@@ -44,6 +47,28 @@ from .affine import (
 from .ahead import ask_ahead
 from .moments import merge_moments, part_moments
 from .store import goes_past
+
+
+class BatchnormPlan(NamedTuple):
+    """How x (pixels, C) is cut into chunks of rows.
+
+    moments_shape: of the moments, and of the sums, of every chunk, (chunks, 2, f*C); moments_counts: rows of each;
+    table_shape: (COEFFICIENTS, f*C) of tables and factors.
+    """
+
+    moments_shape: tuple
+    moments_counts: np.ndarray
+    table_shape: tuple
+
+
+def batchnorm_plan(pixels: int, channels: int) -> BatchnormPlan:
+    """The plan for x (pixels, C)."""
+    columns = fold(pixels, channels) * channels
+    lines, rows = pixels * channels // columns, chunk_rows(columns)
+    chunks = chunk_count(lines, columns)
+    counts = np.full(chunks, rows)
+    counts[-1] = lines - rows * (chunks - 1)
+    return BatchnormPlan((chunks, 2, columns), counts, (COEFFICIENTS, columns))
 
 
 class Affine(NamedTuple):
@@ -65,27 +90,23 @@ class Passed(NamedTuple):
     mask: int
 
 
-# ---- workspace: two partial results per chunk, and the rows of coefficients ------------------------------------
+def _lines(x, *others):
+    """x (..., C) and others like it as rows of one table's columns; what is empty stays so. And rows of a chunk."""
+    channels = x.shape[-1]
+    columns = fold(x.size // channels, channels) * channels
+    return *(a.reshape(-1, columns) for a in (x, *others)), chunk_rows(columns)
 
 
-def _partition(pixels, channels):
-    """columns = fold * C, rows per chunk, chunks."""
-    columns = fold(pixels, channels) * channels
-    return columns, chunk_rows(columns), chunk_count(pixels * channels // columns, columns)
+def _check_table(what, table, x):
+    check_array(f"batchnorm: {what}", table, batchnorm_plan(x.size // x.shape[-1], x.shape[-1]).table_shape)
 
 
-def batchnorm_workspace(pixels: int, channels: int) -> int:
-    """Floats of workspace that forward and backward need for x (pixels, C)."""
-    columns, _, chunks = _partition(pixels, channels)
-    return (2 * chunks + COEFFICIENTS) * columns
+def _check_columns(what, array, axes, channels):
+    """Float32 (*axes, channels), or with several times as many columns."""
+    check_array(f"batchnorm: {what}", array, (*axes, max(1, array.shape[-1] // channels) * channels))
 
 
-def _carve(workspace, pixels, channels):
-    """Rows per chunk, partial (chunks, 2, columns) and coefficients (6, columns), views of the workspace."""
-    columns, rows, chunks = _partition(pixels, channels)
-    check_workspace("batchnorm: workspace", workspace, batchnorm_workspace(pixels, channels))
-    used = workspace[: (2 * chunks + COEFFICIENTS) * columns].reshape(-1, columns)
-    return rows, used[: 2 * chunks].reshape(chunks, 2, columns), used[2 * chunks :]
+# ---- vectors of channels -------------------------------------------------------------------------------------
 
 
 @inlined
@@ -94,6 +115,102 @@ def _fill_row(row, values):
     for j in range(0, row.size, values.size):
         for c in range(values.size):
             row[j + c] = values[c]
+
+
+@kernel
+def _fill_table(affine, table):
+    """mean, scale = gamma / std and shift = beta, of y = (x - mean) * scale + shift."""
+    channels = affine.var.size
+    scale, shift = np.empty(channels, np.float32), np.zeros(channels, np.float32)
+    for c in range(channels):
+        scale[c] = (affine.gamma[c] if affine.gamma.size else 1.0) / np.sqrt(affine.var[c] + affine.eps)
+        if affine.beta.size:
+            shift[c] = affine.beta[c]
+    _fill_row(table[MEAN], affine.mean)
+    _fill_row(table[SCALE], scale)
+    _fill_row(table[SHIFT], shift)
+
+
+def _affine(gamma, beta, mean, var, eps):
+    """Both learned vectors may be None."""
+    if (gamma is None) != (beta is None):
+        raise ValueError("batchnorm: found one of gamma and beta, expected both or neither: pass both or None, None")
+    check_array("batchnorm: mean", mean, (mean.size,))
+    check_array("batchnorm: var", var, mean.shape)
+    gamma, beta = (optional(f"batchnorm: {name}", v, mean.shape) for name, v in (("gamma", gamma), ("beta", beta)))
+    return Affine(gamma, beta, mean, var, float(eps))
+
+
+def batchnorm_statistics(moments, counts, gamma, beta, eps, mean, var, table):
+    """Mean and variance of x from the moments of its parts, and the table by which x is normalized.
+
+    moments : (parts, 2, C) or (parts, 2, f*C) float32, mean and M2 of each part of the pixels; by `batchnorm_moments`
+        or by `conv2d_forward`, of its y
+    counts : (parts,) int64, rows of each part
+    gamma, beta : (C,) float32, or both None for 1 and 0
+    mean, var : (C,) float32, overwritten: mean and biased variance over all pixels
+    table : float32 of plan.table_shape, overwritten: y = (x - row 0) * row 1 + row 2, that is
+        gamma * (x - mean) / sqrt(var + eps) + beta
+
+    Cost: 8 flops a channel and part, 3 a channel, of which one is a root; reads moments, writes table.
+    Raises: TypeError, ValueError. Twin: reference.batchnorm_statistics.
+    """
+    affine = _affine(gamma, beta, mean, var, eps)
+    _check_columns("moments", moments, (len(moments), 2), mean.size)
+    check_array("batchnorm: counts", counts, (len(moments),), np.int64)
+    _check_columns("table", table, (COEFFICIENTS,), mean.size)
+    if counts.min() < 1:
+        raise ValueError(f"batchnorm: found moments of {counts.min()} rows, expected no part empty")
+    merge_moments(counts, moments, mean, var)
+    _fill_table(affine, table)
+
+
+@kernel
+def _factors(sums, pixels, gamma, var, eps, factors, dgamma, dbeta):
+    channels = var.size
+    sum_g, sum_gx = np.zeros(channels), np.zeros(channels)
+    for i in range(sums.shape[0]):
+        for j in range(0, sums.shape[2], channels):
+            for c in range(channels):
+                sum_g[c] += sums[i, 0, j + c]
+                sum_gx[c] += sums[i, 1, j + c]
+    # dx = a*g + b*(x - mean) + c: a = gamma/std, b = -a * sum_gx / (std^2 * M), c = -a * sum_g / M
+    rows = np.empty((COEFFICIENTS, channels), np.float32)
+    for c in range(channels):
+        inverse = 1.0 / np.sqrt(var[c] + eps)
+        a = (gamma[c] if gamma.size else 1.0) * inverse / pixels
+        rows[OF_G, c] = a * pixels
+        rows[OF_X, c] = -a * inverse * inverse * sum_gx[c]
+        rows[REST, c] = -a * sum_g[c]
+        if gamma.size:
+            dgamma[c] = sum_gx[c] * inverse
+            dbeta[c] = sum_g[c]
+    for k in range(COEFFICIENTS):
+        _fill_row(factors[k], rows[k])
+
+
+def batchnorm_factors(sums, pixels, gamma, var, eps, factors, dgamma=None, dbeta=None):
+    """The factors of dx from the sums of its parts, and the gradients of gamma and beta.
+
+    With g and xhat as in `batchnorm_backward`: dbeta = sum g, dgamma = sum g * xhat.
+
+    sums : (parts, 2, C) or (parts, 2, f*C) float32, of g and of g * (x - mean) over a part of the pixels; by
+        `batchnorm_sums` or by `conv2d_backward_input`
+    pixels : how many there are in all
+    factors : float32 of plan.table_shape, overwritten: dx = g * row 0 + (x - mean) * row 1 + row 2
+    dgamma, dbeta : (C,) float32, overwritten; None where gamma is None
+
+    Cost: 2 flops a channel and part, 12 a channel, of which one is a root; reads sums, writes factors.
+    Raises: TypeError, ValueError. Twin: reference.batchnorm_backward.
+    """
+    if not (gamma is None) == (dgamma is None) == (dbeta is None):
+        raise ValueError("batchnorm: found some of gamma, dgamma, dbeta, expected all or none: pass all three")
+    check_array("batchnorm: var", var, (var.size,))
+    _check_columns("sums", sums, (len(sums), 2), var.size)
+    _check_columns("factors", factors, (COEFFICIENTS,), var.size)
+    learned = ("gamma", gamma), ("dgamma", dgamma), ("dbeta", dbeta)
+    gamma, dgamma, dbeta = (optional(f"batchnorm: {name}", vector, var.shape) for name, vector in learned)
+    _factors(sums, pixels, gamma, var, float(eps), factors, dgamma, dbeta)
 
 
 # ---- forward -------------------------------------------------------------------------------------------------
@@ -105,127 +222,68 @@ def _moments_body(i, rows, x, partial):
     part_moments(x.reshape(-1), first * columns, columns, min(rows, x.shape[0] - first), partial[i, 0], partial[i, 1])
 
 
+@kernel(parallel=True)
+def _moments(rows, x, partial):
+    for i in numba.prange(partial.shape[0]):
+        _moments_body(np.int64(i), rows, x, partial)
+
+
+def batchnorm_moments(x, moments):
+    """Mean and M2 of every chunk of x (..., C), float32 of plan.moments_shape, overwritten.
+
+    A chunk is read for its mean and then, from the cache, for its M2.
+    Cost: 4 flops an element; reads x.
+    Raises: TypeError, ValueError. Twin: reference.batchnorm_statistics.
+    """
+    check_input("batchnorm: x", x)
+    check_array("batchnorm: moments", moments, batchnorm_plan(x.size // x.shape[-1], x.shape[-1]).moments_shape)
+    x, rows = _lines(x)
+    _moments(rows, x, moments)
+
+
 @inlined
-def _normalize_body(i, rows, x, coefficients, residual, added, low, y, past):
-    columns, pitch = x.shape[1], coefficients.strides[0]
+def _normalize_body(i, rows, x, table, residual, beside, low, y, past):
+    columns, pitch = x.shape[1], table.strides[0]
+    added = min(1, residual.size) + min(1, beside.size)
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
         ask_ahead(x, r)
         if residual.size:
             ask_ahead(residual, r)
         normalize_row(
             columns, x.ctypes.data + r * x.strides[0], x.dtype, added,
-            residual.ctypes.data + r * x.strides[0], coefficients.ctypes.data, pitch, low,
+            residual.ctypes.data + r * x.strides[0], table.ctypes.data, beside.ctypes.data, pitch, low,
             y.ctypes.data + r * y.strides[0], y.dtype, past,
         )  # fmt: skip
 
 
-@inlined
-def _affine_rows(affine, mean_row, scale_row, shift_row):
-    """mean, scale = gamma / std and shift = beta, of y = (x - mean) * scale + shift."""
-    channels = affine.var.size
-    scale, shift = np.empty(channels, np.float32), np.zeros(channels, np.float32)
-    for c in range(channels):
-        scale[c] = (affine.gamma[c] if affine.gamma.size else 1.0) / np.sqrt(affine.var[c] + affine.eps)
-        if affine.beta.size:
-            shift[c] = affine.beta[c]
-    _fill_row(mean_row, affine.mean)
-    _fill_row(scale_row, scale)
-    _fill_row(shift_row, shift)
-
-
 @kernel(parallel=True)
-def _normalize(rows, x, affine, coefficients, residual, table, low, y, past):
-    _affine_rows(affine, coefficients[MEAN], coefficients[FACTORS], coefficients[FACTORS + 1])
-    if table.size:
-        _fill_row(coefficients[BESIDE], table[MEAN])
-        _fill_row(coefficients[SCALE], table[SCALE])
-        _fill_row(coefficients[SHIFT], table[SHIFT])
-    added = min(1, residual.size) + min(1, table.size)
+def _normalize(rows, x, table, residual, beside, low, y, past):
     for i in numba.prange((x.shape[0] + rows - 1) // rows):
-        _normalize_body(np.int64(i), rows, x, coefficients, residual, added, low, y, past)
+        _normalize_body(np.int64(i), rows, x, table, residual, beside, low, y, past)
 
 
-@kernel(parallel=True)
-def _moments(rows, x, partial, mean, var):
-    for i in numba.prange(partial.shape[0]):
-        _moments_body(np.int64(i), rows, x, partial)
-    counts = np.full(partial.shape[0], rows)
-    counts[-1] = x.shape[0] - rows * (partial.shape[0] - 1)
-    merge_moments(counts, partial, mean, var)
+def batchnorm_normalize(x, table, y, residual=None, relu=False, residual_table=None):
+    """y = x normalized by its table (+ residual), then max(y, 0) if relu.
 
+    x, y, residual : (..., C) of a Number, x and residual of the same; y may be x or residual
+    table : by `batchnorm_statistics`
+    residual_table : the same of another batch norm, or None; the residual is normalized by it: what is added is the
+        output of that batch norm, which nobody else reads
 
-def _check(x, gamma, beta, mean, var):
-    """Pixels and channels of x (..., C), after checking it and the vectors of C."""
+    Cost: 4 to 5 flops an element; reads x, residual, writes y.
+    Raises: TypeError, ValueError. Twin: reference.batchnorm_forward.
+    """
     check_input("batchnorm: x", x)
-    channels = x.shape[-1]
-    if (gamma is None) != (beta is None):
-        raise ValueError("batchnorm: found one of gamma and beta, expected both or neither: pass both or None, None")
-    check_array("batchnorm: mean", mean, (channels,))
-    check_array("batchnorm: var", var, (channels,))
-    return x.size // channels, channels
-
-
-def _affine(gamma, beta, mean, var, eps):
-    """Both learned vectors may be None."""
-    gamma, beta = (optional(f"batchnorm: {name}", v, mean.shape) for name, v in (("gamma", gamma), ("beta", beta)))
-    return Affine(gamma, beta, mean, var, float(eps))
-
-
-def _run_normalize(rows, x, affine, coefficients, y, residual, table, relu):
-    columns = coefficients.shape[1]
-    if table is not None:
-        check_array("batchnorm: table of the residual", table, (COEFFICIENTS, affine.mean.size))
+    _check_table("table", table, x)
+    if residual_table is not None:
+        _check_table("table of the residual", residual_table, x)
         if residual is None:
             raise ValueError("batchnorm: found a table and no residual, expected both: pass what it normalizes")
     check_tensor("batchnorm: y", y, x.shape)
-    residual = optional_tensor("batchnorm: residual", residual, x)
     low = np.float32(0 if relu else -np.inf)
-    x, y, residual = x.reshape(-1, columns), y.reshape(-1, columns), residual.reshape(-1, columns)
-    past = int(goes_past(y, columns, x, residual))
-    table = np.empty((0, affine.mean.size), np.float32) if table is None else table
-    _normalize(rows, x, affine, coefficients, residual, table, low, y, past)
-
-
-def batchnorm_statistics(moments, counts, mean, var):
-    """Mean and variance (C) of the pixels whose moments a convolution tells; as in `batchnorm_forward`.
-
-    Cost: 8 flops a channel and part of the pixels; reads moments, writes mean, var.
-    """
-    check_array("batchnorm: moments", moments, (len(moments), 2, mean.size))
-    check_array("batchnorm: counts", counts, (len(moments),), np.int64)
-    merge_moments(counts, moments, mean, var)
-
-
-def batchnorm_forward(
-    x, gamma, beta, eps, y, mean, var, workspace, residual=None, relu=False, moments=None, counts=None,
-    residual_table=None
-):  # fmt: skip
-    """y = gamma * (x - mean) / sqrt(var + eps) + beta (+ residual), then max(y, 0) if relu; statistics of this x.
-
-    Parameters
-    ----------
-    x, y, residual : (..., C) of a Number, x and residual of the same; y may be x or residual
-    gamma, beta : (C,) float32, or both None for 1 and 0
-    mean, var : (C,) float32, written: mean and biased variance over all pixels
-    workspace : flat float32, at least `batchnorm_workspace(pixels, C)`
-    residual_table : (COEFFICIENTS, C) float32 of `batchnorm_table`, or None; the residual is normalized by it: what is
-        added is the output of another batch norm, which nobody else reads
-    moments, counts : (parts, 2, C) float32, mean and M2 of each part of the pixels, and (parts,) int64, how many
-        pixels it has; as `conv2d_forward` writes them of its y. None: x is read for them
-
-    Cost: 4 flops an element for the statistics, 4 to 5 for y; reads x twice, residual, writes y. With moments: those
-    for y; reads x, residual, writes y.
-    Raises: TypeError, ValueError. Twin: reference.batchnorm_forward.
-    """
-    pixels, channels = _check(x, gamma, beta, mean, var)
-    rows, partial, coefficients = _carve(workspace, pixels, channels)
-    if moments is None:
-        _moments(rows, x.reshape(-1, partial.shape[2]), partial, mean, var)
-    else:
-        if counts.sum() != pixels or counts.min() < 1:
-            raise ValueError(f"batchnorm: found moments of {counts.sum()} pixels, expected {pixels}, no part empty")
-        batchnorm_statistics(moments, counts, mean, var)
-    _run_normalize(rows, x, _affine(gamma, beta, mean, var, eps), coefficients, y, residual, residual_table, relu)
+    x, y, residual, rows = _lines(x, y, optional_tensor("batchnorm: residual", residual, x))
+    beside = NOTHING.reshape(0, x.shape[1]) if residual_table is None else residual_table
+    _normalize(rows, x, table, residual, beside, low, y, int(goes_past(y, x.shape[1], x, residual)))
 
 
 def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=False):
@@ -233,157 +291,102 @@ def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=F
 
     Cost: 4 flops an element, 5 with a residual; reads x, residual, writes y.
     """
-    pixels, channels = _check(x, gamma, beta, mean, var)
-    columns, rows, _ = _partition(pixels, channels)
-    coefficients = np.empty((COEFFICIENTS, columns), np.float32)
-    _run_normalize(rows, x, _affine(gamma, beta, mean, var, eps), coefficients, y, residual, None, relu)
+    check_input("batchnorm: x", x)
+    check_array("batchnorm: mean", mean, x.shape[-1:])
+    table = np.empty(batchnorm_plan(x.size // x.shape[-1], x.shape[-1]).table_shape, np.float32)
+    _fill_table(_affine(gamma, beta, mean, var, eps), table)
+    batchnorm_normalize(x, table, y, residual, relu)
 
 
 # ---- backward ------------------------------------------------------------------------------------------------
 
 
 @inlined
-def _ask_for_gradient(r, g):
-    ask_ahead(g.x, r)
-    ask_ahead(g.dy, r)
-    if g.y.size:
-        ask_ahead(g.y, r)
-
-
-@inlined
-def _sums_body(i, rows, g, coefficients, dresidual, partial):
+def _sums_body(i, rows, g, table, dresidual, partial):
     # sums of g and of g * (x - mean)
     partial[i] = 0
     x, y, dy = g.x, g.y, g.dy
-    sum_g, pitch, shift = partial.ctypes.data + i * partial.strides[0], coefficients.strides[0], dy.strides[0]
+    sum_g, pitch, shift = partial.ctypes.data + i * partial.strides[0], table.strides[0], dy.strides[0]
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        _ask_for_gradient(r, g)
+        ask_ahead(x, r)
+        ask_ahead(dy, r)
+        if y.size:
+            ask_ahead(y, r)
         here = r * x.strides[0]
         sum_row(
             x.shape[1], x.ctypes.data + here, x.dtype, y.ctypes.data + here, dy.ctypes.data + r * shift, dy.dtype,
-            g.mask, coefficients.ctypes.data, pitch, sum_g, sum_g + partial.strides[1], min(1, dresidual.size),
+            g.mask, table.ctypes.data, pitch, sum_g, sum_g + partial.strides[1], min(1, dresidual.size),
             dresidual.ctypes.data + r * shift,
         )  # fmt: skip
 
 
-@inlined
-def _merge_sums(partial, sum_g, sum_gx):
-    """Add up partial (chunks, 2, fold * C) into two float64 arrays (C)."""
-    channels = sum_g.size
-    for i in range(partial.shape[0]):
-        for j in range(0, partial.shape[2], channels):
-            for c in range(channels):
-                sum_g[c] += partial[i, 0, j + c]
-                sum_gx[c] += partial[i, 1, j + c]
+@kernel(parallel=True)
+def _sums(rows, g, table, dresidual, partial):
+    for i in numba.prange(partial.shape[0]):
+        _sums_body(np.int64(i), rows, g, table, dresidual, partial)
+
+
+def batchnorm_sums(x, y, dy, table, sums, relu=False, dresidual=None):
+    """Sums over every chunk of g and of g * (x - mean), g = dy * (normalized x (+ residual) > 0) if relu else dy.
+
+    x, dy : (..., C) of a Number
+    y : like x, the output where there is a residual, else None: its sign follows from x
+    table : by `batchnorm_statistics`
+    sums : float32 of plan.moments_shape, overwritten
+    dresidual : like dy, overwritten with g; may be dy or y; None where nobody wants it
+
+    Cost: 4 flops an element, 3 for the mask of a ReLU; reads x, dy.
+    With dresidual: 4 flops an element, 1 for the mask; reads x, y, dy, writes dresidual.
+    Raises: TypeError, ValueError. Twin: reference.batchnorm_backward.
+    """
+    check_input("batchnorm: x", x)
+    _check_table("table", table, x)
+    check_tensor("batchnorm: dy", dy, x.shape)
+    if relu and y is None and dresidual is not None:
+        raise ValueError("batchnorm: found a ReLU behind a residual and no y, expected its output: pass it")
+    y = optional_tensor("batchnorm: y", y if relu else None, x)
+    check_array("batchnorm: sums", sums, batchnorm_plan(x.size // x.shape[-1], x.shape[-1]).moments_shape)
+    mask = WHERE_Y if y.size else WHERE_X if relu else ALL
+    x, y, dy, dresidual, rows = _lines(x, y, dy, optional_tensor("batchnorm: dresidual", dresidual, dy))
+    _sums(rows, Passed(x, y, dy, mask), table, dresidual, sums)
 
 
 @inlined
-def _input_gradient_body(i, rows, g, coefficients, dx, past):
-    x, y, dy = g.x, g.y, g.dy
+def _input_gradient_body(i, rows, x, dy, by_x, table, factors, dx, past):
     for r in range(i * rows, min((i + 1) * rows, x.shape[0])):
-        _ask_for_gradient(r, g)
-        here = r * x.strides[0]
+        ask_ahead(x, r)
+        ask_ahead(dy, r)
         gradient_row(
-            x.shape[1], x.ctypes.data + here, x.dtype, y.ctypes.data + here, dy.ctypes.data + r * dy.strides[0],
-            dy.dtype, g.mask, coefficients.ctypes.data, coefficients.strides[0],
+            x.shape[1], x.ctypes.data + r * x.strides[0], x.dtype, dy.ctypes.data + r * dy.strides[0], dy.dtype, by_x,
+            table.ctypes.data, factors.ctypes.data, table.strides[0],
             dx.ctypes.data + r * dx.strides[0], dx.dtype, past,
         )  # fmt: skip
 
 
-@kernel
-def _fill_table(affine, coefficients):
-    _affine_rows(affine, coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT])
-
-
-def batchnorm_table(gamma, beta, mean, var, eps, table):
-    """What a pass over rows of x needs: float32 table (COEFFICIENTS, C), as `conv2d_backward_input` reads it.
-
-    Cost: 3 flops a channel, of which one is a root; reads vectors, writes table.
-    """
-    check_array("batchnorm: table", table, (COEFFICIENTS, mean.size))
-    _fill_table(_affine(gamma, beta, mean, var, eps), table)
-
-
 @kernel(parallel=True)
-def _sums(rows, g, affine, dresidual, partial, coefficients, dgamma, dbeta):
-    _fill_table(affine, coefficients)
-    if rows > 0:  # else they are told
-        for i in numba.prange(partial.shape[0]):
-            _sums_body(np.int64(i), rows, g, coefficients, dresidual, partial)
-    channels, pixels = affine.mean.size, g.x.size // affine.mean.size
-    sum_g, sum_gx = np.zeros(channels), np.zeros(channels)
-    _merge_sums(partial, sum_g, sum_gx)
-    # dx = a*g + b*(x - mean) + c: a = gamma/std, b = -a * sum_gx / (std^2 * M), c = -a * sum_g / M
-    factors = np.empty((3, channels), np.float32)
-    for c in range(channels):
-        inverse = 1.0 / np.sqrt(affine.var[c] + affine.eps)
-        a = (affine.gamma[c] if affine.gamma.size else 1.0) * inverse / pixels
-        factors[0, c] = a * pixels
-        factors[1, c] = -a * inverse * inverse * sum_gx[c]
-        factors[2, c] = -a * sum_g[c]
-        if affine.gamma.size:
-            dgamma[c] = sum_gx[c] * inverse
-            dbeta[c] = sum_g[c]
-    for k in range(3):
-        _fill_row(coefficients[FACTORS + k], factors[k])
+def _input_gradient(rows, x, dy, by_x, table, factors, dx, past):
+    for i in numba.prange((x.shape[0] + rows - 1) // rows):
+        _input_gradient_body(np.int64(i), rows, x, dy, by_x, table, factors, dx, past)
 
 
-@kernel(parallel=True)
-def _input_gradient(rows, g, coefficients, dx, past):
-    for i in numba.prange((g.x.shape[0] + rows - 1) // rows):
-        _input_gradient_body(np.int64(i), rows, g, coefficients, dx, past)
+def batchnorm_backward(x, dy, table, factors, dx, relu=False):
+    """The gradient of x: dx = gamma / sqrt(var + eps) * (g - sum g / M - xhat * sum (g * xhat) / M), of M pixels.
 
+    g = dy * (normalized x > 0) if relu else dy, xhat = (x - mean) / sqrt(var + eps). Behind a residual dy is g already:
+    the dresidual of `batchnorm_sums`, or what a convolution passed on.
 
-def batchnorm_backward(
-    x, y, dy, gamma, beta, mean, var, eps, dx, dgamma, dbeta, workspace, relu=False, dresidual=None, sums=None
-):
-    """Gradients of `batchnorm_forward`, from its x, its output y and the statistics it wrote.
-
-    With g = dy * (y > 0) if relu else dy, xhat = (x - mean) / sqrt(var + eps), M pixels:
-    dbeta = sum g, dgamma = sum g * xhat, dx = gamma / sqrt(var + eps) * (g - dbeta/M - xhat * dgamma/M), dresidual = g.
-
-    Parameters
-    ----------
     x, dy : (..., C) of a Number
-    y : like x, or None: of no use where there is no ReLU, or none behind a residual; a third less is then read
+    table, factors : by `batchnorm_statistics` and `batchnorm_factors`
     dx : like x, overwritten; may be dy or x
-    dgamma, dbeta : (C,) float32, overwritten; None where gamma is None
-    dresidual : like x, overwritten; may be dy or y (then dx must be another array); None where nobody wants it
-    workspace : flat float32, at least `batchnorm_workspace(pixels, C)`
-    sums : (parts, 2, C) float32, of g and of g * (x - mean) over some pixels each, as `conv2d_backward_input` tells
-        them; dy is g then, relu False and dresidual None. None: x and dy are read for them
 
-    Cost: 4 flops an element for the sums, 5 for dx, in both 3 for the mask of a ReLU; reads x twice, dy twice, writes
-    dx. With dresidual: 5 for the sums with the mask, 5 for dx; reads x twice, y, dy, dresidual, writes dresidual, dx.
-    With sums: those for dx; reads x, dy, writes dx.
+    Cost: 5 flops an element, 3 for the mask of a ReLU; reads x, dy, writes dx.
     Raises: TypeError, ValueError. Twin: reference.batchnorm_backward.
     """
-    if not (gamma is None) == (dgamma is None) == (dbeta is None):
-        raise ValueError("batchnorm: found some of gamma, dgamma, dbeta, expected all or none: pass all three")
-    if dresidual is not None and dresidual is dx:
-        raise ValueError("batchnorm: found one array for dx and dresidual, expected two: pass dy as one of them")
-    pixels, channels = _check(x, gamma, beta, mean, var)
-    rows, partial, coefficients = _carve(workspace, pixels, channels)
-    if relu and y is None and dresidual is not None:
-        raise ValueError("batchnorm: found a ReLU behind a residual and no y, expected its output: pass it")
-    y = optional_tensor("batchnorm: y", y if relu else None, x)
+    check_input("batchnorm: x", x)
+    _check_table("table", table, x)
+    _check_table("factors", factors, x)
     for name, array in (("dy", dy), ("dx", dx)):
         check_tensor(f"batchnorm: {name}", array, x.shape)
-    dgamma = optional("batchnorm: dgamma", dgamma, (channels,))
-    dbeta = optional("batchnorm: dbeta", dbeta, (channels,))
-    dresidual = optional_tensor("batchnorm: dresidual", dresidual, dy)
-
-    shape = (-1, partial.shape[2])
-    x, y, dy, dx, dresidual = (a.reshape(shape) for a in (x, y, dy, dx, dresidual))
-    mask = WHERE_Y if y.size else WHERE_X if relu else ALL
-    summed = rows  # at a time; 0: the sums are told
-    if sums is not None:
-        if relu or dresidual.size:
-            raise ValueError("batchnorm: found sums and a ReLU or residual, expected dy to be what is behind them")
-        check_array("batchnorm: sums", sums, (len(sums), 2, channels))
-        summed, partial = 0, sums
-    affine, g = _affine(gamma, beta, mean, var, eps), Passed(x, y, dy, mask)
-    _sums(summed, g, affine, dresidual, partial, coefficients, dgamma, dbeta)
-    if dresidual.size:  # holds g already, masked
-        g = Passed(x, y[:0], dresidual, ALL)
-    _input_gradient(rows, g, coefficients, dx, int(goes_past(dx, dx.shape[1], x, g.dy, g.y)))
+    x, dy, dx, rows = _lines(x, dy, dx)
+    past = int(goes_past(dx, dx.shape[1], x, dy))
+    _input_gradient(rows, x, dy, int(relu), table, factors, dx, past)

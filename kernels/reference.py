@@ -99,15 +99,18 @@ def batchnorm_forward(x, gamma, beta, eps, residual=None, relu=False):
     return batchnorm_inference(x, gamma, beta, mean, var, eps, residual, relu), mean, var
 
 
-def batchnorm_passed(dy, x, y, table):
-    """What of dy the ReLU behind a batch norm passes on; y: its output, or None: that of x, in the kernels' float32.
+def batchnorm_normalize(x, table, residual=None, relu=False):
+    """y as in inference, from a table as `kernels.batchnorm_statistics` writes it: mean, gamma / std and beta."""
+    mean, scale, shift = np.asarray(table, np.float64)[:, : x.shape[-1]]
+    y = (x - mean) * scale + shift
+    y = y if residual is None else y + residual
+    return relu_forward(y) if relu else y
 
-    table: rows 0, 4 and 5 are the mean, gamma / std and beta, as `kernels.batchnorm_table` writes them.
-    """
-    if y is None:
-        mean, scale, shift = (np.float64(table[row]) for row in (0, 4, 5))
-        y = np.float32(x - mean) * scale + shift
-    return np.where(y > 0, dy, 0)
+
+def batchnorm_passed(dy, x, y, table):
+    """What of dy the ReLU behind a batch norm passes on; y: its output, or None: that of x, in the kernels' float32."""
+    mean, scale, shift = np.asarray(table, np.float64)[:, : x.shape[-1]]
+    return np.where((np.float32(x - mean) * scale + shift if y is None else y) > 0, dy, 0)
 
 
 def batchnorm_backward(x, y, dy, gamma, mean, var, eps, relu=False):

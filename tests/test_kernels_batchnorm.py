@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 from gradcheck import aligned, assert_close, assert_same_bits_with_threads, check_gradient, randn
+from normed import backward, forward, scratch
 
 from knltrain.kernels import (
-    COEFFICIENTS,
     batchnorm_backward,
-    batchnorm_forward,
+    batchnorm_factors,
     batchnorm_inference,
-    batchnorm_table,
-    batchnorm_workspace,
+    batchnorm_moments,
+    batchnorm_normalize,
+    batchnorm_plan,
+    batchnorm_statistics,
+    batchnorm_sums,
     reference,
 )
 from knltrain.kernels.store import goes_past
@@ -20,24 +23,19 @@ SHAPES = [(1, 7, 103, 3), (2, 7, 103, 5), (3, 9, 11, 17), (1, 7, 103, 33), (32, 
 
 
 def empty(x):
-    pixels, channels = x.size // x.shape[-1], x.shape[-1]
-    vectors = [np.full(channels, np.nan, np.float32) for _ in range(4)]
-    return np.full_like(x, np.nan), *vectors, np.full(batchnorm_workspace(pixels, channels), np.nan, np.float32)
+    """y, mean, var, dgamma, dbeta."""
+    return np.full_like(x, np.nan), *(np.full(x.shape[-1], np.nan, np.float32) for _ in range(4))
 
 
 def run(x, dy, gamma, beta, residual, relu):
     """y, mean, var, dx, dgamma, dbeta, dresidual of the kernels."""
-    y, mean, var, dgamma, dbeta, workspace = empty(x)
-    batchnorm_forward(x, gamma, beta, EPS, y, mean, var, workspace, residual, relu)
+    y, mean, var, dgamma, dbeta = empty(x)
+    table = forward(x, gamma, beta, EPS, y, mean, var, residual, relu)
     dx, dresidual = np.full_like(x, np.nan), None if residual is None else np.full_like(x, np.nan)
     if gamma is None:
         dgamma = dbeta = None
-    workspace[:] = np.nan
-    batchnorm_backward(x, y, dy, gamma, beta, mean, var, EPS, dx, dgamma, dbeta, workspace, relu, dresidual)
-    if residual is None:  # nothing but the sign of y counts, and that follows from x
-        again = np.full_like(x, np.nan)
-        batchnorm_backward(x, None, dy, gamma, beta, mean, var, EPS, again, dgamma, dbeta, workspace, relu)
-        np.testing.assert_array_equal(again, dx)
+    above = None if residual is None else y  # else nothing but its sign counts, and that follows from x
+    backward(x, above, dy, gamma, var, EPS, table, dx, dgamma, dbeta, relu, dresidual)
     return y, mean, var, dx, dgamma, dbeta, dresidual
 
 
@@ -66,41 +64,39 @@ def test_batchnorm__begins_with_the_moments_it_is_told(rows, parts):
     pieces = [x[i * rows : (i + 1) * rows if i + 1 < parts else len(x)].astype(np.float64) for i in range(parts)]
     moments = np.array([[piece.mean(0), piece.var(0) * len(piece)] for piece in pieces], np.float32)
     counts = np.array([len(piece) for piece in pieces])
-    y, mean, var, _, _, workspace = empty(x)
-    batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, counts=counts)
+    y, mean, var, *_ = empty(x)
+    table = scratch(batchnorm_plan(721, 5).table_shape)
+    batchnorm_statistics(moments, counts, None, None, EPS, mean, var, table)
+    batchnorm_normalize(x, table, y)
     expected = reference.batchnorm_forward(x.astype(np.float64), None, None, EPS, None, False)
     for have, want in zip((y, mean, var), expected, strict=True):
         assert_close(have, want, factor=4)
-    for wrong in (counts + 1, counts * [0, *[1] * (parts - 1)]):
-        with pytest.raises(ValueError, match="expected 721, no part empty"):
-            batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, moments=moments, counts=wrong)
+    with pytest.raises(ValueError, match="expected no part empty"):
+        batchnorm_statistics(moments, counts * [0, *[1] * (parts - 1)], None, None, EPS, mean, var, table)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7, 24), (64, 3)])
 def test_batchnorm__normalizes_its_residual_too(shape):
     """As another batch norm, stored and added, does: to the bit in float32. Few channels are folded."""
     (x, r), (g, b, h, c) = randn(2, *shape, offset=3), randn(4, shape[-1], seed=1)
-    y, mean, var, _, _, workspace = empty(x)
-    batchnorm_forward(r, h, c, EPS, y, mean, var, workspace)
-    table, both = np.empty((COEFFICIENTS, shape[-1]), np.float32), np.empty_like(y)
-    batchnorm_table(h, c, mean, var, EPS, table)
-    batchnorm_forward(x, g, b, EPS, both, mean, var, workspace, r, True, residual_table=table)
-    batchnorm_forward(x, g, b, EPS, x, mean, var, workspace, y, True)
+    y, mean, var, *_ = empty(x)
+    of_r, both = forward(r, h, c, EPS, y, mean, var), np.empty_like(y)
+    table = forward(x, g, b, EPS, both, mean, var, r, True, of_r)
+    batchnorm_normalize(x, table, x, y, True)
     assert np.array_equal(both, x) and (both > 0).any()
     with pytest.raises(ValueError, match="found a table and no residual, expected both"):
-        batchnorm_forward(x, g, b, EPS, both, mean, var, workspace, residual_table=table)
+        batchnorm_normalize(x, table, both, residual_table=of_r)
 
 
 def test_batchnorm__stores_past_the_caches_what_it_stores_otherwise(monkeypatch):
     def results():
         x, dy, residual = (aligned(randn(50, 3, 32, seed=seed)) for seed in range(3))
-        y, mean, var, dgamma, dbeta, workspace = empty(x)
+        y, mean, var, *_ = empty(x)
         y, dx = aligned(y), aligned(y)
         for r in (None, residual):
-            batchnorm_forward(x, None, None, EPS, y, mean, var, workspace, r, True)
+            table = forward(x, None, None, EPS, y, mean, var, r, True)
             yield y.copy()
-            g = None if r is None else dy
-            batchnorm_backward(x, y, dy, None, None, mean, var, EPS, dx, None, None, workspace, True, g)
+            backward(x, y, dy, None, var, EPS, table, dx, None, None, True, None if r is None else dy)
             yield dx.copy()
 
     ordinary = list(results())
@@ -113,7 +109,7 @@ def test_batchnorm__stores_past_the_caches_what_it_stores_otherwise(monkeypatch)
 def test_batchnorm__survives_a_large_mean():
     x = randn(4, 9, 9, 17, offset=1000)
     y, mean, var, *_ = empty(x)
-    batchnorm_forward(x, None, None, EPS, y, mean, var, empty(x)[-1])
+    forward(x, None, None, EPS, y, mean, var)
     assert_close(var, x.astype(np.float64).var(axis=(0, 1, 2)), factor=100)
 
 
@@ -127,28 +123,26 @@ def test_batchnorm_inference__equals_twin():
 
 
 def test_batchnorm_backward__works_in_place():
-    x, dy, gamma, beta = randn(2, 7, 9, 17), randn(2, 7, 9, 17, seed=1), randn(17), randn(17, seed=1)
-    y, mean, var, dx, dgamma, dbeta, dresidual = run(x, dy, gamma, beta, randn(2, 7, 9, 17, seed=2), True)
-    workspace = empty(x)[-1]
-    g, other = dy.copy(), np.empty_like(x)
-    batchnorm_backward(x, y, g, gamma, beta, mean, var, EPS, other, dgamma, dbeta, workspace, True, g)
-    assert np.array_equal(g, dresidual) and np.array_equal(other, dx)
-    g = dy.copy()
-    batchnorm_backward(x, y, g, gamma, beta, mean, var, EPS, g, dgamma, dbeta, workspace, True)
-    assert np.array_equal(g, dx)
+    x, dy, gamma, beta, residual = *randn(3, 2, 7, 9, 17)[:2], randn(17), randn(17, seed=1), randn(2, 7, 9, 17, seed=2)
+    for more in (None, residual):
+        y, _, var, dx, dgamma, dbeta, dresidual = run(x, dy, gamma, beta, more, True)
+        table, g = forward(x, gamma, beta, EPS, *empty(x)[:3], more, True), dy.copy()
+        result = g if more is None else np.empty_like(x)
+        backward(x, y, g, gamma, var, EPS, table, result, dgamma, dbeta, True, None if more is None else g)
+        assert np.array_equal(result, dx) and (more is None or np.array_equal(g, dresidual))
 
 
-def test_batchnorm_backward__takes_sums_that_it_is_told():
+def test_batchnorm_factors__takes_sums_of_any_parts():
     x, dy, gamma, beta = randn(2, 7, 9, 17), randn(2, 7, 9, 17, seed=1), randn(17), randn(17, seed=1)
     _, mean, var, dx, dgamma, dbeta, _ = run(x, dy, gamma, beta, None, False)
     parts = [np.stack([rows, rows * (here - mean)]).sum(1) for rows, here in zip(*map(_parts, (dy, x)), strict=True)]
     told = np.empty_like(x), np.empty(17, np.float32), np.empty(17, np.float32)
-    others = (empty(x)[-1], False, None, np.float32(parts))
-    batchnorm_backward(x, None, dy, gamma, beta, mean, var, EPS, *told, *others)
+    table = forward(x, gamma, beta, EPS, *empty(x)[:3])
+    factors = scratch(table.shape)
+    batchnorm_factors(np.float32(parts), 126, gamma, var, EPS, factors, *told[1:])
+    batchnorm_backward(x, dy, table, factors, told[0])
     for found, expected in zip(told, (dx, dgamma, dbeta), strict=True):
         assert_close(found, expected)
-    with pytest.raises(ValueError, match="found sums and a ReLU or residual"):
-        batchnorm_backward(x, None, dy, gamma, beta, mean, var, EPS, *told, others[0], True, None, others[3])
 
 
 def _parts(x):
@@ -179,14 +173,25 @@ def test_batchnorm_twin__has_the_right_gradient(relu):
 
 def test_batchnorm__rejects_what_does_not_fit():
     x = randn(2, 3, 3, 5)
-    y, mean, var, gamma, beta, workspace = empty(x)
+    y, mean, var, gamma, beta = empty(x)
+    table = forward(x, gamma, beta, EPS, y, mean, var)
+    plan = batchnorm_plan(18, 5)
+    moments = scratch(plan.moments_shape)
     with pytest.raises(ValueError, match="one of gamma and beta"):
-        batchnorm_forward(x, gamma, None, EPS, y, mean, var, workspace)
-    with pytest.raises(ValueError, match="workspace"):
-        batchnorm_forward(x, gamma, beta, EPS, y, mean, var, workspace[:-1])
+        batchnorm_inference(x, gamma, None, mean, var, EPS, y)
+    with pytest.raises(ValueError, match="one of gamma and beta"):
+        batchnorm_statistics(moments, plan.moments_counts, gamma, None, EPS, mean, var, table)
+    with pytest.raises(ValueError, match="moments: found shape"):
+        batchnorm_moments(x, moments[..., :-1])
     with pytest.raises(ValueError, match=r"found shape \(5,\), expected \(2, 3, 3, 5\)"):
-        batchnorm_forward(x, gamma, beta, EPS, mean, mean, var, workspace)
+        batchnorm_normalize(x, table, mean)
+    with pytest.raises(ValueError, match=r"table: found shape \(2, 10\)"):
+        batchnorm_normalize(x, table[:2], y)
     with pytest.raises(TypeError, match="float64"):
-        batchnorm_forward(x.astype(np.float64), gamma, beta, EPS, y, mean, var, workspace)
-    with pytest.raises(ValueError, match="dx and dresidual"):
-        batchnorm_backward(x, y, x, None, None, mean, var, EPS, y, None, None, workspace, dresidual=y)
+        batchnorm_normalize(x.astype(np.float64), table, y)
+    with pytest.raises(ValueError, match="all or none"):
+        batchnorm_factors(moments, 18, gamma, var, EPS, table, beta)
+    with pytest.raises(ValueError, match="behind a residual and no y"):
+        batchnorm_sums(x, None, x, table, moments, True, y)
+    with pytest.raises(ValueError, match=r"factors: found shape"):
+        batchnorm_backward(x, y, table, table[:, :5], y)

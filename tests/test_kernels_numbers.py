@@ -2,6 +2,7 @@
 
 import functools
 
+import normed
 import numba
 import numpy as np
 import pytest
@@ -232,9 +233,7 @@ def test_batchnorm__on_16_bits(number, relu, with_residual):
     gamma, beta = randn(c, seed=5, offset=1), randn(c, seed=6)
     mean, var, dgamma, dbeta = (np.empty(c, np.float32) for _ in range(4))
     y, dx = np.empty(shape, number.dtype), np.empty(shape, number.dtype)
-    workspace = np.empty(kernels.batchnorm_workspace(70, c), np.float32)
-    more = {"residual": residual} if with_residual else {}
-    kernels.batchnorm_forward(x, gamma, beta, 1e-5, y, mean, var, workspace, relu=relu, **more)
+    table = normed.forward(x, gamma, beta, 1e-5, y, mean, var, residual if with_residual else None, relu)
     vectors = gamma.astype(np.float64), beta.astype(np.float64)
     residual64 = residual64 if with_residual else None
     y64, mean64, var64 = reference.batchnorm_forward(x64, *vectors, 1e-5, residual64, relu)
@@ -242,8 +241,8 @@ def test_batchnorm__on_16_bits(number, relu, with_residual):
     close(mean, mean64)
     close(var, var64)
     dresidual = np.empty(shape, number.dtype) if with_residual else None
-    vectors = (gamma, beta, mean, var, 1e-5, dx, dgamma, dbeta, workspace)
-    kernels.batchnorm_backward(x, y, dy, *vectors, relu=relu, dresidual=dresidual)
+    above = y if with_residual else None
+    normed.backward(x, above, dy, gamma, var, 1e-5, table, dx, dgamma, dbeta, relu, dresidual)
     wide = number.widen(y).astype(np.float64)  # the mask is that of what was stored
     statistics = mean.astype(np.float64), var.astype(np.float64)
     dx64, dgamma64, dbeta64, g64 = reference.batchnorm_backward(x64, wide, dy64, gamma, *statistics, 1e-5, relu)

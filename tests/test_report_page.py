@@ -49,7 +49,7 @@ def write_run(folder, steps=60, ranks=4, tensors=3, name="cat"):
             own[-1] = 1.5
             means = {"compute_s": own.tolist(), "data_wait_s": [0.0] * ranks, "exchange_exposed_s": [0.1] * ranks}
             records.append({"kind": "ranks", "step": step, "steps": 1, **means})
-            seconds = {"forward": {"conv2d_forward": 0.5}, "memory": {"batchnorm_forward": 0.25}}
+            seconds = {"forward": {"conv2d_forward": 0.5}, "memory": {"batchnorm_normalize": 0.25}}
             times = {"step_s": 1.0, "data_wait_s": 0.0, "exchange_exposed_s": 0.125}
             records.append({"kind": "ops", "step": step, **times, "seconds": seconds})
     records.append({"kind": "evaluation", "step": steps, "epoch": steps / 10, "top1": 0.75, "top5": 1.0, "images": 8})

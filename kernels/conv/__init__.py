@@ -47,10 +47,10 @@ def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False, x=None, y=No
 
     Where the input of the convolution is relu(batch norm of x (+ a residual)), it may begin that one's backward, while
     dx lies in the cache: dx is then set to 0 where that input is not positive, and `sums`, float32 of plan.sums_shape,
-    is overwritten with the sums over each block of pixels of dx and of dx * (x - mean), for `batchnorm_backward`.
-    x: like dx. y: the convolution's input where there is a residual, else None: it follows from x. table: float32
-    (COEFFICIENTS, C) by `batchnorm_table`. With sums: up to 7 flops an element more; reads dy, packed_t, x, y, writes
-    dx.
+    is overwritten with the sums over each block of pixels of dx and of dx * (x - mean), for `batchnorm_factors`.
+    x: like dx. y: the convolution's input where there is a residual, else None: it follows from x. table: float32 by
+    `batchnorm_statistics`, C columns or several times these. With sums: up to 7 flops an element more; reads dy,
+    packed_t, x, y, writes dx.
     """
     check_array("conv2d: dy", dy, plan.y_shape, plan.shape.number.dtype)
     check_array("conv2d: dx", dx, plan.x_shape, plan.shape.number.dtype)
@@ -59,7 +59,8 @@ def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False, x=None, y=No
     if x is not None:
         for name, array in (("x", x), ("y", x if y is None else y)):
             check_array(f"conv2d: {name} of the batch norm", array, plan.x_shape, plan.shape.number.dtype)
-        check_array("conv2d: table of the batch norm", table, (COEFFICIENTS, plan.x_shape[3]))
+        columns = max(1, table.size // COEFFICIENTS // plan.x_shape[3]) * plan.x_shape[3]
+        check_array("conv2d: table of the batch norm", table, (COEFFICIENTS, columns))
         check_array("conv2d: sums", sums, plan.sums_shape)
         behind = Behind(x.reshape(-1), np.empty(0, x.dtype) if y is None else y.reshape(-1), table)
     sums = NO_MOMENTS if sums is None else sums

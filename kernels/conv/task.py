@@ -27,7 +27,7 @@ class Behind(NamedTuple):
 
     x: np.ndarray  # its input, flat, or empty: there is none
     y: np.ndarray  # its output, flat, where a residual was added, else empty
-    table: np.ndarray  # (COEFFICIENTS, K) of `affine`
+    table: np.ndarray  # (COEFFICIENTS, K or more) of `affine`
 
 
 class Job(NamedTuple):
@@ -129,7 +129,7 @@ def aligned(count):
 
 @inlined
 def _pass_on(job, part, first, c, pitch, count, out_rows):
-    """C, the gradient of a batch norm's output, to what its ReLU passes on: stored, summed for `batchnorm_backward`."""
+    """C, the gradient of a batch norm's output, to what its ReLU passes on: stored, summed for `batchnorm_factors`."""
     x, y, table, sums, item = job.norm_x, job.norm_y, job.norm_table, job.moments[part.block], job.y.itemsize
     sums[:, first : first + part.valid] = 0
     sum_g = sums.ctypes.data + first * F32_BYTES

@@ -4,11 +4,10 @@ import inspect
 
 import numpy as np
 
-from knltrain.kernels import FP16, FP32, number_of, reference
+from knltrain.kernels import FP16, FP32, batchnorm_plan, number_of, reference
 
 from ..layers import Op
 
-TOLD = "mean", "var", "dgamma", "dbeta"  # may be told by a convolution, of sums that were not yet rounded to 16 bits
 TOLERANCE = 2e-5  # of the largest element: float32 sums of up to some ten thousand products
 SHORT = (np.uint16, np.int16)  # what numbers of 16 bits lie in
 
@@ -57,23 +56,58 @@ def _conv2d_backward_weight(a, op):
     return {"dw": reference.conv2d_backward_weight(a["x"], a["dy"], a["plan"].w_shape[:2], *_geometry(a))}
 
 
-def _batchnorm_forward(a, op):
-    residual, table = a["residual"], a["residual_table"]
-    if table is not None:
-        mean, scale, shift = (np.float64(table[row]) for row in (0, 4, 5))
-        residual = (residual - mean) * scale + shift
-    results = reference.batchnorm_forward(a["x"], a["gamma"], a["beta"], a["eps"], residual, a["relu"])
-    return dict(zip(("y", "mean", "var"), results, strict=True))
+def _batchnorm_moments(a, op):
+    return {"moments": [(rows.mean(0), ((rows - rows.mean(0)) ** 2).sum(0)) for rows in _chunks(a["x"])]}
+
+
+def _chunks(x):
+    """The rows of each chunk of batch norm's x."""
+    plan = batchnorm_plan(len(x), x.shape[1])
+    return np.split(x.reshape(-1, plan.table_shape[1]), np.cumsum(plan.moments_counts)[:-1])
+
+
+def _batchnorm_statistics(a, op):
+    channels = a["var"].size
+    mean, m2 = a["moments"].reshape(len(a["moments"]), 2, -1, channels).transpose(1, 0, 2, 3)
+    share = (a["counts"] / a["counts"].sum() / mean.shape[1])[:, None, None]  # of the pixels
+    total = (share * mean).sum((0, 1))
+    var = m2.sum((0, 1)) / a["counts"].sum() / mean.shape[1] + (share * (mean - total) ** 2).sum((0, 1))
+    gamma, beta = (1.0, np.zeros(channels)) if a["gamma"] is None else (a["gamma"], a["beta"])
+    rows = total, gamma / np.sqrt(var + a["eps"]), beta
+    return {"mean": total, "var": var, "table": _folded(rows, a["table"])}
+
+
+def _folded(rows, like):
+    """Rows of C columns over and over, as many as `like` has."""
+    return np.tile(rows, like.shape[1] // len(rows[0]))
+
+
+def _batchnorm_normalize(a, op):
+    residual, of_residual = a["residual"], a["residual_table"]
+    if of_residual is not None:
+        residual = reference.batchnorm_normalize(residual, of_residual)
+    return {"y": reference.batchnorm_normalize(a["x"], a["table"], residual, a["relu"])}
+
+
+def _batchnorm_sums(a, op):
+    g = reference.batchnorm_passed(a["dy"], a["x"], a["y"], a["table"]) if a["relu"] else a["dy"]
+    centred = a["x"] - a["table"][0, : a["x"].shape[1]]
+    sums = [(rows.sum(0), more.sum(0)) for rows, more in zip(_chunks(g), _chunks(g * centred), strict=True)]
+    return {"sums": sums, "dresidual": g}
+
+
+def _batchnorm_factors(a, op):
+    channels, pixels, inverse = a["var"].size, a["pixels"], 1 / np.sqrt(a["var"] + a["eps"])
+    of_g, of_gx = a["sums"].reshape(len(a["sums"]), 2, -1, channels).sum((0, 2))
+    scale = inverse if a["gamma"] is None else a["gamma"] * inverse
+    rows = scale, -scale * inverse**2 * of_gx / pixels, -scale * of_g / pixels
+    return {"dgamma": of_gx * inverse, "dbeta": of_g, "factors": _folded(rows, a["factors"])}
 
 
 def _batchnorm_backward(a, op):
-    y = a["y"]
-    if y is None:  # from x, in the kernel's own float32: near 0 its sign is a matter of rounding
-        gamma, beta = (1.0, 0.0) if a["gamma"] is None else (a["gamma"], a["beta"])
-        y = np.float32(a["x"] - a["mean"]) * np.float64(np.float32(gamma / np.sqrt(a["var"] + a["eps"]))) + beta
-    arguments = [a[name] for name in ("dy", "gamma", "mean", "var", "eps", "relu")]
-    results = reference.batchnorm_backward(a["x"], y, *arguments)
-    return dict(zip(("dx", "dgamma", "dbeta", "dresidual"), results, strict=True))
+    columns, (of_g, of_x, rest) = a["x"].shape[1], a["factors"][:, : a["x"].shape[1]]
+    g = reference.batchnorm_passed(a["dy"], a["x"], None, a["table"]) if a["relu"] else a["dy"]
+    return {"dx": g * of_g + (a["x"] - a["table"][0, :columns]) * of_x + rest}
 
 
 def _maxpool_forward(a, op):
@@ -111,7 +145,11 @@ _TWINS = {
     "conv2d_forward": _conv2d_forward,
     "conv2d_backward_input": _conv2d_backward_input,
     "conv2d_backward_weight": _conv2d_backward_weight,
-    "batchnorm_forward": _batchnorm_forward,
+    "batchnorm_moments": _batchnorm_moments,
+    "batchnorm_statistics": _batchnorm_statistics,
+    "batchnorm_normalize": _batchnorm_normalize,
+    "batchnorm_sums": _batchnorm_sums,
+    "batchnorm_factors": _batchnorm_factors,
     "batchnorm_backward": _batchnorm_backward,
     "maxpool_forward": _maxpool_forward,
     "softmax_cross_entropy": _softmax,
@@ -131,8 +169,6 @@ _TWINS = {
     "bias_gradient": _plain("bias_gradient", "db", "dy"),
     "rank_of_label": _plain("rank_of_label", "ranks", "logits", "labels"),
     # checked with the convolutions that read what they write: nothing of their own
-    "batchnorm_table": lambda a, op: {},
-    "batchnorm_statistics": lambda a, op: {},
     "conv2d_pack": lambda a, op: {},
     "conv2d_pack_transposed": lambda a, op: {},
 }
@@ -140,10 +176,12 @@ _TWINS = {
 
 def _random_sums(before: dict) -> dict:
     """Outputs that are sums over pixels and may cancel (to nothing, before a batch norm) → how large such sums are."""
-    if "db" not in before and "dbeta" not in before:
-        return {}
-    dy = before["dy"].reshape(-1, before["dy"].shape[-1])
-    return dict.fromkeys(("db", "dbeta", "dgamma"), np.sqrt((dy**2).sum(axis=0)).max())
+    if "db" in before:
+        dy = before["dy"].reshape(-1, before["dy"].shape[-1])
+        return {"db": np.sqrt((dy**2).sum(axis=0)).max()}
+    if "factors" in before and "sums" in before:
+        return dict.fromkeys(("dbeta", "dgamma"), np.sqrt((before["sums"] ** 2).sum(axis=0)).max())
+    return {}
 
 
 def error(op: Op, before: dict) -> float:
@@ -160,8 +198,7 @@ def error(op: Op, before: dict) -> float:
         if found is None:
             continue
         largest = max(np.abs(expected).max(), sums.get(name, 0), np.finfo(np.float32).tiny)
-        rounded = op.arguments["x"] if name in TOLD else found
-        number = number_of(rounded.dtype) if rounded.dtype in SHORT else FP32
+        number = number_of(found.dtype) if found.dtype in SHORT else FP32
         found = _wide(found) if found.dtype in SHORT else found.astype(np.float64)
         limit = TOLERANCE + (2 * number.round_off if number is not FP32 else 0)
         limit += 2.0**-24 / largest if number is FP16 else 0  # below 6e-5 steps are as wide as this

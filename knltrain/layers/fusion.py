@@ -5,12 +5,10 @@ made, and the ops stay as they were declared.
 """
 
 from knltrain.kernels import (
-    COEFFICIENTS,
     add_forward,
-    batchnorm_backward,
-    batchnorm_forward,
+    batchnorm_normalize,
     batchnorm_statistics,
-    batchnorm_table,
+    batchnorm_sums,
     conv2d_backward_input,
     conv2d_forward,
     lrn_backward,
@@ -20,7 +18,7 @@ from knltrain.kernels import (
     relu_forward,
 )
 
-from .program import MEMORY, Op, Program, Tensor
+from .program import Op, Program, Tensor
 
 
 def fuse(program: Program):
@@ -48,30 +46,28 @@ def drop_unread(program: Program):
 def tell_moments(program: Program):
     """Convolution, then batch norm: the moments of x are taken while it lies in the cache, and x is read once less."""
     writers = _writers(program.forward)
-    for norm in _calls(program, batchnorm_forward):
-        conv = writers.get(norm.reads["x"].root)
-        if conv and conv.kernel is conv2d_forward and _of_the_same_channels(conv.writes["y"], norm.reads["x"]):
+    for statistics in _calls(program, batchnorm_statistics):
+        moments = writers[statistics.others["moments"]]
+        conv = writers.get(moments.reads["x"].root)
+        if conv and conv.kernel is conv2d_forward and _of_the_same_channels(conv.writes["y"], moments.reads["x"]):
             plan = conv.others["plan"]
-            moments = Tensor(f"{conv.owner.name}.moments", plan.moments_shape, scratch=True)
-            conv.others["moments"] = norm.others["moments"] = moments
-            norm.others["counts"] = plan.moments_counts
-            norm.passes = norm.passes[1:]
+            told = Tensor(f"{conv.owner.name}.moments", plan.moments_shape, scratch=True)
+            conv.others["moments"] = told
+            statistics.others |= {"moments": told, "counts": plan.moments_counts}
+            program.forward.remove(moments)
 
 
 def normalize_both(program: Program):
     """Two batch norms, of which one adds the other's output: it normalizes both, and nothing is stored between."""
     writers = _writers(program.forward)
-    for join in _calls(program, batchnorm_forward):
+    for join in _calls(program, batchnorm_normalize):
         residual = join.reads.get("residual")
         norm = residual and writers.get(residual.root)
-        alone = norm and norm.kernel is batchnorm_forward and _readers(program, residual) == [join]
-        if not (alone and "moments" in norm.others and "residual" not in norm.reads and not norm.others["relu"]):
-            continue
-        join.others["residual_table"] = _tabulate(program.forward, norm, join)
-        join.reads["residual"] = norm.reads["x"].view(*residual.shape)
-        norm.kernel, norm.passes, norm.uses, given = batchnorm_statistics, (), (), norm.others
-        norm.reads, norm.writes = {"moments": given["moments"]}, {key: given[key] for key in ("mean", "var")}
-        norm.others = {"counts": given["counts"]}
+        alone = norm and norm.kernel is batchnorm_normalize and _readers(program, residual) == [join]
+        if alone and "residual" not in norm.reads and not norm.others["relu"]:
+            join.others["residual_table"] = norm.others["table"]
+            join.reads["residual"] = norm.reads["x"].view(*residual.shape)
+            program.forward.remove(norm)
 
 
 def rectify_as_stored(program: Program):
@@ -88,12 +84,12 @@ def rectify_as_stored(program: Program):
 
 def add_onto(program: Program):
     """Where two gradients meet and a convolution's backward-input makes the later one, it adds its dx to the other."""
-    writers = _writers(program.backward)
+    writers, when = _writers(program.backward), program.backward.index
     for add in _calls(program, add_forward):
-        other, main = sorted((add.reads["a"], add.reads["b"]), key=lambda t: program.backward.index(writers[t.root]))
-        conv = writers[main.root]
-        alone = _readers(program, main) == _readers(program, other) == [add]
-        if conv.kernel is conv2d_backward_input and alone:
+        other, main = sorted((add.reads["a"], add.reads["b"]), key=lambda t: when(writers[t.root]))
+        conv, before = writers[main.root], _readers(program, other)
+        alone = before.pop() is add and all(when(op) < when(conv) for op in before)
+        if conv.kernel is conv2d_backward_input and alone and _readers(program, main) == [add]:
             conv.writes["dx"], conv.onto = add.writes["y"].view(*main.shape), other
             conv.others["accumulate"] = True
             program.backward.remove(add)
@@ -105,22 +101,22 @@ def pass_on_as_stored(program: Program):
     And it sums that for batch norm's backward while it lies in the cache, which then goes over memory once, not twice.
     """
     writers = _writers(program.backward)
-    for norm in _calls(program, batchnorm_backward):
-        dy, dresidual = norm.reads["dy"], norm.writes.get("dresidual")
+    for sums in _calls(program, batchnorm_sums):
+        dy, dresidual = sums.reads["dy"], sums.writes.get("dresidual")
         conv = writers.get(dy.root)
-        made = conv and conv.kernel is conv2d_backward_input and _readers(program, dy) == [norm]
-        if not (made and norm.others["relu"] and _of_the_same_channels(conv.writes["dx"], dy)):
+        made = conv and conv.kernel is conv2d_backward_input and _of_the_same_channels(conv.writes["dx"], dy)
+        alone = all(op and op.owner is sums.owner for op in _readers(program, dy))
+        if not (made and alone and sums.others["relu"]):
             continue
-        shape, name = conv.writes["dx"].shape, conv.owner.name
-        sums = Tensor(f"{name}.sums", conv.others["plan"].sums_shape, scratch=True)
-        conv.others |= {"table": _tabulate(program.backward, norm, conv), "sums": sums}
-        conv.reads["x"] = norm.reads["x"].view(*shape)
+        shape = conv.writes["dx"].shape
+        told = Tensor(f"{conv.owner.name}.sums", conv.others["plan"].sums_shape, scratch=True)
+        conv.others |= {"table": sums.others["table"], "sums": told}
+        conv.reads["x"] = sums.reads["x"].view(*shape)
         if dresidual:
-            conv.reads["y"] = norm.reads.pop("y").view(*shape)
-            conv.writes["dx"] = norm.writes.pop("dresidual").root.view(*shape)
-            norm.reads["dy"] = dresidual
-        norm.others |= {"y": None, "relu": False, "sums": sums}
-        norm.passes, norm.overwrites = (), {"dx": ("x",)} if dresidual else {"dx": ("dy",)}
+            conv.reads["y"], conv.writes["dx"] = sums.reads["y"].view(*shape), dresidual.root.view(*shape)
+        factors, last = (op for op in program.backward if op.owner is sums.owner and op is not sums)
+        factors.others["sums"], last.others["relu"] = told, False
+        program.backward.remove(sums)
 
 
 def mask_as_stored(program: Program):
@@ -139,15 +135,6 @@ def mask_as_stored(program: Program):
             reads.others["rectified"] = True
             behind.writes["dx"] = relu.writes["dx"].root.view(*behind.writes["dx"].shape)
             program.backward.remove(relu)
-
-
-def _tabulate(ops: list[Op], norm: Op, user: Op) -> Tensor:
-    """The table of what a batch norm does to its input, made just before the op that uses it."""
-    table = Tensor(f"{user.owner.name}.table", (COEFFICIENTS, norm.reads["x"].shape[-1]), scratch=True)
-    vectors = {key: norm.others[key] for key in ("gamma", "beta", "mean", "var", "eps")}
-    tabulate = Op(norm.owner, MEMORY, batchnorm_table, {}, {"table": table}, vectors, uses=norm.uses)
-    ops.insert(ops.index(user), tabulate)
-    return table
 
 
 def _of_the_same_channels(a: Tensor, b: Tensor) -> bool:

@@ -4,9 +4,13 @@ import math
 
 from knltrain.kernels import (
     batchnorm_backward,
-    batchnorm_forward,
+    batchnorm_factors,
     batchnorm_inference,
-    batchnorm_workspace,
+    batchnorm_moments,
+    batchnorm_normalize,
+    batchnorm_plan,
+    batchnorm_statistics,
+    batchnorm_sums,
     lrn_backward,
     lrn_forward,
 )
@@ -41,35 +45,50 @@ class BatchNorm(Layer):
         y = self.output(program, x.shape)
         self.x, self.residual, self.y = x.view(*self.rows), residual and residual.view(*self.rows), y.view(*self.rows)
         reads = {"x": self.x} | ({"residual": self.residual} if residual else {})
-        others = {"eps": self.eps, "relu": self.relu} | self._vectors("batch" if program.train else "running")
-        op = Op(self, MEMORY, batchnorm_inference, reads, {"y": self.y}, others, uses=self.learned)
+        kernel, others, uses = batchnorm_inference, self._vectors("running"), self.learned
         if program.train:
-            op.kernel, op.passes = batchnorm_forward, ((("x",), ()), (tuple(reads), ("y",)))
-            others["workspace"] = self.scratch("workspace", batchnorm_workspace(*self.rows))
-        program.forward.append(op)
+            self._statistics(program)
+            kernel, others, uses = batchnorm_normalize, {"table": self.table}, ()
+        others["relu"] = self.relu
+        program.forward.append(Op(self, MEMORY, kernel, reads, {"y": self.y}, others, uses=uses))
         return y
+
+    def _statistics(self, program):
+        """The moments of x, and what follows from them."""
+        plan = batchnorm_plan(*self.rows)
+        moments = self.tensor("moments", plan.moments_shape, scratch=True)
+        self.table = self.tensor("table", plan.table_shape)
+        others = self._vectors("batch") | {"moments": moments, "counts": plan.moments_counts}
+        first = Op(self, MEMORY, batchnorm_moments, {"x": self.x}, {"moments": moments}, passes=((("x",), ()),))
+        then = Op(self, MEMORY, batchnorm_statistics, {}, {"table": self.table}, others, uses=self.learned)
+        program.forward.extend((first, then))
 
     def backward(self, program, dy):
         """dx, or (dx, gradient of the residual) where there is one: the gradient behind the ReLU."""
-        shape, dy = dy.shape, dy.view(*self.rows)
+        shape, dy, plan = dy.shape, dy.view(*self.rows), batchnorm_plan(*self.rows)
         dx = self.gradient(program, "dx", shape)
-        reads, writes = {"x": self.x, "dy": dy}, {"dx": dx.view(*self.rows)}
-        others = {"eps": self.eps, "relu": self.relu} | self._vectors("batch")
-        others["workspace"] = self.scratch("workspace", batchnorm_workspace(*self.rows))
-        fields = [Field(parameter, "dw") for parameter in self.learned] or [None, None]
-        op = Op(self, MEMORY, batchnorm_backward, reads, writes, others, uses=self.learned)
-        op.passes = ((("x", "dy"), ()), (("x", "dy"), ("dx",)))
-        op.overwrites, dresidual = {"dx": ("dy",)}, None
+        sums = self.tensor("sums", plan.moments_shape, scratch=True)
+        factors = self.tensor("factors", plan.table_shape, scratch=True)
+        reads, writes, others = {"x": self.x, "dy": dy}, {"sums": sums}, {"table": self.table, "relu": self.relu}
+        first = Op(self, MEMORY, batchnorm_sums, reads, writes, others, ((("x", "dy"), ()),))
+        last = Op(self, MEMORY, batchnorm_backward, dict(reads), {"dx": dx.view(*self.rows)}, dict(others))
+        last.others["factors"], last.overwrites = factors, {"dx": ("dy",)}
         if self.residual:  # y: for the mask of the ReLU, which otherwise follows from x
             dresidual = self.gradient(program, "dresidual", shape)
             reads["y"], writes["dresidual"] = self.y, dresidual.view(*self.rows)
-            op.passes = ((("x", "y", "dy"), ("dresidual",)), (("x", "dresidual"), ("dx",)))
-            op.overwrites = {"dx": ("x",), "dresidual": ("dy",)}
+            first.passes, first.overwrites = ((("x", "y", "dy"), ("dresidual",)),), {"dresidual": ("dy",)}
+            last.reads["dy"], last.others["relu"], last.overwrites = writes["dresidual"], False, {"dx": ("x",)}
         else:
             others["y"] = None
-        (writes if self.learned else others).update(zip(("dgamma", "dbeta"), fields, strict=True))
-        program.backward.append(op)
+        program.backward.extend((first, self._factors(sums, factors), last))
         return (dx, dresidual) if self.residual else dx
+
+    def _factors(self, sums, factors) -> Op:
+        vectors = self._vectors("batch")
+        others = {name: vectors[name] for name in ("gamma", "var", "eps")} | {"sums": sums, "pixels": self.rows[0]}
+        fields = (Field(parameter, "dw") for parameter in self.learned)
+        writes = {"factors": factors} | dict(zip(("dgamma", "dbeta"), fields, strict=False))
+        return Op(self, MEMORY, batchnorm_factors, {}, writes, others, uses=self.learned[:1])
 
     def _learned(self, program, name, value, rate=1.0):
         shape = (self.rows[1],)
@@ -77,9 +96,10 @@ class BatchNorm(Layer):
         return program.add(Parameter(f"{self.name}.{name}", shape, constant, decay=False, adapt=False, rate=rate))
 
     def _vectors(self, which) -> dict:
-        """gamma, beta, mean and var, of the `batch` or the `running` ones."""
+        """What x is normalized by, with the `batch` statistics or the `running` ones."""
         gamma, beta = (Field(parameter, "w") for parameter in self.learned) if self.learned else (None, None)
-        return {"gamma": gamma, "beta": beta, "mean": Field(self.mean, which), "var": Field(self.var, which)}
+        statistics = {"mean": Field(self.mean, which), "var": Field(self.var, which), "eps": self.eps}
+        return {"gamma": gamma, "beta": beta} | statistics
 
 
 class LocalResponseNorm(Layer):
