@@ -13,14 +13,12 @@ from .affine import COEFFICIENTS
 from .arch import ARCH, CPU, DOT, product
 from .batchnorm import (
     batchnorm_backward,
-    batchnorm_factors,
     batchnorm_inference,
     batchnorm_moments,
     batchnorm_normalize,
-    batchnorm_plan,
-    batchnorm_statistics,
     batchnorm_sums,
 )
+from .batchnorm_table import batchnorm_factors, batchnorm_plan, batchnorm_statistics
 from .checksum import crc32c
 from .conv import (
     conv2d_backward_input,

@@ -5,11 +5,9 @@ Each kernel goes over memory once, and some not at all; a convolution beside it 
     forward    moments of x (or told by the convolution that makes x), statistics, normalize
     backward   sums of g and of g * (x - mean) (or told by the convolution that makes g), factors, dx
 
-x, y, dy are read as (pixels, C). Few channels are folded: (pixels, C) is the same memory as (pixels/f, f*C), whose
-f*C column statistics are f more partial results to merge, and whose tables have f*C columns. Each pass is bound by
-memory. A task owns a chunk of rows, as many for any number of threads.
-
-Statistics: see `moments`. What a pass does to a row of pixels is in `affine`.
+x, y, dy are read as (pixels, C), few channels folded. Each pass is bound by memory. A task owns a chunk of rows, as
+many for any number of threads. What comes between two passes, and the plan, is in `batchnorm_table`, what a pass does
+to a row of pixels in `affine`.
 """
 
 from typing import NamedTuple
@@ -18,67 +16,12 @@ import numba
 import numpy as np
 
 from ._jit import inlined, kernel
-from ._shapes import (
-    NOTHING,
-    check_array,
-    check_input,
-    check_tensor,
-    chunk_count,
-    chunk_rows,
-    fold,
-    optional,
-    optional_tensor,
-)
-from .affine import (
-    ALL,
-    COEFFICIENTS,
-    MEAN,
-    OF_G,
-    OF_X,
-    REST,
-    SCALE,
-    SHIFT,
-    WHERE_X,
-    WHERE_Y,
-    gradient_row,
-    normalize_row,
-    sum_row,
-)  # fmt: skip
+from ._shapes import NOTHING, check_array, check_input, check_tensor, chunk_rows, optional_tensor
+from .affine import ALL, COEFFICIENTS, WHERE_X, WHERE_Y, gradient_row, normalize_row, sum_row
 from .ahead import ask_ahead
-from .moments import merge_moments, part_moments
+from .batchnorm_table import affine_of, batchnorm_plan, columns_of, fill_table
+from .moments import part_moments
 from .store import goes_past
-
-
-class BatchnormPlan(NamedTuple):
-    """How x (pixels, C) is cut into chunks of rows.
-
-    moments_shape: of the moments, and of the sums, of every chunk, (chunks, 2, f*C); moments_counts: rows of each;
-    table_shape: (COEFFICIENTS, f*C) of tables and factors.
-    """
-
-    moments_shape: tuple
-    moments_counts: np.ndarray
-    table_shape: tuple
-
-
-def batchnorm_plan(pixels: int, channels: int) -> BatchnormPlan:
-    """The plan for x (pixels, C)."""
-    columns = fold(pixels, channels) * channels
-    lines, rows = pixels * channels // columns, chunk_rows(columns)
-    chunks = chunk_count(lines, columns)
-    counts = np.full(chunks, rows)
-    counts[-1] = lines - rows * (chunks - 1)
-    return BatchnormPlan((chunks, 2, columns), counts, (COEFFICIENTS, columns))
-
-
-class Affine(NamedTuple):
-    """gamma * (x - mean) / sqrt(var + eps) + beta; vectors (C,), gamma and beta may be empty: 1 and 0."""
-
-    gamma: np.ndarray
-    beta: np.ndarray
-    mean: np.ndarray
-    var: np.ndarray
-    eps: float
 
 
 class Passed(NamedTuple):
@@ -91,126 +34,21 @@ class Passed(NamedTuple):
 
 
 def _lines(x, *others):
-    """x (..., C) and others like it as rows of one table's columns; what is empty stays so. And rows of a chunk."""
-    channels = x.shape[-1]
-    columns = fold(x.size // channels, channels) * channels
+    """x (..., C) and others like it as rows of a table's columns, what is empty stays so; and the rows of a chunk."""
+    columns = _columns(x)
     return *(a.reshape(-1, columns) for a in (x, *others)), chunk_rows(columns)
 
 
+def _columns(x):
+    return columns_of(x.size // x.shape[-1], x.shape[-1])
+
+
 def _check_table(what, table, x):
-    check_array(f"batchnorm: {what}", table, batchnorm_plan(x.size // x.shape[-1], x.shape[-1]).table_shape)
+    check_array(f"batchnorm: {what}", table, (COEFFICIENTS, _columns(x)))
 
 
-def _check_columns(what, array, axes, channels):
-    """Float32 (*axes, channels), or with several times as many columns."""
-    check_array(f"batchnorm: {what}", array, (*axes, max(1, array.shape[-1] // channels) * channels))
-
-
-# ---- vectors of channels -------------------------------------------------------------------------------------
-
-
-@inlined
-def _fill_row(row, values):
-    """row (fold * C) = values (C) over and over."""
-    for j in range(0, row.size, values.size):
-        for c in range(values.size):
-            row[j + c] = values[c]
-
-
-@kernel
-def _fill_table(affine, table):
-    """mean, scale = gamma / std and shift = beta, of y = (x - mean) * scale + shift."""
-    channels = affine.var.size
-    scale, shift = np.empty(channels, np.float32), np.zeros(channels, np.float32)
-    for c in range(channels):
-        scale[c] = (affine.gamma[c] if affine.gamma.size else 1.0) / np.sqrt(affine.var[c] + affine.eps)
-        if affine.beta.size:
-            shift[c] = affine.beta[c]
-    _fill_row(table[MEAN], affine.mean)
-    _fill_row(table[SCALE], scale)
-    _fill_row(table[SHIFT], shift)
-
-
-def _affine(gamma, beta, mean, var, eps):
-    """Both learned vectors may be None."""
-    if (gamma is None) != (beta is None):
-        raise ValueError("batchnorm: found one of gamma and beta, expected both or neither: pass both or None, None")
-    check_array("batchnorm: mean", mean, (mean.size,))
-    check_array("batchnorm: var", var, mean.shape)
-    gamma, beta = (optional(f"batchnorm: {name}", v, mean.shape) for name, v in (("gamma", gamma), ("beta", beta)))
-    return Affine(gamma, beta, mean, var, float(eps))
-
-
-def batchnorm_statistics(moments, counts, gamma, beta, eps, mean, var, table):
-    """Mean and variance of x from the moments of its parts, and the table by which x is normalized.
-
-    moments : (parts, 2, C) or (parts, 2, f*C) float32, mean and M2 of each part of the pixels; by `batchnorm_moments`
-        or by `conv2d_forward`, of its y
-    counts : (parts,) int64, rows of each part
-    gamma, beta : (C,) float32, or both None for 1 and 0
-    mean, var : (C,) float32, overwritten: mean and biased variance over all pixels
-    table : float32 of plan.table_shape, overwritten: y = (x - row 0) * row 1 + row 2, that is
-        gamma * (x - mean) / sqrt(var + eps) + beta
-
-    Cost: 8 flops a channel and part, 3 a channel, of which one is a root; reads moments, writes table.
-    Raises: TypeError, ValueError. Twin: reference.batchnorm_statistics.
-    """
-    affine = _affine(gamma, beta, mean, var, eps)
-    _check_columns("moments", moments, (len(moments), 2), mean.size)
-    check_array("batchnorm: counts", counts, (len(moments),), np.int64)
-    _check_columns("table", table, (COEFFICIENTS,), mean.size)
-    if counts.min() < 1:
-        raise ValueError(f"batchnorm: found moments of {counts.min()} rows, expected no part empty")
-    merge_moments(counts, moments, mean, var)
-    _fill_table(affine, table)
-
-
-@kernel
-def _factors(sums, pixels, gamma, var, eps, factors, dgamma, dbeta):
-    channels = var.size
-    sum_g, sum_gx = np.zeros(channels), np.zeros(channels)
-    for i in range(sums.shape[0]):
-        for j in range(0, sums.shape[2], channels):
-            for c in range(channels):
-                sum_g[c] += sums[i, 0, j + c]
-                sum_gx[c] += sums[i, 1, j + c]
-    # dx = a*g + b*(x - mean) + c: a = gamma/std, b = -a * sum_gx / (std^2 * M), c = -a * sum_g / M
-    rows = np.empty((COEFFICIENTS, channels), np.float32)
-    for c in range(channels):
-        inverse = 1.0 / np.sqrt(var[c] + eps)
-        a = (gamma[c] if gamma.size else 1.0) * inverse / pixels
-        rows[OF_G, c] = a * pixels
-        rows[OF_X, c] = -a * inverse * inverse * sum_gx[c]
-        rows[REST, c] = -a * sum_g[c]
-        if gamma.size:
-            dgamma[c] = sum_gx[c] * inverse
-            dbeta[c] = sum_g[c]
-    for k in range(COEFFICIENTS):
-        _fill_row(factors[k], rows[k])
-
-
-def batchnorm_factors(sums, pixels, gamma, var, eps, factors, dgamma=None, dbeta=None):
-    """The factors of dx from the sums of its parts, and the gradients of gamma and beta.
-
-    With g and xhat as in `batchnorm_backward`: dbeta = sum g, dgamma = sum g * xhat.
-
-    sums : (parts, 2, C) or (parts, 2, f*C) float32, of g and of g * (x - mean) over a part of the pixels; by
-        `batchnorm_sums` or by `conv2d_backward_input`
-    pixels : how many there are in all
-    factors : float32 of plan.table_shape, overwritten: dx = g * row 0 + (x - mean) * row 1 + row 2
-    dgamma, dbeta : (C,) float32, overwritten; None where gamma is None
-
-    Cost: 2 flops a channel and part, 12 a channel, of which one is a root; reads sums, writes factors.
-    Raises: TypeError, ValueError. Twin: reference.batchnorm_backward.
-    """
-    if not (gamma is None) == (dgamma is None) == (dbeta is None):
-        raise ValueError("batchnorm: found some of gamma, dgamma, dbeta, expected all or none: pass all three")
-    check_array("batchnorm: var", var, (var.size,))
-    _check_columns("sums", sums, (len(sums), 2), var.size)
-    _check_columns("factors", factors, (COEFFICIENTS,), var.size)
-    learned = ("gamma", gamma), ("dgamma", dgamma), ("dbeta", dbeta)
-    gamma, dgamma, dbeta = (optional(f"batchnorm: {name}", vector, var.shape) for name, vector in learned)
-    _factors(sums, pixels, gamma, var, float(eps), factors, dgamma, dbeta)
+def _check_parts(what, parts, x):
+    check_array(f"batchnorm: {what}", parts, batchnorm_plan(x.size // x.shape[-1], x.shape[-1]).moments_shape)
 
 
 # ---- forward -------------------------------------------------------------------------------------------------
@@ -236,7 +74,7 @@ def batchnorm_moments(x, moments):
     Raises: TypeError, ValueError. Twin: reference.batchnorm_statistics.
     """
     check_input("batchnorm: x", x)
-    check_array("batchnorm: moments", moments, batchnorm_plan(x.size // x.shape[-1], x.shape[-1]).moments_shape)
+    _check_parts("moments", moments, x)
     x, rows = _lines(x)
     _moments(rows, x, moments)
 
@@ -293,8 +131,8 @@ def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=F
     """
     check_input("batchnorm: x", x)
     check_array("batchnorm: mean", mean, x.shape[-1:])
-    table = np.empty(batchnorm_plan(x.size // x.shape[-1], x.shape[-1]).table_shape, np.float32)
-    _fill_table(_affine(gamma, beta, mean, var, eps), table)
+    table = np.empty((COEFFICIENTS, _columns(x)), np.float32)
+    fill_table(affine_of(gamma, beta, mean, var, eps), table)
     batchnorm_normalize(x, table, y, residual, relu)
 
 
@@ -345,7 +183,7 @@ def batchnorm_sums(x, y, dy, table, sums, relu=False, dresidual=None):
     if relu and y is None and dresidual is not None:
         raise ValueError("batchnorm: found a ReLU behind a residual and no y, expected its output: pass it")
     y = optional_tensor("batchnorm: y", y if relu else None, x)
-    check_array("batchnorm: sums", sums, batchnorm_plan(x.size // x.shape[-1], x.shape[-1]).moments_shape)
+    _check_parts("sums", sums, x)
     mask = WHERE_Y if y.size else WHERE_X if relu else ALL
     x, y, dy, dresidual, rows = _lines(x, y, dy, optional_tensor("batchnorm: dresidual", dresidual, dy))
     _sums(rows, Passed(x, y, dy, mask), table, dresidual, sums)
