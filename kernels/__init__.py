@@ -31,6 +31,7 @@ from .conv import (
 from .digest import digest
 from .image import crop_normalize, mean_color, resample_normalize, transform_colors
 from .lrn import lrn_backward, lrn_forward
+from .maxpool import maxpool_backward, maxpool_forward
 from .number import BF16, FP16, FP32, Number, number_named, number_of
 from .peak import STREAM_UNIT, STREAMS, fma_peak, stream
 from .pointwise import (
@@ -49,8 +50,6 @@ from .pool import (
     avgpool_forward,
     global_avgpool_backward,
     global_avgpool_forward,
-    maxpool_backward,
-    maxpool_forward,
 )
 from .private import claim
 from .random import sample_key, uniform

@@ -20,7 +20,7 @@ FRESH, ONTO, PAST = range(3)  # how a result is stored
 _I64 = types.int64
 
 
-class _Strip(Strip):
+class TableStrip(Strip):
     """With a table."""
 
     def __init__(self, builder, width, index, table, pitch):
@@ -69,7 +69,7 @@ def normalize_row(typing, count, x, kind, added, residual, table, beside, pitch,
         n, x_, _, added_, residual_, table_, beside_, pitch_, low_, y_, _, past_ = args
         for adds, goes_past in cases(builder, (added_, 3), (past_, 2)):
             for width, index in strips(builder, n, AT_ONCE):
-                strip = _Strip(builder, width, index, table_, pitch_)
+                strip = TableStrip(builder, width, index, table_, pitch_)
                 value = strip.normalized(builder.fsub(strip.load(x_, read), strip.row(MEAN)))
                 if adds:
                     more = strip.load(residual_, read)
@@ -94,7 +94,7 @@ def sum_row(typing, count, x, kind, y, dy, dy_kind, mask, table, pitch, sum_g, s
         n, x_, _, y_, dy_, _, mask_, table_, pitch_, sum_g_, sum_gx_, kept_, result_ = args
         for masks, keeps in cases(builder, (mask_, 3), (kept_, 2)):
             for width, index in strips(builder, n, AT_ONCE):
-                strip = _Strip(builder, width, index, table_, pitch_)
+                strip = TableStrip(builder, width, index, table_, pitch_)
                 centred, g = strip.gradient(masks, (x_, of_x), (y_, of_x), (dy_, of_dy))
                 if keeps:
                     strip.store(g, result_, of_dy)  # exact: what dy has, or zero
@@ -116,7 +116,7 @@ def pass_row(typing, count, dy, x, y, kind, by_x, table, pitch, sum_g, sum_gx, r
         n, dy_, x_, y_, _, by_x_, table_, pitch_, sum_g_, sum_gx_, result_, how_ = args
         for by_xs, hows in cases(builder, (by_x_, 2), (how_, 3)):
             for width, index in strips(builder, n, AT_ONCE, V):
-                strip = _Strip(builder, width, index, table_, pitch_)
+                strip = TableStrip(builder, width, index, table_, pitch_)
                 given = strip.load(dy_)
                 if hows == ONTO:
                     given = builder.fadd(strip.load(result_, number), given)
@@ -139,7 +139,7 @@ def gradient_row(typing, count, x, kind, dy, dy_kind, by_x, table, factors, pitc
         n, x_, _, dy_, _, by_x_, table_, factors_, pitch_, dx_, _, past_ = args
         for by_xs, goes_past in cases(builder, (by_x_, 2), (past_, 2)):
             for width, index in strips(builder, n, AT_ONCE):
-                strip = _Strip(builder, width, index, table_, pitch_)
+                strip = TableStrip(builder, width, index, table_, pitch_)
                 centred, g = strip.gradient(WHERE_X if by_xs else ALL, (x_, of_x), None, (dy_, of_dy))
                 rest = strip.lanes.fma(centred, strip.row(OF_X, factors_), strip.row(REST, factors_))
                 strip.store(strip.lanes.fma(g, strip.row(OF_G, factors_), rest), dx_, written, past=goes_past)

@@ -7,6 +7,8 @@ from gradcheck import assert_close, assert_same_bits_with_threads, check_gradien
 from knltrain.kernels import (
     avgpool_backward,
     avgpool_forward,
+    batchnorm_normalize,
+    batchnorm_plan,
     global_avgpool_backward,
     global_avgpool_forward,
     maxpool_backward,
@@ -54,6 +56,22 @@ def test_maxpool__equals_twin(shape, size, stride, pad):
     expected, places = reference.maxpool_forward(x, size, stride, pad)
     assert np.array_equal(y, expected) and np.array_equal(argmax, places)
     assert_close(dx, reference.maxpool_backward(y.astype(np.float64), places, shape, size, stride, pad))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("shape", "size", "stride", "pad"), CASES)
+def test_maxpool__of_a_batch_norm_normalizes_what_it_reads(shape, size, stride, pad, relu):
+    """To the bit as if that was stored; scales of either sign."""
+    x, c = randn(*shape), shape[-1]
+    y, argmax = pooled(shape, size, stride, pad), pooled(shape, size, stride, pad, np.uint8)
+    table, normal = np.tile(randn(3, c, seed=1), 2), np.empty_like(x)
+    columns = batchnorm_plan(x.size // c, c).table_shape[1]
+    batchnorm_normalize(x, np.tile(table[:, :c], columns // c), normal, relu=relu)
+    maxpool_forward(x, size, stride, pad, y, argmax, table=table, relu=relu)
+    expected, places = reference.maxpool_forward(normal, size, stride, pad)
+    assert np.array_equal(y, expected) and np.array_equal(argmax, places) and (y != 0).any()
+    with pytest.raises(ValueError, match="maxpool: table: found shape"):
+        maxpool_forward(x, size, stride, pad, y, argmax, table=table[:2])
 
 
 @pytest.mark.parametrize(("shape", "size", "stride", "pad"), CASES)

@@ -51,6 +51,7 @@ NETWORKS = {
     "stride and groups": [Conv2d("a", 6, 3, 2, 1), Conv2d("b", 8, 3, 2, 1, groups=2, bias=0.1), FC],
     "batch norm": [Conv2d("c", 17, 3), BatchNorm("n", relu=True), Conv2d("d", 5, 1), BatchNorm("m"), FC],
     "batch norm, told the moments": [*_told(Conv2d("c", 17, 3), relu=True), *_told(Conv2d("d", 5, 1)), FC],
+    "batch norm, pooled": [Conv2d("c", 17, 3), BatchNorm("n", relu=True), MaxPool("p", 3, 2, 1), FC],
     "non-affine": [Conv2d("c", 7, 3), BatchNorm("n", affine=False, eps=1e-4), FC],
     "a batch norm whose output is given back": [
         *_told(Conv2d("c", 8, 3), relu=True), MaxPool("p", 3, 2, 1), Conv2d("d", 32, 1), Conv2d("e", 8, 1), FC,

@@ -109,6 +109,18 @@ def test_fuse__changes_no_bit_but_for_moments(monkeypatch):
     assert np.array_equal(fused.loss.losses, plain.loss.losses)
 
 
+def test_fuse__normalizes_where_it_pools(monkeypatch):
+    """With the same bits, here where no convolution tells moments; not where somebody else reads the batch norm."""
+    layers = [Conv2d("a", 12, 3), Dropout("d", 0.0), BatchNorm("n", relu=True), MaxPool("p", 3, 2, 1), Linear("fc", 5)]
+    fused, plain = _made(Sequential("n", *layers)), _made(Sequential("n", *layers), monkeypatch)
+    assert "batchnorm_normalize" in _kernels(plain) and "batchnorm_normalize" not in _kernels(fused)
+    assert np.array_equal(fused.parameters.gradient, plain.parameters.gradient)
+    monkeypatch.undo()
+    two = Residual("block", Sequential("main", MaxPool("p", 3, 1, 1)), BatchNorm("join"))
+    read_twice = _made(Sequential("n", Conv2d("a", 12, 3), BatchNorm("n"), two, Linear("fc", 5)))
+    assert _kernels(read_twice).count("batchnorm_normalize") == 2
+
+
 def test_fuse__leaves_a_relu_whose_input_somebody_else_reads():
     conv = Conv2d("c", 12, 3, pad=1)
     block = Residual("block", Sequential("main", ReLU("r"), Conv2d("d", 12, 1)), BatchNorm("join"))

@@ -111,7 +111,8 @@ def _batchnorm_backward(a, op):
 
 
 def _maxpool_forward(a, op):
-    y, argmax = reference.maxpool_forward(*(a[name] for name in ("x", "size", "stride", "pad", "rectified")))
+    x = a["x"] if a["table"] is None else reference.batchnorm_normalize(a["x"], a["table"], None, a["relu"])
+    y, argmax = reference.maxpool_forward(x, *(a[name] for name in ("size", "stride", "pad", "rectified")))
     return {"y": y, "argmax": argmax}
 
 

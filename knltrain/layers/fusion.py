@@ -26,6 +26,7 @@ def fuse(program: Program):
     drop_unread(program)
     tell_moments(program)
     normalize_both(program)
+    normalize_as_pooled(program)
     rectify_as_stored(program)
     add_onto(program)
     pass_on_as_stored(program)
@@ -68,6 +69,19 @@ def normalize_both(program: Program):
             join.others["residual_table"] = norm.others["table"]
             join.reads["residual"] = norm.reads["x"].view(*residual.shape)
             program.forward.remove(norm)
+
+
+def normalize_as_pooled(program: Program):
+    """Batch norm, then max pooling, and nobody else reads what is between: pooling normalizes what it reads."""
+    writers = _writers(program.forward)
+    for pool in _calls(program, maxpool_forward):
+        x = pool.reads["x"]
+        norm = writers.get(x.root)
+        if norm and norm.kernel is batchnorm_normalize and "residual" not in norm.reads:
+            if _readers(program, x) == [pool] and _of_the_same_channels(norm.reads["x"], x):
+                pool.reads["x"] = norm.reads["x"].view(*x.shape)
+                pool.others |= {key: norm.others[key] for key in ("table", "relu")}
+                program.forward.remove(norm)
 
 
 def rectify_as_stored(program: Program):
