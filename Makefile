@@ -22,7 +22,7 @@ demo: $(STAMP)  ## render, pack, train on two ranks, evaluate, draw: all in demo
 
 test: $(STAMP)  ## run all tests
 	@echo "make: running the tests"
-	@$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -q -n 5 --dist loadfile --no-loadscope-reorder
 
 QUICK := architecture knltrain_arena layers_program layers_gradients models_counts kernels_conv kernels_batchnorm \
          comm_buckets comm_reducer data_sampler data_shards recipe_config knltrain_api run_lock optim_lars optim_schedule

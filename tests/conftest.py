@@ -1,7 +1,7 @@
 """What must be true before Numba is imported, and the order of files when several workers share them.
 
 Two threads exist, also on one core, so that 1 and 2 can be compared; they do not spin where they wait, since other
-workers (`pytest -n 4 --dist loadfile`) want the cores. Python keeps what it compiles, also where the environment says
+workers (`pytest -n 5 --dist loadfile`) want the cores. Python keeps what it compiles, also where the environment says
 otherwise: tests start some 300 processes, and reading the sources anew is a fifth of what one costs.
 """
 
@@ -15,7 +15,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # processes compile, while its worker waits
 LONG = (
     "test_kernels_isa", "test_jobs_slurm", "test_kernels_conv", "test_knltrain_train", "test_kernels_assembly",
-    "test_docs_commands", "test_tools_drill", "test_run_survival", "test_comm_exchange",
+    "test_docs_commands", "test_tools_drill", "test_run_survival", "test_comm_exchange", "test_packaging",
 )  # fmt: skip
 
 
