@@ -24,14 +24,20 @@ def check_array(what: str, array, shape: tuple, dtype=np.float32) -> None:
         raise ValueError(f"{what}: found strides {array.strides}, expected C-contiguous: copy it first")
 
 
-def check_tensor(what: str, array, shape: tuple) -> None:
-    """Like `check_array` for activations and their gradients, which may hold any Number."""
+def check_columns(what: str, array, axes: tuple, channels: int) -> None:
+    """Like `check_array` for float32 (*axes, channels), or with several times as many columns, of `fold`ed channels."""
+    columns = getattr(array, "shape", (0,))[-1:] or (0,)
+    check_array(what, array, (*axes, max(1, columns[0] // channels) * channels))
+
+
+def check_tensor(what: str, array, shape: tuple, like=None) -> None:
+    """Like `check_array` for activations and their gradients, which hold any Number, or that of the array `like`."""
     if isinstance(array, np.ndarray):
         try:
             number_of(array.dtype)
         except TypeError as error:
             raise TypeError(f"{what}: {error}") from None
-    check_array(what, array, shape, getattr(array, "dtype", np.float32))
+    check_array(what, array, shape, getattr(array if like is None else like, "dtype", np.float32))
 
 
 def check_input(what: str, array, ndim: int | None = None) -> None:
@@ -59,10 +65,10 @@ def optional(what: str, array, shape: tuple):
 
 
 def optional_tensor(what: str, array, like):
-    """`array` after `check_tensor` with the shape of `like`, or where it is None an empty one with its dtype."""
+    """`array` after `check_tensor` with shape and Number of `like`, or where it is None an empty one of that Number."""
     if array is None:
         return np.empty(0, like.dtype)
-    check_tensor(what, array, like.shape)
+    check_tensor(what, array, like.shape, like)
     return array
 
 

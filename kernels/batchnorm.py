@@ -108,8 +108,8 @@ def batchnorm_normalize(x, table, y, residual=None, relu=False, residual_table=N
     residual_table : the same of another batch norm, or None; the residual is normalized by it: what is added is the
         output of that batch norm, which nobody else reads
 
-    Cost: 4 to 5 flops an element; reads x, residual, writes y.
-    Raises: TypeError, ValueError. Twin: reference.batchnorm_forward.
+    Cost: 4 flops an element, 5 with a residual, 8 with its table; reads x, residual, writes y.
+    Raises: TypeError, ValueError. Twin: reference.batchnorm_normalize.
     """
     check_input("batchnorm: x", x)
     _check_table("table", table, x)
@@ -125,9 +125,11 @@ def batchnorm_normalize(x, table, y, residual=None, relu=False, residual_table=N
 
 
 def batchnorm_inference(x, gamma, beta, mean, var, eps, y, residual=None, relu=False):
-    """The same with given statistics, e.g. running averages. Twin: reference.batchnorm_inference.
+    """y = gamma * (x - mean) / sqrt(var + eps) + beta (+ residual), then max(y, 0) if relu; e.g. of running averages.
 
+    Arrays as in `batchnorm_statistics` and `batchnorm_normalize`.
     Cost: 4 flops an element, 5 with a residual; reads x, residual, writes y.
+    Raises: TypeError, ValueError. Twin: reference.batchnorm_inference.
     """
     check_input("batchnorm: x", x)
     check_array("batchnorm: mean", mean, x.shape[-1:])

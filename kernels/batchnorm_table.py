@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ._jit import inlined, kernel
-from ._shapes import check_array, chunk_count, chunk_rows, fold, optional
+from ._shapes import check_array, check_columns, chunk_count, chunk_rows, fold, optional
 from .affine import COEFFICIENTS, MEAN, OF_G, OF_X, REST, SCALE, SHIFT
 from .moments import merge_moments
 
@@ -50,11 +50,6 @@ class Affine(NamedTuple):
     mean: np.ndarray
     var: np.ndarray
     eps: float
-
-
-def _check_columns(what, array, axes, channels):
-    """Float32 (*axes, channels), or with several times as many columns."""
-    check_array(f"batchnorm: {what}", array, (*axes, max(1, array.shape[-1] // channels) * channels))
 
 
 @inlined
@@ -104,9 +99,9 @@ def batchnorm_statistics(moments, counts, gamma, beta, eps, mean, var, table):
     Raises: TypeError, ValueError. Twin: reference.batchnorm_statistics.
     """
     affine = affine_of(gamma, beta, mean, var, eps)
-    _check_columns("moments", moments, (len(moments), 2), mean.size)
+    check_columns("batchnorm: moments", moments, (len(moments), 2), mean.size)
     check_array("batchnorm: counts", counts, (len(moments),), np.int64)
-    _check_columns("table", table, (COEFFICIENTS,), mean.size)
+    check_columns("batchnorm: table", table, (COEFFICIENTS,), mean.size)
     if counts.min() < 1:
         raise ValueError(f"batchnorm: found moments of {counts.min()} rows, expected no part empty")
     merge_moments(counts, moments, mean, var)
@@ -153,9 +148,11 @@ def batchnorm_factors(sums, pixels, gamma, var, eps, factors, dgamma=None, dbeta
     """
     if not (gamma is None) == (dgamma is None) == (dbeta is None):
         raise ValueError("batchnorm: found some of gamma, dgamma, dbeta, expected all or none: pass all three")
+    if pixels < 1:
+        raise ValueError(f"batchnorm: found {pixels} pixels, expected at least 1: pass how many were summed")
     check_array("batchnorm: var", var, (var.size,))
-    _check_columns("sums", sums, (len(sums), 2), var.size)
-    _check_columns("factors", factors, (COEFFICIENTS,), var.size)
+    check_columns("batchnorm: sums", sums, (len(sums), 2), var.size)
+    check_columns("batchnorm: factors", factors, (COEFFICIENTS,), var.size)
     learned = ("gamma", gamma), ("dgamma", dgamma), ("dbeta", dbeta)
     gamma, dgamma, dbeta = (optional(f"batchnorm: {name}", vector, var.shape) for name, vector in learned)
     _factors(sums, pixels, gamma, var, float(eps), factors, dgamma, dbeta)

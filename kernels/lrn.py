@@ -203,7 +203,7 @@ def lrn_forward(x, size, alpha, beta, k, y):
     Raises: TypeError, ValueError. Twin: reference.lrn_forward.
     """
     window = _window(x, size, alpha, beta, k)
-    check_tensor("lrn: y", y, x.shape)
+    check_tensor("lrn: y", y, x.shape, x)
     x, y = (a.reshape(-1, x.shape[-1]) for a in (x, y))
     _forward(max(1, CHUNK // x.shape[1]), x, window, y, int(goes_past(y, y.shape[1], x)))
 
@@ -219,7 +219,7 @@ def lrn_backward(x, dy, size, alpha, beta, k, dx, rectified=False):
     """
     window = _window(x, size, alpha, beta, k)
     for name, array in (("dy", dy), ("dx", dx)):
-        check_tensor(f"lrn: {name}", array, x.shape)
+        check_tensor(f"lrn: {name}", array, x.shape, x)
     x, dy, dx = (a.reshape(-1, x.shape[-1]) for a in (x, dy, dx))
     past = int(goes_past(dx, dx.shape[1], x, dy))
     _backward(max(1, CHUNK // x.shape[1]), x, dy, window, int(rectified), dx, past)

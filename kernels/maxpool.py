@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from ._ir import I8, I32, I64, Strip, cases, number_type, strips, times
 from ._jit import inlined, kernel
-from ._shapes import NOTHING, check_array, check_input
+from ._shapes import NOTHING, check_array, check_columns, check_input
 from .affine import COEFFICIENTS, MEAN, SCALE, SHIFT, TableStrip
 from .ahead import DISTANCE, ask
 from .arch import V
@@ -148,15 +148,15 @@ def maxpool_forward(x, size, stride, pad, y, argmax, rectified=False, table=None
     table: by `batchnorm_statistics`, of the batch norm, with a ReLU if `relu`, whose output is pooled: it is worked out
     from x where it is read, in float32, and not stored.
 
-    x : (N,H,W,C) and y : (N,P,Q,C) of a Number, argmax : (N,P,Q,C) uint8, both overwritten
-    Cost: size**2 comparisons an element of y, 4 times as many flops with a table; reads x, writes y, argmax.
+    x : (N,H,W,C) and y : (N,P,Q,C) of one Number, argmax : (N,P,Q,C) uint8, both overwritten
+    Cost: size**2 comparisons an element of y, each with 4 flops more if there is a table; reads x, writes y, argmax.
     Raises: TypeError, ValueError. Twin: reference.maxpool_forward.
     """
     check_input("maxpool: x", x, 4)
-    check_windows("maxpool: y", x.shape, y, size, stride, pad)
+    check_windows("maxpool: y", x.shape, y, size, stride, pad, x)
     check_array("maxpool: argmax", argmax, y.shape, np.uint8)
     if table is not None:
-        check_array("maxpool: table", table, (COEFFICIENTS, max(1, table.shape[-1] // x.shape[3]) * x.shape[3]))
+        check_columns("maxpool: table", table, (COEFFICIENTS,), x.shape[3])
     table, low = NOTHING.reshape(0, 1) if table is None else table, np.float32(0 if relu else -np.inf)
     _maxpool_forward(x, (size, stride, pad), int(rectified), table, low, y, argmax)
 
@@ -228,6 +228,6 @@ def maxpool_backward(dy, argmax, size, stride, pad, dx):
     Raises: TypeError, ValueError. Twin: reference.maxpool_backward.
     """
     check_input("maxpool: dx", dx, 4)
-    check_windows("maxpool: dy", dx.shape, dy, size, stride, pad)
+    check_windows("maxpool: dy", dx.shape, dy, size, stride, pad, dx)
     check_array("maxpool: argmax", argmax, dy.shape, np.uint8)
     _maxpool_backward(dy, argmax, size, stride, pad, dx, goes_past(dx, dx.shape[3]))

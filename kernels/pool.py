@@ -19,12 +19,12 @@ from .store import store_row
 NOWHERE = 255  # in place of where a maximum was: its gradient goes to nobody
 
 
-def check_windows(name, x_shape, y, size, stride, pad):
-    """Checks y (or dy) against the input shape (N,H,W,C)."""
+def check_windows(name, x_shape, y, size, stride, pad, like=None):
+    """Checks y (or dy) against the input shape (N,H,W,C), and that it holds the Number of the array `like`."""
     n, h, w, c = x_shape
     if pad >= size or size * size > NOWHERE:
         raise ValueError(f"{name}: found size {size}, pad {pad}, expected pad < size <= 15: correct the layer")
-    check_tensor(name, y, (n, output_size(h, size, stride, pad), output_size(w, size, stride, pad), c))
+    check_tensor(name, y, (n, output_size(h, size, stride, pad), output_size(w, size, stride, pad), c), like)
 
 
 @inlined

@@ -100,17 +100,19 @@ def batchnorm_forward(x, gamma, beta, eps, residual=None, relu=False):
 
 
 def batchnorm_normalize(x, table, residual=None, relu=False):
-    """y as in inference, from a table as `kernels.batchnorm_statistics` writes it: mean, gamma / std and beta."""
+    """y as in inference, from a table as `kernels.batchnorm_statistics` writes it: mean, gamma / std and beta.
+
+    x less its mean is rounded to float32, as the kernels do: near 0 the sign of y is a matter of rounding.
+    """
     mean, scale, shift = np.asarray(table, np.float64)[:, : x.shape[-1]]
-    y = (x - mean) * scale + shift
+    y = np.float32(x - mean) * scale + shift
     y = y if residual is None else y + residual
     return relu_forward(y) if relu else y
 
 
 def batchnorm_passed(dy, x, y, table):
-    """What of dy the ReLU behind a batch norm passes on; y: its output, or None: that of x, in the kernels' float32."""
-    mean, scale, shift = np.asarray(table, np.float64)[:, : x.shape[-1]]
-    return np.where((np.float32(x - mean) * scale + shift if y is None else y) > 0, dy, 0)
+    """What of dy the ReLU behind a batch norm passes on; y: its output, or None: that of x."""
+    return np.where((batchnorm_normalize(x, table) if y is None else y) > 0, dy, 0)
 
 
 def batchnorm_backward(x, y, dy, gamma, mean, var, eps, relu=False):

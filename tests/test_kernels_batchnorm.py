@@ -6,6 +6,7 @@ from gradcheck import aligned, assert_close, assert_same_bits_with_threads, chec
 from normed import backward, forward, scratch
 
 from knltrain.kernels import (
+    BF16,
     batchnorm_backward,
     batchnorm_factors,
     batchnorm_inference,
@@ -189,6 +190,14 @@ def test_batchnorm__rejects_what_does_not_fit():
         batchnorm_normalize(x, table[:2], y)
     with pytest.raises(TypeError, match="float64"):
         batchnorm_normalize(x.astype(np.float64), table, y)
+    with pytest.raises(TypeError, match="residual: found uint16"):
+        batchnorm_normalize(x, table, y, BF16.narrow(x))
+    with pytest.raises(TypeError, match="y: found uint16"):
+        batchnorm_sums(x, BF16.narrow(x), x, table, moments, True, y)
+    with pytest.raises(TypeError, match="table: found list"):
+        batchnorm_statistics(moments, plan.moments_counts, gamma, beta, EPS, mean, var, [1])
+    with pytest.raises(ValueError, match="found 0 pixels"):
+        batchnorm_factors(moments, 0, gamma, var, EPS, table, beta, beta)
     with pytest.raises(ValueError, match="all or none"):
         batchnorm_factors(moments, 18, gamma, var, EPS, table, beta)
     with pytest.raises(ValueError, match="behind a residual and no y"):

@@ -234,6 +234,8 @@ def test_conv2d_backward_input__passes_on_what_the_relu_of_a_batch_norm_does_and
         rows, centred = expected.reshape(-1, x.shape[-1]), (number.widen(x) - mean).reshape(-1, x.shape[-1])
         _close(sums[:, 0].sum(0), rows.sum(0))
         _close(sums[:, 1].sum(0), (rows * centred).sum(0))
+    with pytest.raises(ValueError, match="found sums and no x"):
+        conv2d_backward_input(plan, dy, _packed(plan, w)[1], dx, sums=sums)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS_HERE if kind in ("bf16 in pairs", "fp16 widened")])

@@ -135,6 +135,8 @@ def test_pool__rejects_what_does_not_fit():
         avgpool_forward(x, 2, 2, 2, y)
     with pytest.raises(ValueError, match=r"expected \(1, 1, 1, 3\)"):
         avgpool_forward(x, 5, 1, 0, y)
+    with pytest.raises(TypeError, match="maxpool: y: found uint16"):
+        maxpool_forward(np.zeros((1, 4, 4, 3), np.float32), 2, 2, 0, np.zeros((1, 2, 2, 3), np.uint16), None)
     with pytest.raises(TypeError, match="uint8"):
         maxpool_forward(x, 2, 2, 0, y, y)
     with pytest.raises(ValueError, match="larger images"):

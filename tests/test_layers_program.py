@@ -128,6 +128,48 @@ def test_fuse__leaves_a_relu_whose_input_somebody_else_reads():
     assert "relu_forward" in _kernels(made)
 
 
+class _Random:
+    """Networks nobody would build, of layers that keep 12 channels and the size of an image."""
+
+    def __init__(self, seed):
+        self.rng, self.made = np.random.default_rng(seed), 0
+
+    def network(self):
+        first = [self.norm()] * int(self.rng.integers(2))
+        size = int(self.rng.integers(1, 3))
+        middle = self.layers(2, 6)
+        last = [[MaxPool("last", 3, 2, 1)], [GlobalAvgPool("last")], []][self.rng.integers(3)]
+        return Sequential("net", *first, Conv2d("first", 12, size), *middle, *last, Linear("fc", 5))
+
+    def layers(self, depth, most):
+        return [self.layer(depth) for _ in range(self.rng.integers(most + 1))]
+
+    def layer(self, depth):
+        self.made += 1
+        name, kind = f"l{self.made}", self.rng.integers(9 if depth else 7)
+        if kind < 3:
+            return Conv2d(name, 12, 1 + 2 * int(kind == 2), pad=int(kind == 2), bias=[None, 0.1][self.rng.integers(2)])
+        if kind < 5:
+            return self.norm()
+        if kind < 7:
+            return ReLU(name) if kind == 5 else MaxPool(name, 3, 1, 1)
+        shortcut = [None, Sequential(f"{name}.short", *self.layers(depth - 1, 2)), self.norm()][self.rng.integers(3)]
+        return Residual(name, Sequential(f"{name}.main", *self.layers(depth - 1, 4)), self.norm(), shortcut)
+
+    def norm(self):
+        self.made += 1
+        relu, affine = (bool(bit) for bit in self.rng.integers(2, size=2))
+        return BatchNorm(f"n{self.made}", relu=relu, affine=affine)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_fuse__changes_no_result_of_a_random_network(seed, monkeypatch):
+    fused, plain = _made(_Random(seed).network()), _made(_Random(seed).network(), monkeypatch)
+    np.testing.assert_allclose(fused.loss.losses, plain.loss.losses, rtol=1e-4)
+    found, expected = fused.parameters.gradient, plain.parameters.gradient
+    assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()  # a ReLU may see another sign of almost 0
+
+
 @pytest.mark.parametrize("residual", [False, True])
 def test_fuse__leaves_a_batch_norm_whose_output_is_read_flat(monkeypatch, residual):
     """By a fully connected layer, whose channels are all numbers of an image."""

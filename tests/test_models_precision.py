@@ -75,6 +75,16 @@ def program_of(name, batch, precision):
     return program
 
 
+@pytest.mark.parametrize(
+    "last", [LocalResponseNorm("last"), MaxPool("last", 1, 1), Residual("r", ReLU("m"), BatchNorm("last", relu=True))]
+)
+def test_model__whose_last_layer_gives_no_float32_is_refused_in_16_bits(last):
+    layers = Sequential("n", Conv2d("c", 5, 3), GlobalAvgPool("pool"), last)
+    with pytest.raises(ValueError, match="layer 'last' is the last one and gives bf16; expected one that"):
+        Model(layers, (9, 8, 3), 4, precision="bf16")
+    assert Model(layers, (9, 8, 3), 4).logits.dtype == np.float32
+
+
 @pytest.mark.parametrize("precision", SHORT)
 def test_step__in_16_bits_is_near_that_in_float32(precision):
     """Losses to the round-off; gradients to a few of it, which add up from layer to layer."""

@@ -9,7 +9,7 @@ of the definition; `plan.arithmetic` has what is really made.
 
 import numpy as np
 
-from .._shapes import NOTHING, check_array
+from .._shapes import NOTHING, check_array, check_columns
 from ..affine import COEFFICIENTS
 from ..number import FP32
 from .method import NO_MOMENTS
@@ -59,10 +59,11 @@ def conv2d_backward_input(plan, dy, packed_t, dx, accumulate=False, x=None, y=No
     if x is not None:
         for name, array in (("x", x), ("y", x if y is None else y)):
             check_array(f"conv2d: {name} of the batch norm", array, plan.x_shape, plan.shape.number.dtype)
-        columns = max(1, table.size // COEFFICIENTS // plan.x_shape[3]) * plan.x_shape[3]
-        check_array("conv2d: table of the batch norm", table, (COEFFICIENTS, columns))
+        check_columns("conv2d: table of the batch norm", table, (COEFFICIENTS,), plan.x_shape[3])
         check_array("conv2d: sums", sums, plan.sums_shape)
         behind = Behind(x.reshape(-1), np.empty(0, x.dtype) if y is None else y.reshape(-1), table)
+    elif sums is not None:
+        raise ValueError("conv2d: found sums and no x, expected the input of the batch norm they are of: pass it")
     sums = NO_MOMENTS if sums is None else sums
     plan.backward_input.run(dy, packed_t, dx, NOTHING, NOTHING, sums, accumulate, behind=behind)
 

@@ -8,6 +8,7 @@ from knltrain.kernels import FP16, FP32, batchnorm_plan, number_of, reference
 
 from ..layers import Op
 
+ROWS = "moments", "sums", "table", "factors"  # of batch norm: (…, rows, columns)
 TOLERANCE = 2e-5  # of the largest element: float32 sums of up to some ten thousand products
 SHORT = (np.uint16, np.int16)  # what numbers of 16 bits lie in
 
@@ -111,7 +112,9 @@ def _batchnorm_backward(a, op):
 
 
 def _maxpool_forward(a, op):
-    x = a["x"] if a["table"] is None else reference.batchnorm_normalize(a["x"], a["table"], None, a["relu"])
+    x = a["x"]
+    if a["table"] is not None:  # in the kernel's own float32: which of two near ones is larger is a matter of rounding
+        x = np.float32(reference.batchnorm_normalize(x, a["table"], None, a["relu"])).astype(np.float64)
     y, argmax = reference.maxpool_forward(x, *(a[name] for name in ("size", "stride", "pad", "rectified")))
     return {"y": y, "argmax": argmax}
 
@@ -175,14 +178,26 @@ _TWINS = {
 }
 
 
-def _random_sums(before: dict) -> dict:
+def _random_sums(before: dict, name: str) -> dict:
     """Outputs that are sums over pixels and may cancel (to nothing, before a batch norm) → how large such sums are."""
-    if "db" in before:
-        dy = before["dy"].reshape(-1, before["dy"].shape[-1])
-        return {"db": np.sqrt((dy**2).sum(axis=0)).max()}
-    if "factors" in before and "sums" in before:
-        return dict.fromkeys(("dbeta", "dgamma"), np.sqrt((before["sums"] ** 2).sum(axis=0)).max())
-    return {}
+
+    def size(x):
+        return np.sqrt((x.reshape(-1, x.shape[-1]) ** 2).sum(axis=0)).max()
+
+    if name == "batchnorm_moments":
+        return {"moments 0": size(before["x"]) / np.sqrt(len(before["x"]))}
+    if name == "batchnorm_sums":
+        centred = before["x"] - before["table"][0, : before["x"].shape[1]]
+        return {"sums 0": size(before["dy"]), "sums 1": size(before["dy"] * centred)}
+    return {"db": size(before["dy"])} if "db" in before else {}
+
+
+def _results(name, found, expected):
+    """Output by output; rows of different meaning each by itself: (their name, found, expected)."""
+    if name not in ROWS:
+        return [(name, found, np.reshape(expected, found.shape))]
+    pairs = zip(np.moveaxis(found, -2, 0), np.moveaxis(np.asarray(expected), -2, 0), strict=True)
+    return [(f"{name} {row}", *pair) for row, pair in enumerate(pairs)]
 
 
 def error(op: Op, before: dict) -> float:
@@ -193,17 +208,15 @@ def error(op: Op, before: dict) -> float:
     """
     if op.name not in _TWINS:
         raise ValueError(f"kernel {op.name} has no entry in knltrain/bench/twins.py; expected its twin")
-    worst, sums = 0.0, _random_sums(before)
-    for name, expected in _TWINS[op.name](before, op).items():
-        found = op.arguments.get(name)
-        if found is None:
-            continue
+    worst, sums, twins = 0.0, _random_sums(before, op.name), _TWINS[op.name](before, op)
+    given = [(name, op.arguments.get(name), expected) for name, expected in twins.items()]
+    for name, found, expected in (one for each in given if each[1] is not None for one in _results(*each)):
         largest = max(np.abs(expected).max(), sums.get(name, 0), np.finfo(np.float32).tiny)
         number = number_of(found.dtype) if found.dtype in SHORT else FP32
         found = _wide(found) if found.dtype in SHORT else found.astype(np.float64)
         limit = TOLERANCE + (2 * number.round_off if number is not FP32 else 0)
         limit += 2.0**-24 / largest if number is FP16 else 0  # below 6e-5 steps are as wide as this
-        share = float(np.abs(found - np.reshape(expected, found.shape)).max() / largest)
+        share = float(np.abs(found - expected).max() / largest)
         if not share <= limit:  # also where it is a NaN
             raise RuntimeError(
                 f"kernel {op.name} of layer {op.owner.name}: {name} differs from its twin by {share:.1e} of the "

@@ -7,7 +7,7 @@ of x. What may be left out, fused, or done in place is decided later, by whoever
 
 import numpy as np
 
-from knltrain.kernels import add_forward
+from knltrain.kernels import FP32, add_forward
 
 from .program import MEMORY, Op, Program, Tensor
 
@@ -35,8 +35,16 @@ class Layer:
         """A new tensor of this layer."""
         return Tensor(f"{self.name}.{what}", shape, **options)
 
-    def output(self, program: Program, shape) -> Tensor:
-        """The tensor y: of the program's Number, or float32 where it is the logits."""
+    def output(self, program: Program, shape, as_read: bool = False) -> Tensor:
+        """The tensor y: of the program's Number, or float32 where it is the logits.
+
+        Raises ValueError where these are not what the layer can give: with `as_read`, numbers as x has them.
+        """
+        if as_read and program.last is self and program.number is not FP32:
+            raise ValueError(
+                f"layer {self.name!r} is the last one and gives {program.number.name}; expected one that gives float32 "
+                "logits, as Linear and GlobalAvgPool do: put one behind it, or train in fp32"
+            )
         return self.tensor("y", shape, dtype=np.float32 if program.last is self else program.number.dtype)
 
     def gradient(self, program: Program, what: str, shape) -> Tensor:

@@ -6,6 +6,7 @@ made, and the ops stay as they were declared.
 
 from knltrain.kernels import (
     add_forward,
+    batchnorm_factors,
     batchnorm_normalize,
     batchnorm_statistics,
     batchnorm_sums,
@@ -52,8 +53,8 @@ def tell_moments(program: Program):
         conv = writers.get(moments.reads["x"].root)
         if conv and conv.kernel is conv2d_forward and _of_the_same_channels(conv.writes["y"], moments.reads["x"]):
             plan = conv.others["plan"]
-            told = Tensor(f"{conv.owner.name}.moments", plan.moments_shape, scratch=True)
-            conv.others["moments"] = told
+            fresh = Tensor(f"{conv.owner.name}.moments", plan.moments_shape, scratch=True)
+            told = conv.others.setdefault("moments", fresh)
             statistics.others |= {"moments": told, "counts": plan.moments_counts}
             program.forward.remove(moments)
 
@@ -65,7 +66,8 @@ def normalize_both(program: Program):
         residual = join.reads.get("residual")
         norm = residual and writers.get(residual.root)
         alone = norm and norm.kernel is batchnorm_normalize and _readers(program, residual) == [join]
-        if alone and "residual" not in norm.reads and not norm.others["relu"]:
+        fits = alone and _of_the_same_channels(norm.reads["x"], residual)
+        if fits and "residual" not in norm.reads and not norm.others["relu"]:
             join.others["residual_table"] = norm.others["table"]
             join.reads["residual"] = norm.reads["x"].view(*residual.shape)
             program.forward.remove(norm)
@@ -103,10 +105,11 @@ def add_onto(program: Program):
         other, main = sorted((add.reads["a"], add.reads["b"]), key=lambda t: when(writers[t.root]))
         conv, before = writers[main.root], _readers(program, other)
         alone = before.pop() is add and all(when(op) < when(conv) for op in before)
-        if conv.kernel is conv2d_backward_input and alone and _readers(program, main) == [add]:
+        if conv.kernel is conv2d_backward_input and not conv.onto and alone and _readers(program, main) == [add]:
             conv.writes["dx"], conv.onto = add.writes["y"].view(*main.shape), other
             conv.others["accumulate"] = True
             program.backward.remove(add)
+            writers[add.writes["y"].root] = conv
 
 
 def pass_on_as_stored(program: Program):
@@ -128,9 +131,10 @@ def pass_on_as_stored(program: Program):
         conv.reads["x"] = sums.reads["x"].view(*shape)
         if dresidual:
             conv.reads["y"], conv.writes["dx"] = sums.reads["y"].view(*shape), dresidual.root.view(*shape)
-        factors, last = (op for op in program.backward if op.owner is sums.owner and op is not sums)
-        factors.others["sums"], last.others["relu"] = told, False
         program.backward.remove(sums)
+        for op in program.backward:
+            if op.owner is sums.owner:
+                op.others |= {"sums": told} if op.kernel is batchnorm_factors else {"relu": False}
 
 
 def mask_as_stored(program: Program):

@@ -42,7 +42,7 @@ class BatchNorm(Layer):
             self.learned = gamma, self._learned(program, "beta", 0.0, self.beta_rate)
         self.mean = program.add(Statistic(f"{self.name}.mean", (channels,), 0.0, self.running))
         self.var = program.add(Statistic(f"{self.name}.var", (channels,), 1.0, self.running))
-        y = self.output(program, x.shape)
+        y = self.output(program, x.shape, bool(residual) and self.relu)
         self.x, self.residual, self.y = x.view(*self.rows), residual and residual.view(*self.rows), y.view(*self.rows)
         reads = {"x": self.x} | ({"residual": self.residual} if residual else {})
         kernel, others, uses = batchnorm_inference, self._vectors("running"), self.learned
@@ -110,7 +110,7 @@ class LocalResponseNorm(Layer):
         self.constants = {"size": n, "alpha": alpha, "beta": beta, "k": k}
 
     def forward(self, program, x):
-        self.x, y = x, self.output(program, x.shape)
+        self.x, y = x, self.output(program, x.shape, as_read=True)
         program.forward.append(Op(self, MEMORY, lrn_forward, {"x": x}, {"y": y}, self.constants))
         return y
 

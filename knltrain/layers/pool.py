@@ -21,11 +21,11 @@ class _Pool(Layer):
         super().__init__(name)
         self.window = {"size": size, "stride": stride, "pad": pad}
 
-    def pooled(self, program, x):
+    def pooled(self, program, x, as_read=False):
         """y."""
         n, h, w, c = x.shape
         self.x_shape = x.shape
-        return self.output(program, (n, *(output_size(length, *self.window.values()) for length in (h, w)), c))
+        return self.output(program, (n, *(output_size(length, *self.window.values()) for length in (h, w)), c), as_read)
 
     def backward(self, program, dy):
         dx = self.gradient(program, "dx", self.x_shape)
@@ -38,7 +38,7 @@ class MaxPool(_Pool):
     """Maximum over size x size windows; forward remembers which element won."""
 
     def forward(self, program, x):
-        y = self.pooled(program, x)
+        y = self.pooled(program, x, as_read=True)
         self.argmax = self.tensor("argmax", y.shape, dtype=np.uint8)
         writes = {"y": y, "argmax": self.argmax}
         others = self.window | {"rectified": False}
