@@ -31,9 +31,18 @@ class TableStrip(Strip):
         """Of the table, or of another one."""
         return self.load(self.builder.add(table or self.table, times(self.builder, self.pitch, number)))
 
-    def normalized(self, centred, table=None):
-        """x, less its mean."""
+    def scaled(self, centred, table=None):
+        """What is normalized, from x less its mean."""
         return self.lanes.fma(centred, self.row(SCALE, table), self.row(SHIFT, table))
+
+    def normalized(self, x, table=None):
+        """The same from x."""
+        return self.scaled(self.builder.fsub(x, self.row(MEAN, table)), table)
+
+    def at_least(self, low, value):
+        """max(value, low); a NaN stays."""
+        floor = self.lanes.splat(low)
+        return self.builder.select(self.builder.fcmp_ordered("<", value, floor), floor, value)
 
     def add(self, value, address):
         self.store(self.builder.fadd(self.load(address), value), address)
@@ -47,7 +56,7 @@ class TableStrip(Strip):
         """What of dy is passed on; x: less its mean."""
         if mask == ALL:
             return dy
-        test = y if mask == WHERE_Y else self.normalized(x)
+        test = y if mask == WHERE_Y else self.scaled(x)
         zero = self.lanes.constant(0)
         return self.builder.select(self.builder.fcmp_ordered(">", test, zero), dy, zero)
 
@@ -70,15 +79,13 @@ def normalize_row(typing, count, x, kind, added, residual, table, beside, pitch,
         for adds, goes_past in cases(builder, (added_, 3), (past_, 2)):
             for width, index in strips(builder, n, AT_ONCE):
                 strip = TableStrip(builder, width, index, table_, pitch_)
-                value = strip.normalized(builder.fsub(strip.load(x_, read), strip.row(MEAN)))
+                value = strip.normalized(strip.load(x_, read))
                 if adds:
                     more = strip.load(residual_, read)
                     if adds == 2:
-                        more = strip.normalized(builder.fsub(more, strip.row(MEAN, beside_)), beside_)
+                        more = strip.normalized(more, beside_)
                     value = builder.fadd(value, more)
-                floor = strip.lanes.splat(low_)
-                value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
-                strip.store(value, y_, written, past=goes_past)
+                strip.store(strip.at_least(low_, value), y_, written, past=goes_past)
         return context.get_dummy_value()
 
     signature = types.void(_I64, _I64, kind, *[_I64] * 5, types.float32, _I64, y_kind, _I64)

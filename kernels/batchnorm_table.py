@@ -84,12 +84,12 @@ def affine_of(gamma, beta, mean, var, eps):
     return Affine(gamma, beta, mean, var, float(eps))
 
 
-def batchnorm_statistics(moments, counts, gamma, beta, eps, mean, var, table):
+def batchnorm_statistics(moments, counts, pixels, gamma, beta, eps, mean, var, table):
     """Mean and variance of x from the moments of its parts, and the table by which x is normalized.
 
     moments : (parts, 2, C) or (parts, 2, f*C) float32, mean and M2 of each part of the pixels; by `batchnorm_moments`
         or by `conv2d_forward`, of its y
-    counts : (parts,) int64, rows of each part
+    counts : (parts,) int64, rows of each part; pixels : how many there are in all
     gamma, beta : (C,) float32, or both None for 1 and 0
     mean, var : (C,) float32, overwritten: mean and biased variance over all pixels
     table : float32 of plan.table_shape, overwritten: y = (x - row 0) * row 1 + row 2, that is
@@ -102,8 +102,9 @@ def batchnorm_statistics(moments, counts, gamma, beta, eps, mean, var, table):
     check_columns("batchnorm: moments", moments, (len(moments), 2), mean.size)
     check_array("batchnorm: counts", counts, (len(moments),), np.int64)
     check_columns("batchnorm: table", table, (COEFFICIENTS,), mean.size)
-    if counts.min() < 1:
-        raise ValueError(f"batchnorm: found moments of {counts.min()} rows, expected no part empty")
+    told = counts.sum() * (moments.shape[-1] // mean.size)
+    if told != pixels or counts.min() < 1:
+        raise ValueError(f"batchnorm: found moments of {told} pixels, expected {pixels}, no part empty")
     merge_moments(counts, moments, mean, var)
     fill_table(affine, table)
 

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from ._ir import I8, I32, I64, Strip, cases, number_type, strips, times
 from ._jit import inlined, kernel
 from ._shapes import NOTHING, check_array, check_columns, check_input
-from .affine import COEFFICIENTS, MEAN, SCALE, SHIFT, TableStrip
+from .affine import COEFFICIENTS, TableStrip
 from .ahead import DISTANCE, ask
 from .arch import V
 from .pool import NOWHERE, check_windows, covering
@@ -66,8 +66,8 @@ def _largest(typing, channels, kind, window, first, size, rectified, table, low,
         for walk, normalizes in _walks(builder, pixels[1:3], [(3, 3)], (given, 2)):
             for width, index in strips(builder, channels_, 2 * V, V):
                 strip = TableStrip(builder, width, index, table_, pitch)
-                seen = _Normalized(strip, low_) if normalizes else None
-                value, found = _maximum(strip, walk, pixels, number, seen, first_, size_)
+                low = low_ if normalizes else None
+                value, found = _maximum(strip, walk, pixels, number, low, first_, size_)
                 positive = builder.fcmp_ordered(">", value, strip.lanes.constant(0))
                 passed = builder.select(positive, found, ir.Constant(found.type, [NOWHERE] * width))
                 narrow = builder.trunc(builder.select(rectifies, passed, found), ir.VectorType(I8, width))
@@ -81,21 +81,8 @@ def _largest(typing, channels, kind, window, first, size, rectified, table, low,
     return types.void(types.int64, kind, types.UniTuple(types.int64, 5), *others), codegen
 
 
-class _Normalized:
-    """What a strip of pixels is by its table, which stays in registers."""
-
-    def __init__(self, strip, low):
-        self.strip, self.low = strip, strip.lanes.splat(low)
-        self.mean, self.scale, self.shift = (strip.row(number) for number in (MEAN, SCALE, SHIFT))
-
-    def __call__(self, value):
-        builder = self.strip.builder
-        value = self.strip.lanes.fma(builder.fsub(value, self.mean), self.scale, self.shift)
-        return builder.select(builder.fcmp_ordered("<", value, self.low), self.low, value)
-
-
-def _maximum(strip, walk, pixels, number, seen, first, size):
-    """The largest of the pixels of a window, as they are `seen`, and the place of the first one that is as large."""
+def _maximum(strip, walk, pixels, number, low, first, size):
+    """The largest of a window's pixels, normalized to `low` at least if that is given, and the first one's place."""
     builder, (x, _, _, row_pitch, pitch) = strip.builder, pixels
     wide = ir.VectorType(I32, strip.width)
     best = strip.lanes.variable(strip.lanes.constant(-np.inf))
@@ -105,7 +92,7 @@ def _maximum(strip, walk, pixels, number, seen, first, size):
         here = builder.add(builder.mul(r, row_pitch), builder.mul(s, pitch))
         place = builder.add(first, builder.add(builder.mul(r, size), s))
         value, old = strip.load(builder.add(x, here), number), builder.load(best)
-        value = seen(value) if seen else value
+        value = strip.at_least(low, strip.normalized(value)) if low is not None else value
         is_nan = builder.fcmp_unordered("uno", value, value)  # it wins, and stays
         take = builder.or_(builder.fcmp_ordered(">", value, old), is_nan)
         place = strip.lanes.splat(builder.trunc(place, I32))

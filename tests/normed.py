@@ -23,7 +23,7 @@ def forward(x, gamma, beta, eps, y, mean, var, residual=None, relu=False, residu
     plan = batchnorm_plan(x.size // x.shape[-1], x.shape[-1])
     moments, table = scratch(plan.moments_shape), scratch(plan.table_shape)
     batchnorm_moments(x, moments)
-    batchnorm_statistics(moments, plan.moments_counts, gamma, beta, eps, mean, var, table)
+    batchnorm_statistics(moments, plan.moments_counts, x.size // x.shape[-1], gamma, beta, eps, mean, var, table)
     batchnorm_normalize(x, table, y, residual, relu, residual_table)
     return table
 

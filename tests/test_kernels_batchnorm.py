@@ -35,8 +35,11 @@ def run(x, dy, gamma, beta, residual, relu):
     dx, dresidual = np.full_like(x, np.nan), None if residual is None else np.full_like(x, np.nan)
     if gamma is None:
         dgamma = dbeta = None
-    above = None if residual is None else y  # else nothing but its sign counts, and that follows from x
-    backward(x, above, dy, gamma, var, EPS, table, dx, dgamma, dbeta, relu, dresidual)
+    backward(x, y, dy, gamma, var, EPS, table, dx, dgamma, dbeta, relu, dresidual)
+    if residual is None:  # nothing but the sign of y counts, and that follows from x
+        again = np.full_like(x, np.nan)
+        backward(x, None, dy, gamma, var, EPS, table, again, dgamma, dbeta, relu)
+        np.testing.assert_array_equal(again, dx)
     return y, mean, var, dx, dgamma, dbeta, dresidual
 
 
@@ -67,13 +70,14 @@ def test_batchnorm__begins_with_the_moments_it_is_told(rows, parts):
     counts = np.array([len(piece) for piece in pieces])
     y, mean, var, *_ = empty(x)
     table = scratch(batchnorm_plan(721, 5).table_shape)
-    batchnorm_statistics(moments, counts, None, None, EPS, mean, var, table)
+    batchnorm_statistics(moments, counts, 721, None, None, EPS, mean, var, table)
     batchnorm_normalize(x, table, y)
     expected = reference.batchnorm_forward(x.astype(np.float64), None, None, EPS, None, False)
     for have, want in zip((y, mean, var), expected, strict=True):
         assert_close(have, want, factor=4)
-    with pytest.raises(ValueError, match="expected no part empty"):
-        batchnorm_statistics(moments, counts * [0, *[1] * (parts - 1)], None, None, EPS, mean, var, table)
+    for wrong in (counts + 1, counts * [0, *[1] * (parts - 1)]):
+        with pytest.raises(ValueError, match="expected 721, no part empty"):
+            batchnorm_statistics(moments, wrong, 721, None, None, EPS, mean, var, table)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7, 24), (64, 3)])
@@ -181,7 +185,7 @@ def test_batchnorm__rejects_what_does_not_fit():
     with pytest.raises(ValueError, match="one of gamma and beta"):
         batchnorm_inference(x, gamma, None, mean, var, EPS, y)
     with pytest.raises(ValueError, match="one of gamma and beta"):
-        batchnorm_statistics(moments, plan.moments_counts, gamma, None, EPS, mean, var, table)
+        batchnorm_statistics(moments, plan.moments_counts, 18, gamma, None, EPS, mean, var, table)
     with pytest.raises(ValueError, match="moments: found shape"):
         batchnorm_moments(x, moments[..., :-1])
     with pytest.raises(ValueError, match=r"found shape \(5,\), expected \(2, 3, 3, 5\)"):
@@ -195,7 +199,7 @@ def test_batchnorm__rejects_what_does_not_fit():
     with pytest.raises(TypeError, match="y: found uint16"):
         batchnorm_sums(x, BF16.narrow(x), x, table, moments, True, y)
     with pytest.raises(TypeError, match="table: found list"):
-        batchnorm_statistics(moments, plan.moments_counts, gamma, beta, EPS, mean, var, [1])
+        batchnorm_statistics(moments, plan.moments_counts, 18, gamma, beta, EPS, mean, var, [1])
     with pytest.raises(ValueError, match="found 0 pixels"):
         batchnorm_factors(moments, 0, gamma, var, EPS, table, beta, beta)
     with pytest.raises(ValueError, match="all or none"):

@@ -51,9 +51,9 @@ class Layer:
         """The gradient of an activation."""
         return self.tensor(what, shape, dtype=program.number.dtype)
 
-    def scratch(self, what: str, count: int, dtype=np.float32) -> Tensor:
+    def scratch(self, what: str, shape, dtype=np.float32) -> Tensor:
         """Memory that an op uses beside its inputs and outputs."""
-        return self.tensor(what, (count,), dtype=dtype, scratch=True)
+        return self.tensor(what, shape, dtype=dtype, scratch=True)
 
 
 class Sequential(Layer):

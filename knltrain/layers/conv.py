@@ -51,18 +51,19 @@ class Conv2d(Layer):
         packed = self._panels(program.forward, conv2d_pack, "packed", plan.forward)
         y = self.output(program, plan.y_shape)
         bias = self.b and Field(self.b, "w")
-        others = {"plan": plan, "bias": bias, "workspace": self.scratch("workspace", plan.workspace_size)}
+        others = {"plan": plan, "bias": bias, "workspace": self.scratch("workspace", (plan.workspace_size,))}
         uses = (self.w, self.b) if self.b else (self.w,)
         self._direction(program.forward, FORWARD, conv2d_forward, {"x": x, "packed": packed}, {"y": y}, others, uses)
         return y
 
     def backward(self, program, dy):
-        plan, others = self.plan, {"plan": self.plan, "workspace": self.scratch("workspace", self.plan.workspace_size)}
+        plan = self.plan
+        others = {"plan": plan, "workspace": self.scratch("workspace", (plan.workspace_size,))}
         reads, writes = {"x": self.x, "dy": dy}, {"dw": Field(self.w, "dw")}
         self._direction(program.backward, BACKWARD_WEIGHT, conv2d_backward_weight, reads, writes, others)
         if self.b:
             pixels = math.prod(plan.y_shape[:3])
-            scratch = self.scratch("workspace", bias_gradient_workspace(pixels, self.channels))
+            scratch = self.scratch("workspace", (bias_gradient_workspace(pixels, self.channels),))
             reads, others = {"dy": dy.view(pixels, self.channels)}, {"workspace": scratch}
             program.backward.append(Op(self, MEMORY, bias_gradient, reads, {"db": Field(self.b, "dw")}, others))
         packed = self._panels(program.backward, conv2d_pack_transposed, "packed_t", plan.backward_input)
@@ -80,7 +81,7 @@ class Conv2d(Layer):
         w = Field(self.w, "w")
         if self.plan.unpacked:
             return w
-        panels = self.scratch(name, method.packed_size, method.panels.dtype)
+        panels = self.scratch(name, (method.packed_size,), method.panels.dtype)
         ops.append(Op(self, PACKING, pack, {"w": w}, {name: panels}, {"plan": self.plan}))
         return panels
 

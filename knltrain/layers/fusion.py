@@ -64,10 +64,8 @@ def normalize_both(program: Program):
     writers = _writers(program.forward)
     for join in _calls(program, batchnorm_normalize):
         residual = join.reads.get("residual")
-        norm = residual and writers.get(residual.root)
-        alone = norm and norm.kernel is batchnorm_normalize and _readers(program, residual) == [join]
-        fits = alone and _of_the_same_channels(norm.reads["x"], residual)
-        if fits and "residual" not in norm.reads and not norm.others["relu"]:
+        norm = residual and _norm_for(program, writers, residual, join)
+        if norm and not norm.others["relu"]:
             join.others["residual_table"] = norm.others["table"]
             join.reads["residual"] = norm.reads["x"].view(*residual.shape)
             program.forward.remove(norm)
@@ -78,12 +76,10 @@ def normalize_as_pooled(program: Program):
     writers = _writers(program.forward)
     for pool in _calls(program, maxpool_forward):
         x = pool.reads["x"]
-        norm = writers.get(x.root)
-        if norm and norm.kernel is batchnorm_normalize and "residual" not in norm.reads:
-            if _readers(program, x) == [pool] and _of_the_same_channels(norm.reads["x"], x):
-                pool.reads["x"] = norm.reads["x"].view(*x.shape)
-                pool.others |= {key: norm.others[key] for key in ("table", "relu")}
-                program.forward.remove(norm)
+        if norm := _norm_for(program, writers, x, pool):
+            pool.reads["x"] = norm.reads["x"].view(*x.shape)
+            pool.others |= {key: norm.others[key] for key in ("table", "relu")}
+            program.forward.remove(norm)
 
 
 def rectify_as_stored(program: Program):
@@ -153,6 +149,14 @@ def mask_as_stored(program: Program):
             reads.others["rectified"] = True
             behind.writes["dx"] = relu.writes["dx"].root.view(*behind.writes["dx"].shape)
             program.backward.remove(relu)
+
+
+def _norm_for(program: Program, writers: dict[Tensor, Op], y: Tensor, reader: Op) -> Op | None:
+    """The batch norm that makes y of its x alone, for this reader alone: who has the table and x can do without."""
+    norm = writers.get(y.root)
+    plain = norm and norm.kernel is batchnorm_normalize and "residual" not in norm.reads
+    alone = plain and _readers(program, y) == [reader] and _of_the_same_channels(norm.reads["x"], y)
+    return norm if alone else None
 
 
 def _of_the_same_channels(a: Tensor, b: Tensor) -> bool:

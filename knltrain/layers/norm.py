@@ -55,20 +55,20 @@ class BatchNorm(Layer):
 
     def _statistics(self, program):
         """The moments of x, and what follows from them."""
-        plan = batchnorm_plan(*self.rows)
-        moments = self.tensor("moments", plan.moments_shape, scratch=True)
+        self.plan = plan = batchnorm_plan(*self.rows)
+        moments = self.scratch("moments", plan.moments_shape)
         self.table = self.tensor("table", plan.table_shape)
-        others = self._vectors("batch") | {"moments": moments, "counts": plan.moments_counts}
+        others = {"moments": moments, "counts": plan.moments_counts, "pixels": self.rows[0]} | self._vectors("batch")
         first = Op(self, MEMORY, batchnorm_moments, {"x": self.x}, {"moments": moments}, passes=((("x",), ()),))
         then = Op(self, MEMORY, batchnorm_statistics, {}, {"table": self.table}, others, uses=self.learned)
         program.forward.extend((first, then))
 
     def backward(self, program, dy):
         """dx, or (dx, gradient of the residual) where there is one: the gradient behind the ReLU."""
-        shape, dy, plan = dy.shape, dy.view(*self.rows), batchnorm_plan(*self.rows)
+        shape, dy = dy.shape, dy.view(*self.rows)
         dx = self.gradient(program, "dx", shape)
-        sums = self.tensor("sums", plan.moments_shape, scratch=True)
-        factors = self.tensor("factors", plan.table_shape, scratch=True)
+        sums = self.scratch("sums", self.plan.moments_shape)
+        factors = self.scratch("factors", self.plan.table_shape)
         reads, writes, others = {"x": self.x, "dy": dy}, {"sums": sums}, {"table": self.table, "relu": self.relu}
         first = Op(self, MEMORY, batchnorm_sums, reads, writes, others, ((("x", "dy"), ()),))
         last = Op(self, MEMORY, batchnorm_backward, dict(reads), {"dx": dx.view(*self.rows)}, dict(others))
